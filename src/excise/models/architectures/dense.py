@@ -1,0 +1,21 @@
+"""Pre-norm transformers: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+from excise.models.architectures.record import Architecture, SublayerRecord
+
+ARCHITECTURES = (
+    Architecture("llama"),
+    Architecture("mistral"),
+    Architecture("ministral3"),
+    Architecture("qwen2", positions=("max_window_layers",)),
+    Architecture("qwen3", positions=("max_window_layers",)),
+    Architecture("smollm3", per_block_keys=("layer_types", "no_rope_layers"), positions=("max_window_layers",)),
+    Architecture("phi3"),
+    Architecture("granite", logit_divisor="logits_scaling"),
+    Architecture(
+        "gpt2",
+        stack="transformer.h",
+        sublayers=(SublayerRecord("attention", "attn"), SublayerRecord("feed-forward", "mlp")),
+        index_attributes=("attn.layer_idx",),
+        required={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    ),
+)

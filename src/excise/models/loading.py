@@ -1,0 +1,180 @@
+"""Load a causal language model and its tokenizer from a local folder, a hub id or a GGUF file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from excise.errors import ArchitectureError, CheckpointError, InputError
+from excise.models.architectures import architecture_of
+from excise.models.stack import Stack, find_stack
+
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+DEVICES = "auto, cpu, cuda, cuda:0, …"
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model ready to be measured.
+
+    Attributes:
+        stack: the model as a stack of blocks.
+        tokenizer: its tokenizer.
+        source: what the user named.
+        stored_dtype: dtype of the weights in the checkpoint, in which a pruned one is written.
+
+    """
+
+    stack: Stack
+    tokenizer: Any
+    source: str
+    stored_dtype: torch.dtype
+
+
+def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Loaded:
+    """Load a model.
+
+    Args:
+        source: a folder with a transformers checkpoint, a `.gguf` file, or a hub id.
+        dtype: of the computation; `auto` is the checkpoint's own on a GPU and float32 on a CPU, where half precision
+            is several times slower.
+        device: `auto` spreads the model over the GPUs (and the CPU, if need be) through accelerate; without a GPU it
+            is the CPU.
+        trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
+
+    Raises:
+        InputError: no such model, or an unknown option.
+        CheckpointError: truncated, corrupt or incomplete weights.
+        ArchitectureError: a model type excise does not know.
+
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
+    arguments = _source_arguments(source)
+    arguments["trust_remote_code"] = trust_remote_code
+    with _clear_errors(source):
+        config = AutoConfig.from_pretrained(**arguments)
+    architecture_of(config.model_type)
+    place = _device_map(device)
+    compute = _compute_dtype(dtype, config, on_gpu=place != "cpu")
+    with _clear_errors(source), _quiet():
+        _check_shards(source)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **arguments,
+            config=config,
+            dtype=compute,
+            device_map=None if place == "cpu" else place,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+    _require_complete(source, report)
+    stored = torch.float32 if "gguf_file" in arguments else (getattr(config, "dtype", None) or compute)
+    return Loaded(find_stack(model), tokenizer, source, stored)
+
+
+def _source_arguments(source: str) -> dict[str, Any]:
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no GGUF file {source}")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"folder {source} has no config.json; expected a transformers checkpoint or a .gguf file")
+        if not any(path.glob("*.safetensors")):
+            raise CheckpointError(
+                f"folder {source} has no .safetensors weights; pickle files (.bin) are not read, convert them first"
+            )
+        return {"pretrained_model_name_or_path": str(path)}
+    if path.is_file():
+        raise InputError(f"{source} is a file of no known kind; expected a folder, a .gguf file or a hub id")
+    if source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise InputError(f"no folder {source}; expected a folder, a .gguf file or a hub id such as org/name")
+    return {"pretrained_model_name_or_path": source, "use_safetensors": True}
+
+
+def _check_shards(source: str) -> None:
+    """Open every local shard's header: a truncated file is named before minutes of loading."""
+    path = Path(source).expanduser()
+    for shard in sorted(path.glob("*.safetensors")) if path.is_dir() else ():
+        try:
+            with safe_open(shard, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise CheckpointError(f"{shard} is truncated or corrupt ({error}); download or copy it again") from None
+
+
+def _device_map(device: str) -> str:
+    if device == "auto":
+        return "auto" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(f"expected a device such as {DEVICES}, got '{device}'") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("device 'cuda' was asked for, but torch sees no GPU; use --device cpu")
+    return device
+
+
+def _compute_dtype(dtype: str, config: Any, on_gpu: bool) -> torch.dtype:
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return getattr(config, "dtype", None) or torch.float32 if on_gpu else torch.float32
+
+
+def _require_complete(source: str, report: dict[str, Any]) -> None:
+    for kind, meaning in (
+        ("missing_keys", "are not in the checkpoint and would be random"),
+        ("mismatched_keys", "have another shape than the config says"),
+        ("unexpected_keys", "are in the checkpoint but not in the model: the config does not fit it"),
+        ("error_msgs", "could not be loaded"),
+    ):
+        names = sorted(map(str, report.get(kind) or ()))
+        if names:
+            raise CheckpointError(f"{source}: {len(names)} weights {meaning} (first: {', '.join(names[:3])})")
+
+
+@contextlib.contextmanager
+def _clear_errors(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointError, InputError, ArchitectureError):
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(f"{source}: weights are truncated or corrupt ({error})") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        text = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{source} comes with Python code of its own; read it, then pass --trust-remote-code to run it"
+            ) from error
+        if "model type" in str(error) and "Transformers" in str(error):
+            raise ArchitectureError(
+                f"{source}: transformers {transformers.__version__} does not know it: {text}"
+            ) from error
+        raise CheckpointError(f"cannot load {source}: {type(error).__name__}: {text}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence loading bars and advice: what matters of them is checked and raised as an error."""
+    bar, level = transformers.utils.logging.is_progress_bar_enabled(), transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
