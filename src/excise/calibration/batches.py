@@ -1,0 +1,86 @@
+"""Batches of samples of similar length, padded on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from excise.calibration.samples import Sample
+from excise.losses import shifted_labels
+
+DEFAULT_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples side by side.
+
+    Attributes:
+        indices: which samples, in the order of the rows.
+        input_ids: [batch, tokens], padded on the right with token 0.
+        labels: [batch, tokens], token that each position must predict, `losses.IGNORED` where none counts.
+        lengths: [batch], tokens of each sample.
+
+    """
+
+    indices: tuple[int, ...]
+    input_ids: Tensor
+    labels: Tensor
+    lengths: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return int(self.lengths.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device."""
+        return Batch(self.indices, self.input_ids.to(device), self.labels.to(device), self.lengths.to(device))
+
+    @property
+    def real(self) -> Tensor:
+        """Mask [batch, tokens] of the tokens that are not padding."""
+        return torch.arange(self.input_ids.shape[1], device=self.lengths.device) < self.lengths.unsqueeze(1)
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Tokens that go through a model at once: enough to keep the device busy, no more."""
+    return DEFAULT_BATCH_TOKENS.get(device.type, 2048)
+
+
+def make_batches(samples: Sequence[Sample], batch_tokens: int) -> list[Batch]:
+    """Group samples by length into batches of at most `batch_tokens` padded tokens (at least one sample each).
+
+    The grouping depends on the lengths alone, so that an interrupted pass meets the same batches again.
+
+    Examples:
+        >>> ids = np.arange(6); ones = np.ones(6, dtype=bool)
+        >>> samples = [Sample("a", ids[:2], ones[:2]), Sample("b", ids, ones), Sample("c", ids[:3], ones[:3])]
+        >>> [batch.indices for batch in make_batches(samples, batch_tokens=8)]
+        [(1,), (2, 0)]
+
+    """
+    order = sorted(range(len(samples)), key=lambda i: (-len(samples[i].input_ids), i))
+    groups: list[list[int]] = []
+    for i in order:
+        if groups and len(samples[groups[-1][0]].input_ids) * (len(groups[-1]) + 1) <= batch_tokens:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return [_pad([samples[i] for i in group], tuple(group)) for group in groups]
+
+
+def _pad(samples: Sequence[Sample], indices: tuple[int, ...]) -> Batch:
+    width = max(len(sample.input_ids) for sample in samples)
+    input_ids = np.zeros((len(samples), width), dtype=np.int64)
+    counted = np.zeros((len(samples), width), dtype=bool)
+    for row, sample in enumerate(samples):
+        input_ids[row, : len(sample.input_ids)] = sample.input_ids
+        counted[row, : len(sample.input_ids)] = sample.counted
+    ids = torch.from_numpy(input_ids)
+    labels = shifted_labels(ids, torch.from_numpy(counted))
+    return Batch(indices, ids, labels, torch.tensor([len(sample.input_ids) for sample in samples]))

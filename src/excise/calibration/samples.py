@@ -1,0 +1,210 @@
+"""Tokenised samples: which tokens there are, and which of them count in the loss."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+
+from excise.calibration.sources import Row, draw_rows
+from excise.errors import InputError
+
+DEFAULT_TOKENS = 512
+LOSS_ON = ("all", "responses")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One tokenised sample.
+
+    Attributes:
+        name: where it came from, for messages.
+        input_ids: [tokens], int64.
+        counted: [tokens], bool; token t+1 enters the loss (as a target) where `counted[t+1]`.
+        category: the row's category, where the source gives one.
+
+    """
+
+    name: str
+    input_ids: np.ndarray
+    counted: np.ndarray
+    category: str | None = None
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens that enter the loss."""
+        return int(self.counted[1:].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Samples(Sequence[Sample]):
+    """A sequence of samples and what is needed to draw them again."""
+
+    items: tuple[Sample, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Samples: ...
+    def __getitem__(self, index: int | slice) -> Sample | Samples:
+        if isinstance(index, slice):
+            return Samples(self.items[index], {**self.provenance, "slice": [index.start, index.stop, index.step]})
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.items)
+
+    @property
+    def tokens(self) -> int:
+        """Total number of tokens."""
+        return sum(len(sample.input_ids) for sample in self.items)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over all token ids and loss masks."""
+        digest = hashlib.sha256()
+        for sample in self.items:
+            digest.update(
+                np.ascontiguousarray(sample.input_ids, dtype="<i8").tobytes() + sample.counted.tobytes() + b"|"
+            )
+        return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for provenance."""
+        return {**self.provenance, "samples": len(self), "total_tokens": self.tokens, "hash": self.hash}
+
+
+def load_samples(
+    data: str,
+    tokenizer: Any,
+    *,
+    samples: int = 128,
+    tokens: int = DEFAULT_TOKENS,
+    seed: int = 0,
+    loss_on: str = "all",
+) -> Samples:
+    """Draw and tokenise samples.
+
+    Chats go through the tokenizer's chat template where it has one, else their turns are joined by blank lines. A text
+    file is cut into windows of `tokens` tokens, of which a seeded draw is taken.
+
+    Args:
+        data: see `excise.calibration.sources.draw_rows`.
+        tokenizer: of the model.
+        samples: number wanted; fewer come where the source has fewer.
+        tokens: longest sample, in tokens; longer ones are cut; 0 for no limit (windows of text are then 2,048 long).
+        seed: of the draw.
+        loss_on: `all` counts every token after the first (as the paper does), `responses` only assistant turns.
+
+    Raises:
+        InputError: an option is out of range, or not one usable sample comes out.
+
+    """
+    if samples < 1 or tokens < 0 or loss_on not in LOSS_ON:
+        raise InputError(
+            f"expected samples >= 1, tokens >= 0 and loss_on in {LOSS_ON}, got {samples}, {tokens}, {loss_on!r}"
+        )
+    source = draw_rows(data, samples, seed)
+    tokenised: list[Sample] = []
+    skipped: list[str] = []
+    for row in source.rows:
+        if row.text is not None and len(source.rows) == 1:
+            tokenised += _windows(row, tokenizer, tokens or 2048, samples, seed)
+            continue
+        try:
+            sample = _tokenise(row, tokenizer, tokens, loss_on)
+        except _UnusableError as reason:
+            skipped.append(f"{row.name}: {reason}")
+            continue
+        tokenised.append(sample)
+    if not tokenised:
+        reasons = "; ".join(skipped[:3]) or "the source holds no rows"
+        raise InputError(
+            f"no usable samples in '{data}': {reasons}. A sample needs two tokens and one that counts in the loss"
+        )
+    template = getattr(tokenizer, "chat_template", None)
+    provenance = {
+        **source.provenance,
+        "tokens": tokens,
+        "loss_on": loss_on,
+        "chat_template_sha256": hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None,
+        "unusable": skipped,
+    }
+    return Samples(tuple(tokenised), provenance)
+
+
+class _UnusableError(Exception):
+    """A row gives no sample; the reason is its message."""
+
+
+def _tokenise(row: Row, tokenizer: Any, tokens: int, loss_on: str) -> Sample:
+    if row.text is not None:
+        if loss_on == "responses":
+            raise _UnusableError("plain text has no responses (use --loss-on all)")
+        ids = tokenizer(row.text, verbose=False)["input_ids"]
+        counted = [True] * len(ids)
+    else:
+        ids, counted = _tokenise_chat(row.messages or (), tokenizer, loss_on)
+    limit = tokens or len(ids)
+    sample = Sample(
+        row.name, np.array(ids[:limit], dtype=np.int64), np.array(counted[:limit], dtype=bool), row.category
+    )
+    if len(sample.input_ids) < 2 or sample.targets == 0:
+        raise _UnusableError(f"{len(sample.input_ids)} tokens, {sample.targets} of them counted in the loss")
+    return sample
+
+
+def _tokenise_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, loss_on: str) -> tuple[list[int], list[bool]]:
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    text = _render(messages, tokenizer)
+    special = {"add_special_tokens": not has_template, "verbose": False}
+    if loss_on == "all":
+        ids = tokenizer(text, **special)["input_ids"]
+        return ids, [True] * len(ids)
+    spans = list(_response_spans(messages, text, tokenizer))
+    encoded = tokenizer(text, return_offsets_mapping=True, **special)
+    counted = [
+        any(start < end and start >= a and end <= b for a, b in spans) for start, end in encoded["offset_mapping"]
+    ]
+    return encoded["input_ids"], counted
+
+
+def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt: bool = False) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        return "\n\n".join(message["content"] for message in messages) + ("\n\n" if prompt and messages else "")
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+    except Exception as error:  # templates raise whatever they like on roles they do not accept
+        raise _UnusableError(f"the chat template refused it ({type(error).__name__}: {error})") from None
+
+
+def _response_spans(messages: Sequence[Mapping[str, str]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
+    """Character spans of assistant turns, found by rendering the chat up to each."""
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = _render(messages[:i], tokenizer, prompt=True), _render(messages[: i + 1], tokenizer)
+        if not (text.startswith(before) and text.startswith(after)):
+            raise _UnusableError("the chat template rewrites earlier turns, so its responses cannot be located")
+        yield len(before), len(after)
+
+
+def _windows(row: Row, tokenizer: Any, width: int, count: int, seed: int) -> list[Sample]:
+    ids = tokenizer(row.text, verbose=False)["input_ids"]
+    starts = list(range(0, max(1, len(ids) - width + 1), width))
+    random.Random(seed).shuffle(starts)
+    windows = []
+    for start in starts[:count]:
+        piece = np.array(ids[start : start + width], dtype=np.int64)
+        if len(piece) >= 2:
+            windows.append(Sample(f"{row.name}[{start}:{start + len(piece)}]", piece, np.ones(len(piece), dtype=bool)))
+    return windows
