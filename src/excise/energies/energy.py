@@ -1,0 +1,224 @@
+"""The energy of removing units: E(x) = hᵀx + xᵀJx, with x_i = 1 where unit i is removed."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from excise.artefacts import atomic_path
+from excise.errors import InputError
+
+SYMMETRY_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Energy:
+    """A quadratic energy over N removable units, E(x) = hᵀx + xᵀJx for x in {0,1}^N.
+
+    The paper's Eq. 5 is h = 0, J = H. An asymmetric J is replaced by its symmetric part, which leaves every energy
+    unchanged: silently up to rounding, with a warning below a relative tolerance of 1e-6.
+
+    Args:
+        h: Linear part, [N]; nats where the energy predicts a loss.
+        J: Quadratic part, symmetric, [N, N].
+        labels: One name per unit; "0", "1", … when empty.
+        source: Where the energy came from (kind, number of samples, …), plain JSON values.
+
+    Raises:
+        InputError: J is empty, not square, not finite or not symmetric, or the shapes differ.
+
+    >>> energy = Energy(h=[0.0, 0.0, -1.0], J=[[2.0, 1.0, 0.0], [1.0, 3.0, 0.0], [0.0, 0.0, 4.0]])
+    >>> energy.energy([0, 1]), energy.energy([2])
+    (7.0, 3.0)
+
+    """
+
+    h: NDArray[np.float64]
+    J: NDArray[np.float64]
+    labels: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __init__(
+        self,
+        h: ArrayLike | None,
+        J: ArrayLike,
+        labels: Sequence[str] = (),
+        source: Mapping[str, Any] | None = None,
+    ) -> None:
+        quadratic = _symmetric_matrix(J)
+        n = len(quadratic)
+        linear = np.zeros(n) if h is None else _numbers(h, "h")
+        if linear.shape != (n,):
+            raise InputError(f"h must have one number per unit, shape ({n},) as J is {n}×{n}; got shape {linear.shape}")
+        _require_finite(linear, "h")
+        names = tuple(str(label) for label in labels) or tuple(str(i) for i in range(n))
+        if len(names) != n:
+            raise InputError(f"expected {n} labels, one per unit; got {len(names)}")
+        linear.setflags(write=False)
+        quadratic.setflags(write=False)
+        object.__setattr__(self, "h", linear)
+        object.__setattr__(self, "J", quadratic)
+        object.__setattr__(self, "labels", names)
+        object.__setattr__(self, "source", dict(source or {}))
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+    def __repr__(self) -> str:
+        return f"Energy(units={len(self)}, kind={self.source.get('kind', 'plain matrix')!r})"
+
+    def energy(self, removed: Iterable[int]) -> float:
+        """Energy of one configuration, the correctly rounded sum of its terms: the same on every machine.
+
+        Every reported energy is computed here, whichever solver found the state.
+
+        Args:
+            removed: Indices of the removed units, in any order.
+
+        """
+        return self.energies([removed])[0]
+
+    def energies(self, states: Iterable[Iterable[int]]) -> list[float]:
+        """Energies of several configurations, each as `energy` gives it."""
+        rows = [sorted(removed) for removed in states]
+        values = [0.0] * len(rows)
+        for size in {len(row) for row in rows}:
+            places = [k for k, row in enumerate(rows) if len(row) == size]
+            units = np.array([rows[k] for k in places], dtype=np.intp).reshape(len(places), size)
+            i, j = np.triu_indices(size, 1)
+            terms = np.hstack([self.h[units], self.J[units, units], 2.0 * self.J[units[:, i], units[:, j]]])
+            for k, row in zip(places, terms.tolist(), strict=True):
+                values[k] = math.fsum(row)
+        return values
+
+    def restrict(self, indices: Iterable[int]) -> Energy:
+        """Energy over a subset of the units, the others staying intact; unit k of it is `indices[k]` here."""
+        units = [int(i) for i in indices]
+        return Energy(
+            self.h[units],
+            self.J[np.ix_(units, units)],
+            labels=[self.labels[i] for i in units],
+            source={**self.source, "restricted_to": units},
+        )
+
+    def correlation(self) -> NDArray[np.float64]:
+        """J_ij / √(J_ii J_jj), [N, N]; rows of units without a positive J_ii are 0, with 1 on the diagonal."""
+        diagonal = np.diag(self.J)
+        scale = np.zeros(len(self))
+        scale[diagonal > 0] = 1 / np.sqrt(diagonal[diagonal > 0])
+        correlation = self.J * scale[:, None] * scale[None, :]
+        np.fill_diagonal(correlation, 1.0)
+        return correlation
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors (tensors `h`, `J`; labels and source as JSON metadata), atomically."""
+        from safetensors.numpy import save_file
+
+        metadata = {"labels": json.dumps(self.labels), "source": json.dumps(self.source, default=_plain)}
+        with atomic_path(path) as temporary:
+            save_file({"h": np.array(self.h), "J": np.array(self.J)}, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Energy:
+        """Read an energy: safetensors as written by `save`, `.npz` with J (or H) and maybe h, or a plain `.npy` matrix.
+
+        Raises:
+            InputError: no such file, another format, or not a valid energy.
+
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"no file {path}; expected a matrix as .npy, .npz or .safetensors")
+        try:
+            if path.suffix == ".safetensors":
+                return cls(**_read_safetensors(path))
+            return cls(**_read_numpy(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(file.keys())
+            if "J" not in names:
+                raise InputError(f"expected a tensor J [N, N]; the file holds {sorted(names)}")
+            metadata = file.metadata() or {}
+            return {
+                "h": file.get_tensor("h") if "h" in names else None,
+                "J": file.get_tensor("J"),
+                "labels": json.loads(metadata.get("labels", "[]")),
+                "source": json.loads(metadata.get("source", "{}")),
+            }
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"not a readable safetensors file ({error}); it may be cut short") from None
+
+
+def _read_numpy(path: Path) -> dict[str, Any]:
+    try:
+        content = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(
+            f"not a NumPy file of numbers ({error}); expected .npy, .npz or .safetensors, e.g. numpy.save(path, H)"
+        ) from None
+    source: dict[str, Any] = {"kind": "matrix", "file": path.name}
+    if isinstance(content, np.ndarray):
+        return {"h": None, "J": content, "source": source}
+    with content:
+        name = next((name for name in ("J", "H") if name in content), None)
+        if name is None:
+            raise InputError(f"expected an array J (or H) in the .npz; it holds {sorted(content.files)}")
+        labels = [str(label) for label in content["labels"]] if "labels" in content else []
+        return {"h": content.get("h"), "J": content[name], "labels": labels, "source": source}
+
+
+def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} must be real numbers ({error})") from None
+
+
+def _symmetric_matrix(values: ArrayLike) -> NDArray[np.float64]:
+    J = _numbers(values, "J")
+    if J.ndim != 2 or J.shape[0] != J.shape[1]:
+        raise InputError(f"J must be a square matrix, one row and column per unit; got shape {J.shape}")
+    if J.size == 0:
+        raise InputError("J has no units (N = 0); expected at least one row and column")
+    _require_finite(J, "J")
+    scale = float(np.abs(J).max())
+    asymmetry = float(np.abs(J - J.T).max())
+    if asymmetry > SYMMETRY_TOLERANCE * scale:
+        i, j = np.unravel_index(np.abs(J - J.T).argmax(), J.shape)
+        raise InputError(
+            f"J must be symmetric; J[{i},{j}] = {J[i, j]:.6g} but J[{j},{i}] = {J[j, i]:.6g}. "
+            "If the two halves are meant to add up, pass (J + J.T) / 2"
+        )
+    if asymmetry > 1e-12 * scale:
+        warnings.warn(
+            f"J was symmetrised: its halves differ by up to {asymmetry / scale:.1e} of its largest entry", stacklevel=4
+        )
+    return (J + J.T) / 2 if asymmetry > 0 else J
+
+
+def _require_finite(values: NDArray[np.float64], name: str) -> None:
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        place = ",".join(str(i) for i in bad[0])
+        raise InputError(
+            f"{name} must be finite; {len(bad)} entries are not, the first at {name}[{place}] = {values[tuple(bad[0])]}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
