@@ -1,0 +1,83 @@
+"""Per-sample gradients of the loss with respect to the gates, as an artefact: A [samples, gates]."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from excise.artefacts import atomic_path
+from excise.errors import InputError
+
+FORMAT = "excise gradients 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """A and where it came from.
+
+    Attributes:
+        A: [samples, gates], gradient of each sample's mean token cross-entropy (nats) with respect to each gate at 1.
+        losses: [samples], that cross-entropy at α = 1.
+        gate_blocks: [gates], block of each gate.
+        gate_kinds: [gates], kind of its sublayer.
+        names: [samples], where each sample came from.
+        skipped: names of samples whose loss or gradient was not finite.
+        provenance: model, data and settings.
+
+    """
+
+    A: np.ndarray
+    losses: np.ndarray
+    gate_blocks: tuple[int, ...]
+    gate_kinds: tuple[str, ...]
+    names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] | None = None
+
+    def blocks(self) -> np.ndarray:
+        """Gradients with one gate a block [samples, blocks]: by the chain rule, the sum over its sublayers."""
+        columns = np.zeros((self.A.shape[0], max(self.gate_blocks) + 1), dtype=self.A.dtype)
+        np.add.at(columns.T, np.array(self.gate_blocks), self.A.T)
+        return columns
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors, atomically."""
+        facts = {
+            "format": FORMAT,
+            "gate_blocks": self.gate_blocks,
+            "gate_kinds": self.gate_kinds,
+            "names": self.names,
+            "skipped": self.skipped,
+            "provenance": self.provenance or {},
+        }
+        with atomic_path(path) as temporary:
+            tensors = {"A": np.ascontiguousarray(self.A), "losses": np.ascontiguousarray(self.losses)}
+            save_file(tensors, temporary, metadata={"excise": json.dumps(facts)})
+
+    @staticmethod
+    def load(path: str | Path) -> Gradients:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or not gradients.
+
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                facts = json.loads((file.metadata() or {}).get("excise", "{}"))
+                if facts.get("format") != FORMAT:
+                    raise InputError(f"{path} holds no gradients; expected the file that `excise score` writes")
+                A, losses = file.get_tensor("A"), file.get_tensor("losses")
+        except FileNotFoundError:
+            raise InputError(f"no gradients file {path}; `excise score` writes one") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
+        blocks, kinds, names, skipped = (tuple(facts[k]) for k in ("gate_blocks", "gate_kinds", "names", "skipped"))
+        return Gradients(A, losses, blocks, kinds, names, skipped, facts["provenance"])
