@@ -1,0 +1,131 @@
+"""What a criterion answers, and the one pass over block inputs and outputs that several of them share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from excise.calibration.batches import default_batch_tokens, make_batches
+from excise.calibration.samples import Samples
+from excise.errors import InputError
+from excise.models.stack import Stack, block_indices, bypass, first
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Blocks to remove, as a criterion chose them.
+
+    Attributes:
+        method: name of the criterion.
+        removed: sorted original indices.
+        scores: [blocks] the criterion's score of each block in the intact model, where it has one; None otherwise.
+        order: original indices in the order in which they were removed, for greedy criteria.
+        forward_tokens: cost, in tokens through the whole intact stack.
+
+    """
+
+    method: str
+    removed: tuple[int, ...]
+    scores: tuple[float, ...] | None = None
+    order: tuple[int, ...] = ()
+    forward_tokens: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class BlockStatistics:
+    """Means over tokens of what blocks do to the residual stream; NaN for bypassed blocks.
+
+    Attributes:
+        cosine: [blocks], cos(x_in, x_out).
+        norm_ratio: [blocks], ‖x_out‖ / ‖x_in‖.
+        forward_tokens: cost.
+
+    """
+
+    cosine: np.ndarray
+    norm_ratio: np.ndarray
+    forward_tokens: float
+
+
+@torch.no_grad()
+def block_statistics(
+    stack: Stack,
+    samples: Samples,
+    *,
+    removed: Sequence[int] = (),
+    batch_tokens: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> BlockStatistics:
+    """Measure every block's input and output in one pass, on hooks.
+
+    Hooks rather than `output_hidden_states`: its last entry stands after the final norm, which distorts the last block.
+
+    Args:
+        stack: the model.
+        samples: calibration samples; every real token counts once.
+        removed: blocks bypassed meanwhile.
+        batch_tokens: padded tokens a batch.
+        advance: called with the tokens of each finished batch.
+
+    """
+    removed = block_indices(stack, removed)
+    alive = [block for block in stack.blocks if block.index not in removed]
+    sums = np.zeros((2, len(stack.blocks)))
+    tokens = 0
+    for batch in make_batches(samples, batch_tokens or default_batch_tokens(stack.device)):
+        batch = batch.to(stack.device)
+        with bypass(stack, removed), _hooks(alive, partial(_accumulate, sums, batch.real)):
+            stack.model.base_model(input_ids=batch.input_ids, use_cache=False)
+        tokens += batch.tokens
+        if advance:
+            advance(batch.tokens)
+    sums[:, list(removed)] = np.nan
+    return BlockStatistics(sums[0] / tokens, sums[1] / tokens, tokens * len(alive) / len(stack.blocks))
+
+
+def _accumulate(sums: np.ndarray, real: Tensor, block: int, x_in: Tensor, x_out: Tensor) -> None:
+    before, after = x_in[real.to(x_in.device)].double(), x_out[real.to(x_out.device)].double()
+    norm_in, norm_out = before.norm(dim=-1), after.norm(dim=-1)
+    sums[0, block] += ((before * after).sum(dim=-1) / (norm_in * norm_out)).sum().item()
+    sums[1, block] += (norm_out / norm_in).sum().item()
+
+
+@contextlib.contextmanager
+def _hooks(blocks: Sequence[Any], record: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, block: int) -> None:
+        record(block, args[0] if args else kwargs["hidden_states"], first(output))
+
+    handles = [
+        block.module.register_forward_hook(partial(hook, block=block.index), with_kwargs=True) for block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def removable_blocks(stack: Stack, budget: int, protected: Sequence[int] = ()) -> list[int]:
+    """Blocks a criterion may choose from.
+
+    Raises:
+        InputError: the budget does not fit them.
+
+    """
+    kept = set(block_indices(stack, protected))
+    removable = [block.index for block in stack.blocks if block.index not in kept]
+    if not 1 <= budget <= len(removable):
+        raise InputError(f"budget must be between 1 and {len(removable)} (removable blocks), got {budget}")
+    return removable
+
+
+def lowest(scores: np.ndarray, budget: int, candidates: Sequence[int]) -> tuple[int, ...]:
+    """The `budget` candidates with the smallest scores, sorted; the lower block first where scores tie."""
+    return tuple(sorted(sorted(candidates, key=lambda i: (scores[i], i))[:budget]))
