@@ -1,0 +1,140 @@
+"""The model card: how a pruned checkpoint came to be, as README.md with the metadata that model hubs read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+USAGE = """\
+## Use
+
+An ordinary transformers checkpoint; no other code is needed.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_special_tokens=True))
+```
+"""
+
+
+def model_card(facts: Mapping[str, Any], *, name: str) -> str:
+    """Render the model card of a pruned checkpoint; what is not known is left out.
+
+    Args:
+        facts: any of `original` (hub id or path), `base_model` (hub id, if `original` is not one), `license`,
+            `language`, `removed` and `original_blocks` (original indices), `proposed_by` (method), `energy`
+            (predicted), `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
+            `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
+            Others are not shown; they stay in excise.json.
+        name: how the usage example calls the checkpoint.
+
+    Examples:
+        >>> card = model_card({"original": "org/model", "removed": [4], "original_blocks": [0, 1, 2, 3]}, name="small")
+        >>> card.splitlines()[2], card.splitlines()[10]
+        ('base_model: org/model', '# model, 4 of 5 blocks')
+
+    """
+    parts = [_metadata(facts), f"# {_title(facts) or name}\n", _summary(facts), _recipe_table(facts)]
+    if facts.get("command"):
+        parts.append(f"The command:\n\n```sh\n{facts['command']}\n```\n")
+    parts.append(USAGE.format(name=name))
+    return "\n".join(part for part in parts if part)
+
+
+def _metadata(facts: Mapping[str, Any]) -> str:
+    lines = ["---", "library_name: transformers"]
+    if base := _base_model(facts):
+        lines.append(f"base_model: {base}")
+    lines += [f"{key}: {facts[key]}" for key in ("license", "language") if facts.get(key)]
+    lines += ["tags:", "- excise", "- depth-pruning", "- pruned", "pipeline_tag: text-generation", "---\n"]
+    return "\n".join(lines)
+
+
+def _base_model(facts: Mapping[str, Any]) -> str | None:
+    for key in ("base_model", "original"):
+        candidate = str(facts.get(key) or "")
+        if HUB_ID.fullmatch(candidate) and not Path(candidate).exists():
+            return candidate
+    return None
+
+
+def _original_name(facts: Mapping[str, Any]) -> str | None:
+    """Hub id, or the last part of a path: the folders of whoever pruned it are nobody's business."""
+    original = facts.get("original")
+    return _base_model(facts) or (Path(str(original)).name if original else None)
+
+
+def _title(facts: Mapping[str, Any]) -> str | None:
+    removed, kept, original = facts.get("removed"), facts.get("original_blocks"), _original_name(facts)
+    if removed is None or kept is None or original is None:
+        return None
+    return f"{original.rpartition('/')[2]}, {len(kept)} of {len(removed) + len(kept)} blocks"
+
+
+def _summary(facts: Mapping[str, Any]) -> str:
+    removed, kept = facts.get("removed"), facts.get("original_blocks")
+    original = _original_name(facts) or "The original model"
+    if removed is None:
+        return f"{original} with whole blocks removed by excise.\n"
+    of_how_many = f" of {len(removed) + len(kept)}" if kept is not None else ""
+    blocks = "block" if len(removed) == 1 and kept is None else "blocks"
+    return f"{original} with {len(removed)}{of_how_many} {blocks} removed by excise; the others are unchanged.\n"
+
+
+def _recipe_table(facts: Mapping[str, Any]) -> str:
+    rows = [
+        ("Original", _original_name(facts)),
+        ("Blocks removed (original indices, from 0)", _listed(facts.get("removed"))),
+        ("Proposed by", facts.get("proposed_by")),
+        ("Predicted energy", _energy(facts)),
+        ("Loss before", _loss(facts.get("base_loss"))),
+        ("Loss after", _loss(facts.get("pruned_loss"))),
+        ("Parameters", _parameters(facts.get("parameters"))),
+        ("Stored as", facts.get("dtype")),
+        ("Data", _phrase(facts.get("data"))),
+        ("Seed", facts.get("seed")),
+        ("Versions", _phrase(facts.get("versions"))),
+    ]
+    known = [f"| {label} | {_cell(value)} |" for label, value in rows if value is not None]
+    return "\n".join(["## Recipe\n", "| | |", "|---|---|", *known, ""]) if known else ""
+
+
+def _listed(indices: Any) -> str | None:
+    return None if indices is None else ", ".join(map(str, indices)) or "none"
+
+
+def _energy(facts: Mapping[str, Any]) -> str | None:
+    if facts.get("energy") is None:
+        return None
+    model = f" ({facts['energy_model']})" if facts.get("energy_model") else ""
+    return f"{facts['energy']:.4g}{model}"
+
+
+def _loss(nats: float | None) -> str | None:
+    return None if nats is None else f"{nats:.4f} nats/token (perplexity {math.exp(nats):.4g})"
+
+
+def _parameters(counts: Mapping[str, int] | None) -> str | None:
+    if not counts:
+        return None
+    before, after = counts["before"], counts["after"]
+    return f"{after:,} of {before:,} ({after / before:.1%})"
+
+
+def _phrase(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
+    return None if value is None else str(value)
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

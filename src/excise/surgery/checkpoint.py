@@ -1,0 +1,234 @@
+"""The pruned model: for a while, in memory, on the original's own weights; and for good, as a checkpoint on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from excise.artefacts import atomic_path, write_json
+from excise.errors import ArchitectureError, CheckpointError, OutputError
+from excise.models.stack import Stack, block_indices
+from excise.surgery.card import model_card
+from excise.surgery.config import kept_blocks, pruned_config, quantisation
+
+RECIPE = "excise.json"
+
+
+@contextlib.contextmanager
+def pruned(stack: Stack, removed: Sequence[int]) -> Iterator[Any]:
+    """Context in which the model itself lacks the blocks `removed`: same object, same weights, no copy.
+
+    The block list, the config and the index that each kept block knows itself by (its slot in the KV cache) are
+    replaced, and all are put back at the end, also after an error. Inside, the model is an ordinary transformers model:
+    it generates with a KV cache and can be saved. `stack` itself still speaks of the original; do not use it inside.
+
+    Args:
+        stack: the original.
+        removed: original indices; negative ones count from the top.
+
+    Yields:
+        The model.
+
+    Raises:
+        InputError: `removed` does not fit the stack.
+        ArchitectureError: the model or its config does not fit its architecture's record.
+
+    """
+    removed = block_indices(stack, removed)
+    model, record = stack.model, stack.architecture
+    if model.config.num_hidden_layers != len(stack.blocks):
+        raise ArchitectureError(
+            f"the config counts {model.config.num_hidden_layers} blocks, the model has {len(stack.blocks)}; "
+            f"load the model again from its checkpoint"
+        )
+    config = pruned_config(model.config, record, removed)
+    kept = [stack.blocks[i] for i in kept_blocks(len(stack.blocks), removed)]
+    parent_path, _, name = record.stack.rpartition(".")
+    with contextlib.ExitStack() as undo:
+        _set_attribute(undo, model.get_submodule(parent_path), name, nn.ModuleList(block.module for block in kept))
+        for position, block in enumerate(kept):
+            for path in record.index_attributes:
+                owner_path, _, attribute = path.rpartition(".")
+                _set_attribute(undo, block.module.get_submodule(owner_path), attribute, position)
+        _set_contents(undo, model.config, config)
+        yield model
+
+
+def _set_attribute(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    if not hasattr(owner, name):
+        raise ArchitectureError(
+            f"{type(owner).__name__} has no attribute '{name}', which its record in excise.models.architectures names"
+        )
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _set_contents(undo: contextlib.ExitStack, config: Any, other: Any) -> None:
+    """Change a config from within: the base model and every attention hold the same object."""
+    original = dict(vars(config))
+
+    def restore() -> None:
+        vars(config).clear()
+        vars(config).update(original)
+
+    undo.callback(restore)
+    vars(config).clear()
+    vars(config).update(vars(other))
+
+
+def write_pruned(
+    stack: Stack,
+    removed: Sequence[int],
+    out: str | Path,
+    *,
+    tokenizer: Any = None,
+    dtype: torch.dtype | None = None,
+    card: Mapping[str, Any] | None = None,
+    max_shard_size: str | int = "5GB",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the model without the blocks `removed` as a checkpoint folder that stock transformers loads.
+
+    The folder holds safetensors weights, config, generation config, tokenizer with chat template, a model card
+    (README.md) and the recipe as data (excise.json). It appears under its name only when whole.
+
+    Args:
+        stack: the original model.
+        removed: original indices; negative ones count from the top.
+        out: folder to write.
+        tokenizer: carried along, if given.
+        dtype: floating dtype of the weights on disk; None keeps that of the loaded model. Weights are cast in place and
+            back, so no second copy is held, save of those tensors that the cast would round.
+        card: facts for the model card and the recipe, see `excise.surgery.card.model_card`.
+        max_shard_size: upper size of one weights file, such as "5GB", or in bytes.
+        overwrite: replace an existing checkpoint folder.
+
+    Returns:
+        The recipe, as in excise.json: the facts of `card` and, among others, `removed` and `original_blocks` (for each
+        block of the pruned model, its index in the original).
+
+    Raises:
+        InputError: `removed` does not fit the stack, or would leave no block.
+        OutputError: the folder exists, is not a checkpoint, or is the original's own; or the disk is full.
+        CheckpointError: the weights are quantised or offloaded in a way that cannot be saved.
+
+    """
+    removed = block_indices(stack, removed)
+    out = Path(out).expanduser()
+    _check_destination(out, stack.model, overwrite)
+    with _no_space_as_output_error(out), atomic_path(out) as folder:
+        folder.mkdir()
+        before = _parameter_count(stack.model)
+        with _without_gguf_marks(stack.model), pruned(stack, removed) as model, _stored_as(model, dtype):
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            recipe = {
+                **(card or {}),
+                "original": (card or {}).get("original") or model.config.name_or_path or None,
+                "model_type": model.config.model_type,
+                "removed": list(removed),
+                "original_blocks": list(kept_blocks(len(stack.blocks), removed)),
+                "parameters": {"before": before, "after": _parameter_count(model)},
+                "dtype": str(model.dtype).removeprefix("torch."),
+            }
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        write_json(folder / RECIPE, recipe)
+        (folder / "README.md").write_text(model_card(recipe, name=out.name), encoding="utf-8")
+    return recipe
+
+
+def _parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _check_destination(out: Path, model: Any, overwrite: bool) -> None:
+    if not out.exists():
+        return
+    source = Path(model.config.name_or_path or "")
+    if model.config.name_or_path and source.exists() and source.resolve().is_relative_to(out.resolve()):
+        raise OutputError(f"{out} holds the original model; choose another place with --out")
+    if not out.is_dir():
+        raise OutputError(f"{out} is a file; expected a folder to write, choose another place with --out")
+    if not any(out.iterdir()):
+        return
+    if not (out / "config.json").is_file():
+        raise OutputError(
+            f"{out} exists and is not a checkpoint (no config.json); it is not replaced, choose another --out"
+        )
+    if not overwrite:
+        raise OutputError(f"{out} exists; choose another place with --out, or replace it with --force")
+
+
+@contextlib.contextmanager
+def _no_space_as_output_error(out: Path) -> Iterator[None]:
+    """Translate what safetensors raises, which hides the errno in its text; plain OSErrors are atomic_path's."""
+    try:
+        yield
+    except SafetensorError as error:
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if any(f"os error {code}" in str(error) for code in codes) or "No space left" in str(error):
+            raise OutputError(
+                f"no space left to write {out} ({error}); nothing was left there. Free some space and run again"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _without_gguf_marks(model: Any) -> Iterator[None]:
+    """Let a model read from a GGUF file be saved; its weights are ordinary tensors, only marked as quantised."""
+    method = quantisation(model.config)
+    quantizer = getattr(model, "hf_quantizer", None)
+    if method is not None and method != "gguf":
+        raise CheckpointError(
+            f"the weights are quantised ({method}), and pruning in memory writes plain weights only; "
+            f"load the model dequantised, or the original in bfloat16"
+        )
+    if getattr(quantizer, "packed_modules", None):
+        raise CheckpointError("the weights are still packed in GGUF blocks; load them with GgufConfig(dequantize=True)")
+    names = ("hf_quantizer", "quantization_method", "is_quantized")
+    marks = {name: vars(model).pop(name) for name in names if name in vars(model)}
+    try:
+        yield
+    finally:
+        vars(model).update(marks)
+
+
+@contextlib.contextmanager
+def _stored_as(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
+    """Context in which the model's floating parameters have `dtype`, save those transformers itself keeps in float32.
+
+    A model computed in float32 but stored in bfloat16 goes there and back without loss, so the cast replaces each
+    tensor; where it would round, the original tensor is held for the way back.
+    """
+    if dtype is None:
+        yield
+        return
+    in_float32 = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    undo: list[tuple[nn.Parameter, torch.Tensor | torch.dtype]] = []
+    try:
+        for name, parameter in model.named_parameters():
+            if not parameter.is_floating_point() or parameter.dtype == dtype or any(k in name for k in in_float32):
+                continue
+            if parameter.is_meta:
+                raise CheckpointError(
+                    f"{name} is offloaded, so its dtype cannot change while saving; load the model in "
+                    f"{str(dtype).removeprefix('torch.')}, or where it fits in memory"
+                )
+            original, cast = parameter.data, parameter.data.to(dtype)
+            if original.isfinite().all() and not cast.isfinite().all():
+                raise CheckpointError(f"{name} exceeds the range of {dtype}; write it in bfloat16 or float32")
+            lossless = torch.equal(cast.to(original.dtype), original)
+            undo.append((parameter, original.dtype if lossless else original))
+            parameter.data = cast
+            del original
+        yield
+    finally:
+        for parameter, way_back in undo:
+            parameter.data = way_back if isinstance(way_back, torch.Tensor) else parameter.data.to(way_back)
