@@ -1,0 +1,57 @@
+"""The command line: one verb a file, each parses, calls the library and writes one artefact."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+from excise import __version__
+from excise.cli.inspect import inspect
+from excise.cli.prune import prune
+from excise.cli.run import run
+from excise.cli.score import score
+from excise.cli.solve import solve
+from excise.cli.verify import verify
+from excise.errors import ExciseError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="excise",
+    help="Remove whole blocks from language models: choose them by a proved spectrum, check them by measurement.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (run, inspect, score, solve, verify, prune):
+    app.command()(verb)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        typer.echo(f"excise {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; errors of ours print one line and exit with 2, an interrupt exits with 130."""
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except ExciseError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; the same command goes on where it stopped", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)

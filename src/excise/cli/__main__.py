@@ -1,0 +1,5 @@
+"""`python -m excise.cli`."""
+
+from excise.cli import main
+
+main()

@@ -1,0 +1,70 @@
+"""Options that several verbs share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excise.errors import InputError, OutputError
+
+Model = Annotated[str, typer.Argument(help="A checkpoint folder, a .gguf file, or a hub id.", show_default=False)]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="'starter' (shipped, offline), a JSONL(.gz) file of chats or texts, a text file, a folder, "
+        "or a hub data set id such as teknium/OpenHermes-2.5 (add @split for a split other than train)."
+    ),
+]
+SampleCount = Annotated[int, typer.Option("--samples", min=1, help="Calibration samples.")]
+TokenLimit = Annotated[int, typer.Option("--tokens", min=0, help="Longest sample in tokens; 0 for no limit.")]
+LossOn = Annotated[str, typer.Option(help="Tokens that count in the loss: 'all' (as in the paper) or 'responses'.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64: of the computation.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto spreads a large model over all GPUs.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+BatchTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens that go through the model at once; by default what keeps it busy.")
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--checkpointing", help="Recompute blocks in the backward pass: less memory, a third more time.")
+]
+Protect = Annotated[str, typer.Option(help="Blocks never removed, such as 0,1,-1 (negative ones count from the top).")]
+ForceBlocks = Annotated[str, typer.Option("--force-blocks", help="Blocks always removed; they count towards --remove.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace what is there already.")]
+
+
+def indices(text: str, option: str) -> tuple[int, ...]:
+    """Read a list of integers and ranges.
+
+    Raises:
+        InputError: something else stands in it.
+
+    Examples:
+        >>> indices("0,3-5,-1", "--protect")
+        (0, 3, 4, 5, -1)
+
+    """
+    values: list[int] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        low, dash, high = part.rpartition("-") if not part.startswith("-") else ("", "", part)
+        try:
+            values += range(int(low), int(high) + 1) if dash else [int(part)]
+        except ValueError:
+            raise InputError(f"{option} expects indices such as 0,3-5,-1, got '{part}'") from None
+    return tuple(values)
+
+
+def check_new(path: Path, force: bool) -> None:
+    """Refuse to overwrite a file.
+
+    Raises:
+        OutputError: it exists, and `force` was not given.
+
+    """
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; choose another --out, or pass --force to replace it")

@@ -1,0 +1,124 @@
+"""`excise run`: the main job, from a model to a smaller checkpoint with its evidence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excise.cli.options import (
+    AsJson,
+    BatchTokens,
+    Checkpointing,
+    Data,
+    Device,
+    Dtype,
+    Force,
+    ForceBlocks,
+    LossOn,
+    Model,
+    Protect,
+    SampleCount,
+    Seed,
+    TokenLimit,
+    TrustRemoteCode,
+    indices,
+)
+
+
+def run(
+    model: Model,
+    remove: Annotated[int, typer.Option(help="Number M of blocks to remove.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything; the checkpoint is its `model`.", show_default=False)
+    ],
+    data: Data = "starter",
+    samples: SampleCount = 128,
+    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Samples kept apart to measure damage on.")] = 32,
+    held_out_data: Annotated[str | None, typer.Option(help="Their source, if not --data itself.")] = None,
+    tokens: TokenLimit = 512,
+    seed: Seed = 0,
+    loss_on: LossOn = "all",
+    energy: Annotated[str, typer.Option(help="Energy shown and, with --select energy, followed.")] = "fisher",
+    solver: Annotated[str, typer.Option(help="auto, exhaustive or tabu.")] = "auto",
+    states: Annotated[int, typer.Option(min=1, help="Length K of the spectra.")] = 20,
+    verify_states: Annotated[int, typer.Option(min=1, help="States of each energy to measure.")] = 4,
+    min_distance: Annotated[int, typer.Option(min=1, help="Smallest Hamming distance between those.")] = 1,
+    random_states: Annotated[int, typer.Option(min=0, help="Random removals measured beside them.")] = 4,
+    rivals: Annotated[
+        str, typer.Option(help="Criteria that propose removals too, separated by commas; empty for none.")
+    ] = "block-influence,block-influence-iterative,norm-ratio",
+    select: Annotated[
+        str, typer.Option(help="measured: lowest measured loss, whoever proposed it; energy: the ground state.")
+    ] = "measured",
+    protect: Protect = "",
+    force_blocks: ForceBlocks = "",
+    batch_tokens: BatchTokens = None,
+    checkpointing: Checkpointing = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+    force: Force = False,
+) -> None:
+    """Choose M blocks, remove them, and write the smaller model with measured damage beside predicted energy."""
+    protected, forced = indices(protect, "--protect"), indices(force_blocks, "--force-blocks")
+
+    from excise.cli.prune import print_self_test
+    from excise.cli.terminal import load_model, output, tokens_progress
+    from excise.report.tables import candidates_table
+    from excise.run import Clock, open_folder, split_samples
+    from excise.run import run as run_job
+    from excise.verify import Candidate, Verified
+
+    open_folder(out, force)
+    clock = Clock()
+    with clock.stage("load"):
+        loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    with clock.stage("data"):
+        calibration, apart = split_samples(
+            data,
+            loaded.tokenizer,
+            samples=samples,
+            held_out=held_out,
+            held_out_data=held_out_data,
+            tokens=tokens,
+            seed=seed,
+            loss_on=loss_on,
+        )
+    facts = run_job(
+        loaded,
+        calibration,
+        apart,
+        remove,
+        out,
+        energy=energy,
+        solver=solver,
+        states=states,
+        verify_states=verify_states,
+        min_distance=min_distance,
+        random_states=random_states,
+        rivals=[name.strip() for name in rivals.split(",") if name.strip()],
+        protected=protected,
+        forced=forced,
+        select=select,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        checkpointing=checkpointing,
+        force=force,
+        progress=tokens_progress,
+        clock=clock,
+    )
+    if as_json:
+        typer.echo(json.dumps(facts, default=str))
+        return
+    candidates = tuple(Candidate(**{**c, "removed": tuple(c["removed"])}) for c in facts["candidates"])
+    verified = Verified(facts["base_loss"], candidates, facts["spearman"], 0.0)
+    chosen = next(c for c in candidates if list(c.removed) == facts["removed"])
+    output.print(candidates_table(verified, chosen, facts["parameters"]))
+    rho = "" if facts["spearman"] is None else f"; energy against loss: Spearman ρ = {facts['spearman']:.2f}"
+    output.print(f"intact: {facts['base_loss']:.4f} nats/token on {facts['held_out']['samples']} held-out samples{rho}")
+    print_self_test(facts["self_test"])
+    output.print(f"checkpoint: {out / 'model'}   evidence: {out / 'run.json'}, {out / 'figures'}")

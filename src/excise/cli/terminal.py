@@ -1,0 +1,52 @@
+"""Progress bars and status lines on standard error, so that standard output holds results only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(stderr=True)
+output = Console()
+
+
+class _TokensPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if not speed else f"{speed:,.0f} tokens/s", style="cyan")
+
+
+@contextlib.contextmanager
+def tokens_progress(stage: str, tokens: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar over `tokens` tokens with speed and time left; yields what to call with tokens done."""
+    if tokens <= 0:
+        yield lambda tokens_done: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        _TokensPerSecond(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(stage, total=tokens)
+        yield lambda tokens_done: bar.update(task, advance=tokens_done)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show a line while something without measurable progress goes on."""
+    with console.status(text):
+        yield
+
+
+def load_model(source: str, **options: Any) -> Any:
+    """Load a model under a status line (see `excise.models.loading.load`)."""
+    with status(f"loading {source}"):
+        from excise.models.loading import load
+
+        return load(source, **options)

@@ -1,0 +1,133 @@
+"""The main job on a tiny model."""
+
+import json
+
+import numpy as np
+import pytest
+from tests.tiny import tiny_folder
+
+from excise.errors import InputError, OutputError
+from excise.gradients import Gradients
+from excise.measure import measure
+from excise.models.loading import load
+from excise.run import run, split_samples
+from excise.spectrum import Spectrum
+
+RUN_KEYS = {"removed", "proposed_by", "base_loss", "pruned_loss", "candidates", "self_test", "seconds", "provenance"}
+STAGES = {"gradients", "solve", "rivals", "verify", "prune", "self_test", "figures"}
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load(str(tiny_folder(tmp_path_factory.mktemp("model"), "llama", layers=6)))
+
+
+@pytest.fixture(scope="module")
+def samples(loaded):
+    return split_samples(
+        "starter", loaded.tokenizer, samples=20, held_out=6, tokens=24, seed=0, loss_on="all"
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(loaded, samples, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return run(loaded, *samples, 2, out, states=10), out
+
+
+def test_the_manifest_says_what_was_done(finished):
+    facts, out = finished
+    assert json.loads((out / "run.json").read_text()).keys() >= RUN_KEYS
+    assert facts["seconds"].keys() >= STAGES
+    assert facts["self_test"]["loads_in_stock_transformers"]
+    assert facts["self_test"]["cache_agrees"]
+    assert facts["self_test"]["max_abs_logit_difference"] < 1e-4
+    for candidate in facts["candidates"]:
+        assert candidate.keys() >= {"method", "removed", "energy", "loss"}
+        assert len(candidate["removed"]) == 2
+
+
+def test_the_lowest_measured_candidate_is_removed_and_its_proposers_are_named(finished, loaded, samples):
+    facts, _ = finished
+    best = min(facts["candidates"], key=lambda c: c["loss"])
+    assert facts["pruned_loss"] == best["loss"]
+    assert set(facts["proposed_by"]) == {c["method"] for c in facts["candidates"] if c["removed"] == facts["removed"]}
+    again = measure(loaded.stack, samples[1], [(), facts["removed"]])
+    np.testing.assert_allclose(again.losses, [facts["base_loss"], facts["pruned_loss"]], rtol=1e-6)
+
+
+def test_every_artefact_can_be_read_back(finished):
+    facts, out = finished
+    assert Gradients.load(out / "gradients.safetensors").A.shape == (20, 12)
+    for name in facts["spectra"].values():
+        spectrum = Spectrum.load(out / name)
+        assert spectrum.certified
+        assert len(spectrum) == 10
+    for name in facts["figures"].values():
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_select_energy_removes_the_ground_state(loaded, samples, tmp_path):
+    facts = run(loaded, *samples, 2, tmp_path / "run", select="energy", rivals=(), random_states=0)
+    assert facts["removed"] == list(Spectrum.load(tmp_path / "run" / "spectrum-fisher.json")[0].removed)
+    assert "fisher:0" in facts["proposed_by"]
+
+
+def test_protected_blocks_stay_and_forced_blocks_go_whoever_proposes(loaded, samples, tmp_path):
+    facts = run(loaded, *samples, 3, tmp_path / "run", protected=(0, -1), forced=(2,))
+    for candidate in facts["candidates"]:
+        assert 2 in candidate["removed"]
+        assert not {0, 5} & set(candidate["removed"])
+
+
+def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, samples, tmp_path):
+    out = tmp_path / "run"
+
+    class Stop(Exception):
+        pass
+
+    def stop_in_verify(stage, tokens):
+        if stage == "verify":
+            raise Stop
+        from excise.run import silent
+
+        return silent(stage, tokens)
+
+    with pytest.raises(Stop):
+        run(loaded, *samples, 2, out, states=10, progress=stop_in_verify)
+    assert not (out / "run.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*") if path.is_file()}
+    assert kept
+    facts = run(loaded, *samples, 2, out, states=10)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    with pytest.raises(OutputError, match="--force"):
+        run(loaded, *samples, 2, out, states=10)
+    assert run(loaded, *samples, 2, out, states=10, force=True)["removed"] == facts["removed"]
+
+
+def test_a_folder_of_something_else_is_refused(loaded, samples, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="no unfinished run"):
+        run(loaded, *samples, 2, tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("budget", [0, 6, 40])
+def test_a_budget_out_of_range_is_refused_with_the_range(loaded, samples, tmp_path, budget):
+    with pytest.raises(InputError, match=f"between 1 and 5 .* got {budget}"):
+        run(loaded, *samples, budget, tmp_path / "run")
+
+
+def test_calibration_and_held_out_samples_are_disjoint(samples):
+    calibration, held_out = samples
+    assert (len(calibration), len(held_out)) == (20, 6)
+    assert not {s.name for s in calibration} & {s.name for s in held_out}
+
+
+def test_a_small_source_is_split_with_a_warning(loaded, tmp_path):
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps({"text": f"sentence number {i} of ten"}) + "\n" for i in range(10)))
+    with pytest.warns(UserWarning, match="8 to calibrate, 2 held out"):
+        split_samples(
+            str(data), loaded.tokenizer, samples=20, held_out=6, tokens=24, seed=0, loss_on="all"
+        )
