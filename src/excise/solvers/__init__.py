@@ -17,6 +17,7 @@ SOLVERS = {
     "branch-and-bound": "excise.solvers.branch_and_bound:BranchAndBound",
     "exhaustive": "excise.solvers.exhaustive:Exhaustive",
     "tabu": "excise.solvers.tabu:Tabu",
+    "annealing": "excise.solvers.annealing:Annealing",
 }
 
 AUTO_EXHAUSTIVE_STATES = 10**6

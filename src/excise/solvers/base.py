@@ -69,7 +69,7 @@ def make_spectrum(problem: Problem, found: Iterable[Iterable[int]], states: int,
         **fields: Remaining fields of Spectrum: solver, seconds, certified, …
 
     """
-    removed = sorted({tuple(sorted(int(i) for i in units)) for units in found})
+    removed = sorted({tuple(sorted(units)) for units in found})
     energies = problem.energy.energies(removed)
     lowest = sorted(zip(energies, removed, strict=True))[:states]
     return Spectrum(

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from excise.errors import InputError
 from excise.problem import Problem, Reduced
 from excise.solvers.base import Deadline, make_spectrum, removed_sets
-from excise.solvers.kernels import Pool, contents, inner_kernel, kernel, new_pool, place_state, threshold, zobrist
+from excise.solvers.kernels import (
+    EMPTY_STATE,
+    Pool,
+    contents,
+    inner_kernel,
+    kernel,
+    new_pool,
+    place_state,
+    threshold,
+    zobrist,
+)
 from excise.spectrum import Spectrum
 
 PREFIX_COST, ENTRY_COST = 200.0, 0.4  # nanoseconds, only to choose q
@@ -221,7 +231,7 @@ def _keep(energy, p, q, b, chosen, depth, pool, keys, C, bounds, flip):  # type:
 
 @inner_kernel
 def _hash(p, q, b, chosen, depth, keys):  # type: ignore[no-untyped-def]
-    key = np.uint64(0)
+    key = EMPTY_STATE
     for d in range(depth):
         key ^= keys[chosen[d]]
     for t in range(q):

@@ -33,6 +33,9 @@ def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
         return numba.njit(**options)(function)
 
 
+EMPTY_STATE = np.uint64(1 << 63)  # hash of the state that removes nothing; never 0, which marks an empty place
+
+
 class Pool(NamedTuple):
     """The K lowest distinct states seen, a max-heap on energy with a hash table against duplicates.
 
@@ -61,7 +64,7 @@ def new_pool(states: int, n: int) -> Pool:
 
 
 def zobrist(n: int) -> NDArray[np.uint64]:
-    """One fixed random key per unit; a state's hash is the exclusive or of its units' keys."""
+    """One fixed random key per unit; a state's hash is EMPTY_STATE exclusive-or its units' keys."""
     return np.random.default_rng(20240229).integers(1, 2**63, size=n, dtype=np.uint64)
 
 

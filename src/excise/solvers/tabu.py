@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from excise.problem import Problem, Reduced
 from excise.solvers.base import Deadline, make_spectrum, removed_sets
 from excise.solvers.kernels import (
+    EMPTY_STATE,
     Pool,
     contents,
     inner_kernel,
@@ -166,15 +167,16 @@ def violation(C, bounds, totals, i, j):  # type: ignore[no-untyped-def]
 
 @inner_kernel
 def record(pool, energy, key, inside, out_unit, in_unit):  # type: ignore[no-untyped-def]
-    """Add the state `inside` with out_unit replaced by in_unit, unless the pool has it."""
+    """Add the state `inside` with out_unit replaced by in_unit (−1, −1 for itself), unless the pool has it."""
     if is_known(pool, key):
         return
     row = place_state(pool, energy, key)
     pool.masks[row, :] = 0
     for i in inside:
         pool.masks[row, i] = 1
-    pool.masks[row, out_unit] = 0
-    pool.masks[row, in_unit] = 1
+    if out_unit >= 0:
+        pool.masks[row, out_unit] = 0
+        pool.masks[row, in_unit] = 1
 
 
 @kernel
@@ -184,7 +186,7 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
         random_subset(units, count, random)
     inside, outside = units[:count], units[count:]
     c, energy = marginals_of(h, J, inside)
-    key = np.uint64(0)
+    key = EMPTY_STATE
     for i in inside:
         key ^= keys[i]
     totals = np.zeros(len(bounds))
@@ -192,16 +194,14 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
         for i in inside:
             totals[k] += C[k, i]
     violated = violation(C, bounds, totals, 0, 0)
-    if count > 0 and violated == 0.0 and energy < threshold(pool):
-        record(pool, energy, key, inside, inside[0], inside[0])
-    if count == 0:
-        if violated == 0.0 and energy < threshold(pool) and not is_known(pool, np.uint64(1)):
-            pool.masks[place_state(pool, energy, np.uint64(1)), :] = 0
+    if violated == 0.0 and energy < threshold(pool):
+        record(pool, energy, key, inside, -1, -1)
+    if count == 0 or count == n:
         return 0
     free_from = np.zeros(n, dtype=np.int64)
     best = energy + penalty * violated
     move, last_improvement = 0, 0
-    while move - last_improvement < patience * n + 20 and count < n:
+    while move - last_improvement < patience * n + 20:
         move += 1
         best_score, best_a, best_b = np.inf, -1, -1
         limit = threshold(pool)
