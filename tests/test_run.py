@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from tests.tiny import tiny_folder
 
 from excise.errors import InputError, OutputError
 from excise.gradients import Gradients
@@ -12,6 +11,7 @@ from excise.measure import measure
 from excise.models.loading import load
 from excise.run import run, split_samples
 from excise.spectrum import Spectrum
+from tests.tiny import tiny_folder
 
 RUN_KEYS = {"removed", "proposed_by", "base_loss", "pruned_loss", "candidates", "self_test", "seconds", "provenance"}
 STAGES = {"gradients", "solve", "rivals", "verify", "prune", "self_test", "figures"}
@@ -24,9 +24,7 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def samples(loaded):
-    return split_samples(
-        "starter", loaded.tokenizer, samples=20, held_out=6, tokens=24, seed=0, loss_on="all"
-    )
+    return split_samples("starter", loaded.tokenizer, samples=20, held_out=6, tokens=24, seed=0, loss_on="all")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +126,4 @@ def test_a_small_source_is_split_with_a_warning(loaded, tmp_path):
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps({"text": f"sentence number {i} of ten"}) + "\n" for i in range(10)))
     with pytest.warns(UserWarning, match="8 to calibrate, 2 held out"):
-        split_samples(
-            str(data), loaded.tokenizer, samples=20, held_out=6, tokens=24, seed=0, loss_on="all"
-        )
+        split_samples(str(data), loaded.tokenizer, samples=20, held_out=6, tokens=24, seed=0, loss_on="all")

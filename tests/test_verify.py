@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from tests.tiny import tiny_model, tiny_tokenizer
 
 from excise.calibration import load_samples
 from excise.energies import Energy
@@ -12,6 +11,7 @@ from excise.errors import InputError
 from excise.measure import measure
 from excise.models.stack import find_stack
 from excise.verify import verify
+from tests.tiny import tiny_model, tiny_tokenizer
 
 PROPOSALS = [("a", (1, 2)), ("b", (0, 3)), ("c", (2, 1)), ("d", (-1, 2)), ("e", (3, 4))]
 

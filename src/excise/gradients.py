@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Gradients:
         gate_kinds: [gates], kind of its sublayer.
         names: [samples], where each sample came from.
         skipped: names of samples whose loss or gradient was not finite.
+        sizes: parameters and bytes of each unit, for budgets in those: {"gates": {"parameters": [gates], "bytes":
+            [gates]}, "blocks": {…}}; a block's are more than its sublayers' by its norms.
         provenance: model, data and settings.
 
     """
@@ -39,6 +41,7 @@ class Gradients:
     gate_kinds: tuple[str, ...]
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    sizes: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
 
     def blocks(self) -> np.ndarray:
@@ -46,6 +49,13 @@ class Gradients:
         columns = np.zeros((self.A.shape[0], max(self.gate_blocks) + 1), dtype=self.A.dtype)
         np.add.at(columns.T, np.array(self.gate_blocks), self.A.T)
         return columns
+
+    def block_kinds(self) -> tuple[str, ...]:
+        """Kind of each block [blocks]: those of its sublayers, joined by +."""
+        kinds: dict[int, list[str]] = {}
+        for block, kind in zip(self.gate_blocks, self.gate_kinds, strict=True):
+            kinds.setdefault(block, []).append(kind)
+        return tuple("+".join(kinds[block]) for block in sorted(kinds))
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors, atomically."""
@@ -55,6 +65,7 @@ class Gradients:
             "gate_kinds": self.gate_kinds,
             "names": self.names,
             "skipped": self.skipped,
+            "sizes": self.sizes,
             "provenance": self.provenance or {},
         }
         with atomic_path(path) as temporary:
@@ -80,4 +91,4 @@ class Gradients:
         except SafetensorError as error:
             raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
         blocks, kinds, names, skipped = (tuple(facts[k]) for k in ("gate_blocks", "gate_kinds", "names", "skipped"))
-        return Gradients(A, losses, blocks, kinds, names, skipped, facts["provenance"])
+        return Gradients(A, losses, blocks, kinds, names, skipped, facts["sizes"], facts["provenance"])

@@ -157,5 +157,12 @@ def _join(
         tuple(s.kind for s in stack.sublayers),
         tuple(names[finite]),
         skipped,
+        {
+            "gates": {
+                "parameters": [s.parameters for s in stack.sublayers],
+                "bytes": [s.bytes for s in stack.sublayers],
+            },
+            "blocks": {"parameters": [b.parameters for b in stack.blocks], "bytes": [b.bytes for b in stack.blocks]},
+        },
         {**facts, "model": getattr(stack.model.config, "_name_or_path", None)},
     )

@@ -113,3 +113,65 @@ def test_indices_read_lists_and_ranges():
     assert indices("", "--protect") == ()
     with pytest.raises(InputError, match="--protect expects indices"):
         indices("1,x", "--protect")
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    factor = np.random.default_rng(0).normal(size=(60, 8))
+    np.save(tmp_path / "H.npy", factor.T @ factor)
+    return tmp_path / "H.npy"
+
+
+def test_several_budgets_in_one_call_equal_single_ones(excise, matrix, tmp_path):
+    code, out, _ = excise(
+        "solve", "--hessian", matrix, "--remove", "2..4", "--states", 5, "--figure", tmp_path / "curve.png", "--json"
+    )  # fmt: skip
+    spectra = json.loads(out)["spectra"]
+    assert code == 0
+    assert [s["budget"] for s in spectra] == [2, 3, 4]
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    for spectrum in spectra:
+        single = json.loads(
+            excise("solve", "--hessian", matrix, "--remove", spectrum["budget"], "--states", 5, "--json")[1]
+        )
+        assert single["states"] == spectrum["states"]
+    assert excise("solve", "--hessian", matrix, "--remove", "2,4")[1].count("yes") == 2
+
+
+def test_a_weight_budget_removes_at_least_that_much(excise, matrix, tmp_path):
+    weights = np.array([1.0, 5.0, 2.0, 2.0, 7.0, 1.0, 3.0, 3.0])
+    np.save(tmp_path / "w.npy", weights)
+    code, out, _ = excise(
+        "solve", "--hessian", matrix, "--weights", tmp_path / "w.npy", "--remove-weight", "50%", "--json"
+    )  # fmt: skip
+    states = json.loads(out)["states"]
+    assert code == 0
+    assert all(weights[s["removed"]].sum() >= 12 for s in states)
+    everything = [[i for i in range(8) if mask >> i & 1] for mask in range(1, 256)]
+    H = np.load(matrix)
+    lowest = min(H[np.ix_(r, r)].sum() for r in everything if weights[r].sum() >= 12)
+    assert states[0]["energy"] == pytest.approx(lowest)
+
+
+def test_kinds_parameters_and_counts_come_from_the_gradients(excise, model, tmp_path):
+    gradients = tmp_path / "g.safetensors"
+    excise("score", model, "--samples", 40, "--tokens", 24, "--out", gradients)
+    sublayers = ("solve", gradients, "--granularity", "sublayer", "--json")
+    states = json.loads(excise(*sublayers, "--remove", 3, "--kinds", "attention")[1])["states"]
+    assert all(i % 2 == 0 for s in states for i in s["removed"])
+    states = json.loads(excise(*sublayers, "--remove", 3, "--at-most", "attention=1")[1])["states"]
+    assert all(sum(i % 2 == 0 for i in s["removed"]) <= 1 for s in states)
+    states = json.loads(excise("solve", gradients, "--remove-params", "45%", "--json")[1])["states"]
+    assert min(len(s["removed"]) for s in states) == 3
+    code, _, err = excise(*sublayers, "--remove", 3, "--kinds", "moe")
+    assert code == 2
+    assert "attention, feed-forward" in err
+
+
+def test_queries_on_the_spectrum(excise, matrix):
+    far = json.loads(excise("solve", "--hessian", matrix, "--remove", 3, "--choose", 2, "--by", "pearson", "--json")[1])
+    assert len(far["states"]) == 2
+    whole = json.loads(excise("solve", "--hessian", matrix, "--remove", 3, "--touching", -1, "--json")[1])
+    first = next(k for k, s in enumerate(whole["states"]) if 7 in s["removed"])
+    assert whole["first_touching"] == first
+    assert "removed in (of 20 states)" in excise("solve", "--hessian", matrix, "--remove", 3)[1]

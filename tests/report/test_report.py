@@ -9,8 +9,10 @@ from rich.console import Console
 from excise.energies import Energy
 from excise.problem import Problem
 from excise.report.figures import couplings, energy_and_loss, removal_frequency, write_figures
-from excise.report.tables import candidates_table, certificate, human_bytes, ranges, spectrum_table
-from excise.solvers import solve
+from excise.report.spectra import budget_curve, budgets_table, certificate, spectrum_table
+from excise.report.tables import candidates_table
+from excise.report.text import human_bytes, ranges
+from excise.solvers import solve, solve_all
 from excise.verify import Candidate, Verified
 
 
@@ -80,3 +82,10 @@ def test_small_helpers():
     assert ranges((3, 12, 13, 14, 26, 27)) == "3,12–14,26,27"
     assert ranges(()) == ""
     assert [human_bytes(n) for n in (0, 999, 1000, 14_155_776)] == ["0 B", "999 B", "1.0 kB", "14.2 MB"]
+
+
+def test_all_budgets_have_a_row_and_a_point(energy):
+    spectra = solve_all(Problem(energy, 1), range(1, 8), states=3)
+    assert printed(budgets_table(spectra)).count(" yes ") == 7
+    points = budget_curve(spectra).axes[0].lines[0]
+    assert points.get_ydata() == pytest.approx([spectrum[0].energy for spectrum in spectra.values()])

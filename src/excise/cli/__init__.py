@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import typer
 
 from excise import __version__
+from excise.cli.export import export
 from excise.cli.inspect import inspect
 from excise.cli.prune import prune
 from excise.cli.run import run
@@ -17,7 +19,7 @@ from excise.cli.solve import solve
 from excise.cli.verify import verify
 from excise.errors import ExciseError
 
-INTERRUPTED = 130
+MISTAKE, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     name="excise",
@@ -28,8 +30,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (run, inspect, score, solve, verify, prune):
-    app.command()(verb)
+
+
+def _reported(verb: Callable[..., None]) -> Callable[..., None]:
+    """Turn our errors and an interrupt into one line and an exit status."""
+
+    @wraps(verb)
+    def call(**arguments: Any) -> None:
+        try:
+            verb(**arguments)
+        except ExciseError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(MISTAKE) from None
+        except KeyboardInterrupt:
+            typer.secho("interrupted; the same command goes on where it stopped", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return call
+
+
+for verb in (run, inspect, score, solve, verify, prune, export):
+    app.command()(_reported(verb))
 
 
 @app.callback(invoke_without_command=True)
@@ -40,16 +61,9 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line; errors of ours print one line and exit with 2, an interrupt exits with 130."""
+    """Run the command line: exit status 0, 2 for a mistake in what was asked, 130 when interrupted."""
     warnings.showwarning = _show_warning
-    try:
-        app()
-    except ExciseError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; the same command goes on where it stopped", err=True)
-        sys.exit(INTERRUPTED)
+    app()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 console = Console(stderr=True)
-output = Console()
+output = Console(width=None if sys.stdout.isatty() else 140)
 
 
 class _TokensPerSecond(ProgressColumn):

@@ -74,6 +74,7 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
             config=config,
             dtype=compute,
             device_map=None if place == "cpu" else place,
+            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(**arguments)

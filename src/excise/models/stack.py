@@ -23,6 +23,7 @@ class Sublayer:
         block: index of the block it belongs to.
         kind: "attention", "feed-forward", "moe", …
         module: the module whose output the gate multiplies.
+        inner: modules before it in the same residual branch, where `module` is a post-norm.
 
     """
 
@@ -30,11 +31,22 @@ class Sublayer:
     block: int
     kind: str
     module: nn.Module
+    inner: tuple[nn.Module, ...] = ()
 
     @property
     def name(self) -> str:
         """Readable name, such as `12.attention`."""
         return f"{self.block}.{self.kind}"
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for module in (self.module, *self.inner) for p in module.parameters())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its parameters as loaded."""
+        return sum(p.numel() * p.element_size() for module in (self.module, *self.inner) for p in module.parameters())
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +145,8 @@ def find_stack(model: Any) -> Stack:
         for index, module in enumerate(modules):
             sublayers = []
             for entry in record.sublayers:
-                sublayers.append(Sublayer(gate, index, entry.kind, module.get_submodule(entry.module)))
+                inner = tuple(module.get_submodule(path) for path in entry.inner)
+                sublayers.append(Sublayer(gate, index, entry.kind, module.get_submodule(entry.module), inner))
                 gate += 1
             blocks.append(Block(index, module, tuple(sublayers)))
     except AttributeError as error:

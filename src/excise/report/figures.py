@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from excise.artefacts import atomic_path
 from excise.energies import Energy
 from excise.spectrum import Spectrum
-from excise.verify import Candidate, Verified
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from excise.verify import Candidate, Verified
 
 LOWEST = 20
 OURS, RIVALS, RANDOM, CHOSEN = "#1f5fa8", "#c4572b", "#8a8a8a", "#1d8348"
@@ -46,16 +45,21 @@ def write_figures(
     }
     names = {}
     for name, figure in figures.items():
-        with atomic_path(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=150, bbox_inches="tight")
-        plt.close(figure)
+        save_figure(figure, folder / f"{name}.png")
         names[name] = f"{folder.name}/{name}.png"
     return names
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure, atomically; the suffix names the format."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight")
+
+
 def couplings(energy: Energy) -> Figure:
     """Heat maps of |J| (logarithmic) and of its correlations J_ij / √(J_ii J_jj)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8))
+    figure = Figure(figsize=(11, 4.8))
+    left, right = figure.subplots(1, 2)
     magnitude = np.abs(energy.J)
     floor = magnitude[magnitude > 0].min(initial=1.0) if magnitude.any() else 1.0
     image = left.imshow(np.log10(np.maximum(magnitude, floor)), cmap="viridis")
@@ -74,7 +78,8 @@ def removal_frequency(spectrum: Spectrum, chosen: Candidate) -> Figure:
     """How often each block is removed among the lowest states (the paper's Fig. 3); the chosen removal is marked."""
     lowest = min(LOWEST, len(spectrum))
     counts = spectrum.removal_frequency(lowest) * lowest
-    figure, axes = plt.subplots(figsize=(max(6.0, 0.22 * len(counts)), 3.4))
+    figure = Figure(figsize=(max(6.0, 0.22 * len(counts)), 3.4))
+    axes = figure.subplots()
     axes.bar(np.arange(len(counts)), counts, color=OURS)
     axes.plot(chosen.removed, [-0.06 * lowest] * len(chosen.removed), "^", color=CHOSEN, clip_on=False, label="removed")
     axes.set_xlabel("block")
@@ -89,7 +94,8 @@ def removal_frequency(spectrum: Spectrum, chosen: Candidate) -> Figure:
 
 def energy_and_loss(energy: Energy, verified: Verified, chosen: Candidate) -> Figure:
     """Measured loss of every candidate against its energy, with Spearman's rank correlation."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.4))
+    figure = Figure(figsize=(6.4, 4.4))
+    axes = figure.subplots()
     groups = {"lowest states": OURS, "rival criteria": RIVALS, "random": RANDOM}
     for group, colour in groups.items():
         points = [c for c in verified.candidates if _group(c) == group and math.isfinite(c.loss)]

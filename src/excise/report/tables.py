@@ -1,15 +1,14 @@
-"""Tables for the terminal."""
+"""Tables of models and of measured candidates for the terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.table import Table
 
-from excise.energies import Energy
 from excise.models.stack import Stack
-from excise.spectrum import Spectrum
+from excise.report.text import human_bytes, ranges
 from excise.verify import Candidate, Verified
 
 
@@ -46,55 +45,3 @@ def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table
             style="bold green" if is_chosen else None,
         )
     return table
-
-
-def spectrum_table(spectrum: Spectrum, energy: Energy) -> Table:
-    """The states of a spectrum, lowest first."""
-    table = Table("state", "energy", "removed", title=certificate(spectrum))
-    for k, state in enumerate(spectrum):
-        names = [energy.labels[i] for i in state.removed]
-        numbered = all(name == str(i) for i, name in zip(state.removed, names, strict=True))
-        table.add_row(str(k), f"{state.energy:.6g}", ranges(state.removed) if numbered else ", ".join(names))
-    return table
-
-
-def certificate(spectrum: Spectrum) -> str:
-    """One line on what was proved."""
-    if spectrum.certified:
-        return f"certified: the {len(spectrum)} lowest states ({spectrum.solver}, {spectrum.seconds:.2f} s)"
-    if spectrum.gap is not None:
-        return f"not certified: gap {spectrum.gap:.1%} ({spectrum.solver}, {spectrum.seconds:.2f} s)"
-    return f"not certified: best states found by {spectrum.solver} ({spectrum.seconds:.2f} s)"
-
-
-def ranges(indices: Sequence[int]) -> str:
-    """Indices as ranges.
-
-    Examples:
-        >>> ranges((3, 12, 13, 14, 26, 27))
-        '3,12–14,26,27'
-
-    """
-    runs: list[list[int]] = []
-    for i in indices:
-        if runs and i == runs[-1][-1] + 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    return ",".join(f"{r[0]}–{r[-1]}" if len(r) > 2 else ",".join(map(str, r)) for r in runs)
-
-
-def human_bytes(count: int) -> str:
-    """Bytes with a decimal unit.
-
-    Examples:
-        >>> human_bytes(14_155_776)
-        '14.2 MB'
-
-    """
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.1f} {unit}" if unit != "B" else f"{count} B"

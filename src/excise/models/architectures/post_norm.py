@@ -3,8 +3,8 @@
 from excise.models.architectures.record import Architecture, SublayerRecord
 
 POST_NORMS = (
-    SublayerRecord("attention", "post_attention_layernorm"),
-    SublayerRecord("feed-forward", "post_feedforward_layernorm"),
+    SublayerRecord("attention", "post_attention_layernorm", inner=("self_attn",)),
+    SublayerRecord("feed-forward", "post_feedforward_layernorm", inner=("mlp",)),
 )
 
 ARCHITECTURES = (

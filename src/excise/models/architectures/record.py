@@ -11,11 +11,13 @@ class SublayerRecord:
     """A module whose output is added to the residual stream.
 
     `module` is its path inside the block. Where a post-norm sits inside the residual branch, it is the post-norm: the
-    gate belongs on what is added, else a gate at 0 would not equal removal.
+    gate belongs on what is added, else a gate at 0 would not equal removal. `inner` are then the modules before it in
+    the branch, so that the sublayer's parameters can be counted.
     """
 
     kind: str
     module: str
+    inner: tuple[str, ...] = ()
 
 
 ATTENTION = SublayerRecord("attention", "self_attn")
