@@ -117,7 +117,7 @@ def load_samples(
     tokenised: list[Sample] = []
     skipped: list[str] = []
     for row in source.rows:
-        if row.text is not None and len(source.rows) == 1:
+        if row.text is not None and source.is_text_file and loss_on == "all":
             tokenised += _windows(row, tokenizer, tokens or 2048, samples, seed)
             continue
         try:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import random
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -49,10 +50,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows drawn from a place, and what is needed to draw them again."""
+    """Rows drawn from a place, and what is needed to draw them again.
+
+    Attributes:
+        rows: in random order.
+        provenance: the place, its hash and the seed.
+        is_text_file: the one row is a whole text file, to be cut into windows.
+
+    """
 
     rows: tuple[Row, ...]
     provenance: Mapping[str, Any]
+    is_text_file: bool = False
 
 
 def draw_rows(data: str, count: int, seed: int) -> Source:
@@ -60,7 +69,7 @@ def draw_rows(data: str, count: int, seed: int) -> Source:
 
     Args:
         data: `starter`, a `.jsonl`/`.jsonl.gz`/`.json` lines file, a text file (one row, to be cut into windows later),
-            a folder, or a hub id (`org/name`, or `org/name@split`), read as a stream through `datasets`.
+            a folder or a hub id (`org/name`), either with `@split` if need be, read as a stream through `datasets`.
         count: rows wanted; fewer come where the source has fewer.
         seed: of the draw.
 
@@ -76,10 +85,9 @@ def draw_rows(data: str, count: int, seed: int) -> Source:
     if path.is_file():
         provenance = {"data": str(data), "sha256": _sha256(path), "seed": seed}
         if _is_json_lines(path):
-            with _open(path) as stream:
-                return Source(_reservoir(_json_rows(stream, path.name), count, seed), provenance)
-        return Source((Row(path.name, text=_read_text(path)),), provenance)
-    if not path.is_dir() and (path.suffix in FILE_SUFFIXES or data.startswith((".", "/", "~"))):
+            return Source(_reservoir(_json_rows(_lines(path), path.name), count, seed), provenance)
+        return Source((Row(path.name, text="".join(_lines(path))),), provenance, is_text_file=True)
+    if not _folder_of(data).is_dir() and (path.suffix in FILE_SUFFIXES or data.startswith((".", "/", "~"))):
         raise InputError(
             f"no data file {data}; expected 'starter', a .jsonl/.jsonl.gz or text file, or a hub data set id"
         )
@@ -102,7 +110,11 @@ def row_of(record: Mapping[str, Any], name: str) -> Row:
         turns = tuple(_turn(m, "role", "content", name) for m in messages)
         return Row(name, messages=turns, category=category)
     if isinstance(conversations := record.get("conversations"), list):
-        keys = ("from", "value") if all("from" in c for c in conversations) else ("role", "content")
+        keys = (
+            ("from", "value")
+            if all(isinstance(c, Mapping) and "from" in c for c in conversations)
+            else ("role", "content")
+        )
         return Row(name, messages=tuple(_turn(c, *keys, name) for c in conversations), category=category)
     if isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str):
         turns = ({"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]})
@@ -152,6 +164,8 @@ def _from_datasets(data: str, count: int, seed: int) -> Source:
 
     name, _, split = data.partition("@")
     split = split or "train"
+    if (folder := _folder_of(data)).is_dir():
+        name = str(folder)
     try:
         stream = datasets.load_dataset(name, split=split, streaming=True)
         shuffled = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(count)
@@ -168,20 +182,20 @@ def _from_datasets(data: str, count: int, seed: int) -> Source:
     return Source(rows, provenance)
 
 
+def _folder_of(data: str) -> Path:
+    return Path(data.partition("@")[0]).expanduser()
+
+
 def _is_json_lines(path: Path) -> bool:
     suffixes = [s for s in path.suffixes if s != ".gz"]
     return bool(suffixes) and suffixes[-1] in (".jsonl", ".ndjson", ".json")
 
 
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-
-
-def _read_text(path: Path) -> str:
+def _lines(path: Path) -> Iterator[str]:
     try:
-        with _open(path) as stream:
-            return stream.read()
-    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+            yield from stream
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); expected a text or JSONL file, plain or .gz") from None
 
 
