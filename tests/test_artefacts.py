@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from excise.artefacts import atomic_path, read_json, write_json
+from excise.errors import InputError, OutputError
+
+
+def test_a_file_appears_whole_and_replaces_the_old(tmp_path):
+    final = tmp_path / "deep" / "result.json"
+    for text in ("first", "second"):
+        with atomic_path(final) as temporary:
+            assert temporary.suffix == ".json"
+            assert temporary.parent.parent == final.parent  # the same disk, so that renaming is atomic
+            temporary.write_text(text)
+        assert final.read_text() == text
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_a_folder_appears_whole_and_replaces_the_old(tmp_path):
+    for name in ("first", "second"):
+        with atomic_path(tmp_path / "model") as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def half_written(path, exception):
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise exception
+
+
+@pytest.mark.parametrize("exception", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_and_nothing_else(tmp_path, exception):
+    final = tmp_path / "result.txt"
+    final.write_text("old")
+    with pytest.raises(exception):
+        half_written(final, exception)
+    assert final.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "no space left"), (errno.EROFS, "cannot write")],
+)
+def test_a_disk_that_takes_no_more_is_an_output_error(tmp_path, code, message):
+    with pytest.raises(OutputError, match=message):
+        half_written(tmp_path / "result.txt", OSError(code, "the system's own words"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_system_errors_pass_unchanged(tmp_path):
+    with pytest.raises(FileNotFoundError, match="some other file"), atomic_path(tmp_path / "result.txt"):
+        raise FileNotFoundError("some other file")
+
+
+def test_json_of_numpy_values_and_paths(tmp_path):
+    value = {"A": np.arange(4).reshape(2, 2), "x": np.float32(0.5), "n": np.int64(3), "p": Path("a/b"), "s": "é"}
+    write_json(tmp_path / "value.json", value)
+    assert read_json(tmp_path / "value.json") == {"A": [[0, 1], [2, 3]], "x": 0.5, "n": 3, "p": "a/b", "s": "é"}
+    with pytest.raises(TypeError, match="cannot write set"):
+        write_json(tmp_path / "other.json", {"s": {1}})
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_json_that_is_absent_or_broken_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="no file"):
+        read_json(tmp_path / "absent.json")
+    (tmp_path / "cut.json").write_text('{"a": [1, 2')
+    with pytest.raises(InputError, match="is not JSON"):
+        read_json(tmp_path / "cut.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="is not JSON"):
+        read_json(tmp_path / "binary.json")
