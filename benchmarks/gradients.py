@@ -121,7 +121,7 @@ def _options() -> argparse.Namespace:
 
 def _time_passes(stack: Stack, samples: Samples, repetitions: int) -> tuple[dict[str, list[float]], float]:
     """Seconds of each pass, by repetition; and how far our A is from the loop's, as a part of its largest entry."""
-    batches = make_batches(samples, default_batch_tokens(stack.device))
+    batches = make_batches(samples, default_batch_tokens(stack))
     passes: dict[str, Callable[[], Any]] = {
         "forward": lambda: forward_pass(stack, batches),
         "score": lambda: score(stack, samples),

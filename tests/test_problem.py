@@ -5,7 +5,7 @@ import pytest
 
 from excise.energies import Energy
 from excise.errors import InputError
-from excise.problem import Constraint, Problem, at_most, weigh_at_least
+from excise.problem import Constraint, Problem, at_most, weigh_at_least, weigh_at_most
 
 
 def energy_of(n=6, seed=0):
@@ -93,3 +93,13 @@ def test_large_integer_weights_are_exact():
     weights = (2**40, 2**40 + 1, 3)
     assert Constraint(weights, 2**41 + 1).holds((0, 1))
     assert not Constraint(weights, 2**41 + 1 + 10**4).holds((0, 1))
+
+
+def test_weights_between_two_bounds():
+    weights = [1, 1, 1, 3, 3, 3]
+    problem = Problem(energy_of(), None, constraints=(weigh_at_least(weights, 5), weigh_at_most(weights, 6)))
+    assert problem.counts() == [2, 3, 4]
+    assert problem.allows((0, 1, 3))
+    assert not problem.allows((3, 4, 0))
+    with pytest.raises(InputError, match=r"removed ≥ 5 and weight removed ≤ 4"):
+        Problem(energy_of(), None, constraints=(weigh_at_least(weights, 5), weigh_at_most(weights, 4)))

@@ -45,10 +45,28 @@ def weigh_at_least(weights: Sequence[float], target: float, name: str = "") -> C
         InputError: a weight or the target is not finite.
 
     """
+    return Constraint(_finite(weights, target), float(target), name or f"weight removed ≥ {target:g}")
+
+
+def weigh_at_most(weights: Sequence[float], limit: float, name: str = "") -> Constraint:
+    """Remove units that together weigh at most `limit`, in the unit of `weights`.
+
+    Beside `weigh_at_least`, target + the heaviest unit's weight keeps the result near the target: without it, removing
+    nearly everything is allowed too, and a quadratic energy may well be lowest there.
+
+    Raises:
+        InputError: a weight or the limit is not finite.
+
+    """
+    values = _finite(weights, limit)
+    return Constraint(tuple(-w for w in values), -float(limit), name or f"weight removed ≤ {limit:g}")
+
+
+def _finite(weights: Sequence[float], bound: float) -> tuple[float, ...]:
     values = tuple(float(w) for w in weights)
-    if not all(math.isfinite(w) for w in (*values, target)):
+    if not all(math.isfinite(w) for w in (*values, bound)):
         raise InputError("weights and their target must be finite numbers")
-    return Constraint(values, float(target), name or f"weight removed ≥ {target:g}")
+    return values
 
 
 def at_most(units: Iterable[int], count: int, n: int, name: str = "") -> Constraint:

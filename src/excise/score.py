@@ -57,7 +57,7 @@ def score(
         InputError: more than a tenth of the samples give a loss or gradient that is not finite.
 
     """
-    batch_tokens = batch_tokens or default_batch_tokens(stack.device)
+    batch_tokens = batch_tokens or default_batch_tokens(stack)
     rank, parts = part
     if not 0 <= rank < parts:
         raise InputError(f"expected a part (rank, parts) with 0 <= rank < parts, got {part}")

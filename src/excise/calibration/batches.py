@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from excise.calibration.samples import Sample
 from excise.losses import shifted_labels
+from excise.models.stack import Stack
 
-DEFAULT_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
+MOST_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+LEAST_BATCH_TOKENS = 128
+MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +51,21 @@ class Batch:
         return torch.arange(self.input_ids.shape[1], device=self.lengths.device) < self.lengths.unsqueeze(1)
 
 
-def default_batch_tokens(device: torch.device) -> int:
-    """Tokens that go through a model at once: enough to keep the device busy, no more."""
-    return DEFAULT_BATCH_TOKENS.get(device.type, 2048)
+def default_batch_tokens(stack: Stack) -> int:
+    """Tokens that go through a model at once: enough to keep the device busy, less where memory is short.
+
+    The activations that a gradient pass keeps are estimated from the blocks' sizes and may take a quarter of the
+    device's memory. It depends on total memory, not on what is free, so that an interrupted pass finds the same.
+    """
+    on_gpu = stack.device.type == "cuda"
+    tokens = MOST_BATCH_TOKENS["cuda" if on_gpu else "cpu"]
+    memory = torch.cuda.mem_get_info(stack.device)[1] if on_gpu else psutil.virtual_memory().total
+    width = stack.model.get_input_embeddings().weight.shape[-1]
+    numbers = sum(12 * width + 2 * block.parameters // width for block in stack.blocks)
+    a_token = numbers * stack.model.dtype.itemsize
+    while tokens > LEAST_BATCH_TOKENS and tokens * a_token > MEMORY_SHARE * memory:
+        tokens //= 2
+    return tokens
 
 
 def make_batches(samples: Sequence[Sample], batch_tokens: int) -> list[Batch]:

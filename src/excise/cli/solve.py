@@ -42,7 +42,8 @@ def solve(
         str, typer.Option(help="Number M of units to remove, or several: 3..27, or 4,8,12.", show_default=False)
     ] = "",
     remove_params: Annotated[
-        str, typer.Option(help="Instead of M: remove at least these parameters, such as 25% or 30000000.")
+        str,
+        typer.Option(help="Instead of M: at least these parameters, such as 25% or 30000000, and at most a unit more."),
     ] = "",
     remove_bytes: Annotated[str, typer.Option(help="Likewise in bytes.")] = "",
     weights: Annotated[Path | None, typer.Option(help="With --hessian: one weight a unit (.npy), for …")] = None,
@@ -81,7 +82,7 @@ def solve(
         raise InputError("expected one of --remove, --remove-params, --remove-bytes and --remove-weight")
     constraints = _at_most(units, at_most)
     if asked:
-        constraints = (*constraints, _at_least(units, asked[0], goals[asked[0]]))
+        constraints = (*constraints, *_weight_budget(units, asked[0], goals[asked[0]]))
 
     from excise.problem import Problem
     from excise.solvers import solve as solve_problem
@@ -174,8 +175,9 @@ def _at_most(units: _Units, text: str) -> tuple[Constraint, ...]:
     return tuple(constraints)
 
 
-def _at_least(units: _Units, what: str, text: str) -> Constraint:
-    from excise.problem import weigh_at_least
+def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...]:
+    """At least the target, at most the heaviest unit beyond it: an energy may fall as more is removed."""
+    from excise.problem import weigh_at_least, weigh_at_most
 
     sizes = (units.sizes or {}).get(what)
     if sizes is None:
@@ -185,7 +187,11 @@ def _at_least(units: _Units, what: str, text: str) -> Constraint:
         target = float(text.removesuffix("%")) / 100 * sum(sizes) if text.endswith("%") else float(text)
     except ValueError:
         raise InputError(f"expected a share such as 25% or a number of {what}, got '{text}'") from None
-    return weigh_at_least(sizes, target, name=f"remove at least {text} of {sum(sizes):,} {what} in all units")
+    name = f"{text} of {sum(sizes):,} {what} in all units"
+    return (
+        weigh_at_least(sizes, target, name=f"remove at least {name}"),
+        weigh_at_most(sizes, target + max(sizes), name=f"remove at most {name} and one unit more"),
+    )
 
 
 def _show(spectrum: Spectrum, problem: Problem, touching: int | None, out: Path | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
+from excise.energies import Energy
 from excise.errors import InputError
 from excise.problem import Problem
 from excise.solvers.base import Solver
@@ -18,12 +19,15 @@ SOLVERS = {
     "exhaustive": "excise.solvers.exhaustive:Exhaustive",
     "tabu": "excise.solvers.tabu:Tabu",
     "annealing": "excise.solvers.annealing:Annealing",
+    "gurobi": "excise.bridges.gurobi:Gurobi",
+    "scip": "excise.bridges.scip:Scip",
+    "highs": "excise.bridges.highs:Highs",
 }
 
 AUTO_EXHAUSTIVE_STATES = 10**6
 MOST_STATES = 1_000_000
 
-__all__ = ["SOLVERS", "Problem", "Solver", "Spectrum", "make_solver", "solve", "solve_all"]
+__all__ = ["SOLVERS", "Problem", "Solver", "Spectrum", "make_solver", "solve", "solve_all", "warm_up"]
 
 
 def make_solver(name: str) -> Solver:
@@ -131,6 +135,18 @@ def solve_all(
     return spectra
 
 
+def warm_up() -> float:
+    """Compile the kernels of enumeration and branch-and-bound, or load them from the cache; return the seconds taken.
+
+    The first solve on a machine takes half a minute longer than later ones for this; call it where nobody waits.
+    """
+    started = time.perf_counter()
+    problem = Problem(Energy(None, [[float(i == j) + 0.1 for i in range(8)] for j in range(8)]), budget=4)
+    for name in ("exhaustive", "branch-and-bound"):
+        make_solver(name).solve(problem, 2)
+    return time.perf_counter() - started
+
+
 def _check(states: int, min_distance: int, time_limit: float | None) -> None:
     if states < 1:
         raise InputError(f"states must be 1 or more, got {states}")
@@ -162,8 +178,14 @@ def _solve_apart(
     if len(kept) < states:
         why = "no others exist" if spectrum.complete else f"among the {len(spectrum)} lowest"
         notes.append(f"{len(kept)} of {states} states at distance {min_distance} or more ({why})")
-    last = kept[-1] if kept else None
-    proved = sum(1 for state in kept if state in spectrum.states[: spectrum.proved]) if last else 0
+    proved = set(spectrum.states[: spectrum.proved])
+    whole = len(kept) == states or spectrum.complete
     return replace(
-        spectrum, states=kept, seconds=time.perf_counter() - started, proved=proved, complete=False, notes=tuple(notes)
+        spectrum,
+        states=kept,
+        certified=spectrum.certified and whole,
+        seconds=time.perf_counter() - started,
+        proved=sum(state in proved for state in kept),
+        complete=False,
+        notes=tuple(notes),
     )

@@ -23,13 +23,14 @@ from excise.solvers.base import Deadline, make_spectrum, removed_sets
 from excise.solvers.bound import Shift, best_shift
 from excise.solvers.kernels import Pool, contents, new_pool, random_state, zobrist
 from excise.solvers.tabu import search as tabu_search
-from excise.solvers.tree import Instance, Shared, Work, explore, new_work
+from excise.solvers.tree import TIES_FOLLOWED, Instance, Shared, Work, explore, new_work
 from excise.spectrum import Spectrum
 
 FIRST_NODES = 6000  # with one shift for all depths, before the table of shifts is computed
 NODES_PER_CALL = 1000
 CAPACITY = 4000
 SMALLEST_TAIL = 8
+LEAST_RESTARTS = 20
 
 
 Removed = tuple[int, ...]
@@ -82,7 +83,9 @@ class Run:
         """Tabu search; `starts` are states over the free units to start from, for a problem with a budget."""
         pool = new_pool(self.wanted, len(self.problem.free))
         random = random_state(self.seed)
-        for count in self.problem.counts():
+        counts = self.problem.counts()
+        restarts = min(restarts, max(LEAST_RESTARTS, restarts // len(counts)))
+        for count in counts:
             tabu_search(self.problem.reduced(count), pool, random, restarts, 2, self.deadline, starts)
         self.low_masks = contents(pool)[1]
         self._lower_threshold(set(removed_sets(self.problem, self.low_masks)))
@@ -178,7 +181,7 @@ class TreeSearch:
         )
         limit = threshold - reduced.constant
         scale = float(np.abs(reduced.J).sum() + np.abs(reduced.h).sum())
-        eps = max(1e-13 * scale, 1e-9 * abs(limit) if math.isfinite(limit) else 0.0)
+        eps = max(1e-13 * scale, 1e-9 * abs(limit) if math.isfinite(limit) else 0.0) or 1.0  # or: all energies are 0
         self.shared = Shared(np.array([limit]), np.array([eps, eps]), np.zeros(1, dtype=np.int64))
         self.pools: list[Pool] = [new_pool(wanted, n) for _ in range(threads)]
         self.works: list[Work] = [new_work(n, CAPACITY) for _ in range(threads)]
@@ -232,14 +235,19 @@ class TreeSearch:
         self.queue = [(-np.inf, next(self.tie_break), np.full(len(self.order), -1, np.int8))]
         if self._is_trivial():
             return start
-        instance, reduced = self.instance, self.reduced
-        limit = float(self.shared.threshold[0])
+        reduced, limit = self.reduced, float(self.shared.threshold[0])
         coarse = 1e-4 * float(np.abs(reduced.h).sum() + np.abs(reduced.J).sum())
         tolerance = max(1e-2 * abs(limit), 1e-12 * coarse) if math.isfinite(limit) else coarse
-        near = None if start is None else (start.u, start.y)
-        self.root = best_shift(instance.J, instance.h, reduced.count, tolerance, instance.C, instance.bounds, near)
-        self._install_root(self.root)
+        self._compute_root(tolerance, None if start is None else (start.u, start.y))
         return self.root
+
+    def _compute_root(
+        self, tolerance: float, start: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    ) -> None:
+        instance = self.instance
+        count = self.reduced.count
+        self.root = best_shift(instance.J, instance.h, count, tolerance, instance.C, instance.bounds, start)
+        self._install_root(self.root)
 
     def run(self, deadline: Deadline) -> None:
         """Search until nothing is open or the deadline has come.
@@ -248,8 +256,13 @@ class TreeSearch:
         """
         self.staged = deadline.limited
         self._in_parallel(self._search, deadline, budget=FIRST_NODES)
-        if self.queue:
+        if (
+            self.queue and self.ties > TIES_FOLLOWED
+        ):  # states that only tie are now pruned, where the bound is this close
+            self._compute_root(tolerance=float(self.shared.margin[1]) / 4)
+        elif self.queue:
             self._in_parallel(self._fill_tables, deadline)
+        if self.queue:
             self._in_parallel(self._search, deadline)
 
     def _in_parallel(self, job: Callable[[int], None], deadline: Deadline, budget: int | None = None) -> None:

@@ -212,7 +212,7 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
                 j = outside[b]
                 value = base + c[j] - 2 * J[i, j]
                 score = value
-                if len(bounds) > 0:
+                if len(bounds) > 0 and (value < limit or value < best_score):
                     score += penalty * violation(C, bounds, totals, i, j)
                 if value < limit and score == value:
                     record(pool, value, key ^ keys[i] ^ keys[j], inside, i, j)

@@ -1,0 +1,161 @@
+"""Time to a proved spectrum, on real coupling matrices: one JSON line per (instance, M, K) and solver.
+
+`python -m benchmarks.solvers [--hessians FOLDER] [--quick] [--rivals-time-limit SECONDS] [--no-rivals]`
+
+Instances: every square `.npy` in the folder (default: $EXCISE_DATA/hessians, else data/hessians), and `stretched-80`,
+the 60 sublayers of the real matrix stretched to 80 (see `stretched`). Without the folder, generated matrices stand in.
+Gurobi's solution pool and SCIP are timed in the same run where they are installed. Times are warm: the kernels are
+compiled before the first measurement, and everything else (tabu search, bound, tree, energies) is included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from excise.energies import Energy
+from excise.errors import ExciseError
+from excise.problem import Problem
+from excise.solvers import Solver, solve, solve_all
+from excise.spectrum import Spectrum
+
+RIVALS = {"gurobi": "excise.bridges.gurobi:Gurobi", "scip": "excise.bridges.scip:Scip"}
+RIVALS_MOST_STATES = 20  # SCIP and Gurobi's pool do not finish with 1000
+
+
+def stretched(H: NDArray[np.float64], blocks: int, seed: int = 0) -> NDArray[np.float64]:
+    """A sublayer matrix [2B, 2B] stretched along depth to `blocks` blocks, as hard as the real one.
+
+    A new sublayer's correlations interpolate those of its two nearest real sublayers of the same kind, its scale their
+    scales (geometrically). Interpolation averages variance away and would make the matrix smooth and easy, so what is
+    lost is put back with the correlation structure of randomly drawn real sublayers with random signs.
+    """
+    rng = np.random.default_rng(seed)
+    n, m = len(H), 2 * blocks
+    scale = np.sqrt(np.diag(H))
+    real = H / np.outer(scale, scale)
+    depth = np.repeat(np.linspace(0, n // 2 - 1, blocks), 2)
+    lower = np.minimum(depth.astype(int), n // 2 - 2)
+    near = 2 * lower + np.arange(m) % 2
+    weight = depth - lower
+    mix = np.zeros((m, n))
+    mix[np.arange(m), near] = 1 - weight
+    mix[np.arange(m), near + 2] = weight
+    correlation = mix @ real @ mix.T
+    lost = np.sqrt(np.maximum(0.0, 1 - np.diag(correlation)))
+    drawn = np.concatenate([rng.permutation(n) for _ in range(-(-m // n))])[:m]
+    signs = rng.choice([-1.0, 1.0], m)
+    correlation += np.outer(lost * signs, lost * signs) * real[np.ix_(drawn, drawn)]
+    scales = scale[near] ** (1 - weight) * scale[near + 2] ** weight
+    return correlation * np.outer(scales, scales)
+
+
+def generated(n: int, seed: int = 0) -> NDArray[np.float64]:
+    """A stand-in where no real matrix is at hand: gradients mixed by random directions of very different size."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((2 * n, n)) @ (rng.standard_normal((n, n)) * np.exp(rng.normal(0, 0.7, n)))
+    return A.T @ A / len(A)
+
+
+def matrices(folder: Path) -> dict[str, NDArray[np.float64]]:
+    """The real matrices by file name and the stretched one, or generated ones."""
+    found = {path.stem: np.load(path) for path in sorted(folder.glob("*.npy"))} if folder.is_dir() else {}
+    found = {name: H for name, H in found.items() if H.ndim == 2 and H.shape[0] == H.shape[1]}
+    if not found:
+        print(f"no matrices in {folder}: generated ones stand in (pass --hessians FOLDER)", file=sys.stderr)
+        return {"generated-30": generated(30), "generated-60": generated(60), "generated-80": generated(80)}
+    sublayers = next((H for H in found.values() if len(H) == 60), None)
+    if sublayers is not None:
+        found["stretched-80"] = stretched(sublayers, 40)
+    return found
+
+
+def cases(n: int, quick: bool) -> list[tuple[int, int]]:
+    """(M, K) for a matrix of n units."""
+    table = {30: [(8, 20), (15, 20), (15, 1000)], 60: [(15, 20), (30, 20), (30, 1000)], 80: [(40, 20)]}
+    chosen = table.get(n, [(n // 2, 20)])
+    return chosen[:2] if quick else chosen
+
+
+def rivals() -> Iterator[Solver]:
+    """The bridges that are installed; the others are named with the reason."""
+    for name, place in RIVALS.items():
+        module, attribute = place.split(":")
+        try:
+            solver = getattr(importlib.import_module(module), attribute)()
+            solver.solve(Problem(Energy(None, generated(6)), 3), 1)
+            yield solver
+        except (ImportError, ExciseError) as error:
+            print(f"{name} left out: {error}", file=sys.stderr)
+
+
+def line(instance: str, n: int, budget: Any, states: int, spectrum: Spectrum, seconds: float, **more: Any) -> None:
+    """Print one result."""
+    value = {
+        "instance": instance,
+        "units": n,
+        "remove": budget,
+        "states": states,
+        "solver": spectrum.solver,
+        "seconds": round(seconds, 3),
+        "certified": spectrum.certified,
+        "gap": spectrum.gap,
+        "ground": spectrum[0].energy if len(spectrum) else None,
+        "nodes": spectrum.evaluated,
+        **more,
+    }
+    print(json.dumps(value), flush=True)
+
+
+def main() -> None:
+    """Run the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = Path(os.environ["EXCISE_DATA"]) / "hessians" if "EXCISE_DATA" in os.environ else Path("data/hessians")
+    parser.add_argument("--hessians", type=Path, default=default, metavar="FOLDER")
+    parser.add_argument("--quick", action="store_true", help="small K only, no rivals")
+    parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument("--rivals-time-limit", type=float, default=60.0, metavar="SECONDS")
+    arguments = parser.parse_args()
+    others = [] if arguments.quick or arguments.no_rivals else list(rivals())
+    warm = Problem(Energy(None, generated(12)), 6)
+    for name in ("exhaustive", "branch-and-bound"):
+        solve(warm, states=5, solver=name)
+    for instance, H in matrices(arguments.hessians).items():
+        energy = Energy(None, H)
+        for budget, states in cases(len(energy), arguments.quick):
+            problem = Problem(energy, budget)
+            started = time.perf_counter()
+            ours = solve(problem, states=states, solver="branch-and-bound")
+            seconds = time.perf_counter() - started
+            line(instance, len(energy), budget, states, ours, seconds)
+            for solver in others if states <= RIVALS_MOST_STATES and len(energy) <= 60 else []:
+                started = time.perf_counter()
+                theirs = solver.solve(problem, states, time_limit=arguments.rivals_time_limit)
+                took = time.perf_counter() - started
+                same = [s.removed for s in theirs] == [s.removed for s in ours]
+                line(instance, len(energy), budget, states, theirs, took, same_list=same, ours_faster=took / seconds)
+        if len(energy) == 30 and not arguments.quick:
+            started = time.perf_counter()
+            spectra = solve_all(Problem(energy, 1), range(3, 28), states=1000)
+            seconds = time.perf_counter() - started
+            every = replace(
+                spectra[15],
+                certified=all(spectrum.certified for spectrum in spectra.values()),
+                evaluated=sum(spectrum.evaluated for spectrum in spectra.values()),
+            )
+            line(instance, len(energy), "3..27", 1000, every, seconds)
+
+
+if __name__ == "__main__":
+    main()
