@@ -1,7 +1,7 @@
 """Measured losses of many removals at once, evaluated along the trie of what they keep.
 
 Candidates that keep and remove the same lowest blocks share the computation of those blocks: sorted by what they
-keep, each candidate starts where it parts from the one before.
+keep, each candidate starts where it parts from the one before. A candidate removes whole blocks, or single sublayers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,20 +20,22 @@ from torch import Tensor
 
 from excise.calibration.batches import Batch, default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
+from excise.errors import InputError
 from excise.journal import Journal
-from excise.losses import sample_losses
-from excise.models.stack import Stack, block_indices, override_forward, pass_through
+from excise.losses import CHUNK_ELEMENTS, IGNORED, sample_losses
+from excise.models.stack import Stack, block_indices, first, override_forward, pass_through, replace_first
 from excise.provenance import model_hash
 
 Removal = tuple[int, ...]
+Statistic = Literal["loss", "divergence"]
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Negative log-likelihoods of removals on the same samples.
+    """Negative log-likelihoods (or divergences from the intact model) of removals on the same samples.
 
     Attributes:
-        removals: [candidates], sorted original indices each; () is the intact model.
+        removals: [candidates], sorted original indices each, of blocks or of sublayers; () is the intact model.
         sums: [candidates, samples], nats summed over the counted tokens; NaN or infinite where the model overflowed.
         counts: [samples], counted tokens.
         forward_tokens: cost, in tokens through the whole intact stack (blocks computed × tokens ÷ blocks).
@@ -60,6 +62,8 @@ def measure(
     samples: Samples,
     removals: Sequence[Sequence[int]],
     *,
+    sublayers: bool = False,
+    statistic: Statistic = "loss",
     batch_tokens: int | None = None,
     journal: Path | None = None,
     advance: Callable[[int], None] | None = None,
@@ -70,6 +74,9 @@ def measure(
         stack: the model.
         samples: held-out samples.
         removals: block indices of each candidate; duplicates are measured once.
+        sublayers: `removals` are gate indices instead: those sublayers add nothing to the residual stream.
+        statistic: "loss", the cross-entropy of the next token; or "divergence", KL(intact ‖ pruned) of the
+            distributions over the next token, which costs one pass more for the intact model.
         batch_tokens: padded tokens a batch.
         journal: folder that makes the pass resumable.
         advance: called with tokens × candidates of each finished batch.
@@ -77,15 +84,23 @@ def measure(
     Returns:
         Losses in the order of the distinct removals.
 
+    Raises:
+        InputError: a block or gate index does not fit the stack.
+
     """
-    batch_tokens = batch_tokens or default_batch_tokens(stack.device)
-    distinct = tuple(dict.fromkeys(block_indices(stack, removed) for removed in removals))
+    batch_tokens = batch_tokens or default_batch_tokens(stack)
+    indices = _gate_indices if sublayers else block_indices
+    distinct = tuple(dict.fromkeys(indices(stack, removed) for removed in removals))
     batches = make_batches(samples, batch_tokens)
-    facts = {"model_hash": model_hash(stack.model), "samples": samples.hash, "removals": distinct}
-    record = Journal(journal, {"stage": "measure", **facts, "batch_tokens": batch_tokens})
+    key: dict[str, Any] = {}
+    if journal is not None:
+        facts = {"model_hash": model_hash(stack.model), "samples": samples.hash, "removals": distinct}
+        units = {"sublayers": sublayers, "statistic": statistic}
+        key = {"stage": "measure", **facts, **units, "batch_tokens": batch_tokens}
+    record = Journal(journal, key)
     for number, batch in enumerate(batches):
         if number not in record:
-            sums, counts, block_tokens = batch_losses(stack, batch, distinct)
+            sums, counts, block_tokens = _batch_sums(stack, batch, _gates_off(stack, distinct, sublayers), statistic)
             record.write(number, sums=sums, counts=counts, block_tokens=np.array([block_tokens]))
         if advance:
             advance(batch.tokens * len(distinct))
@@ -100,39 +115,109 @@ def measure(
 
 
 @torch.no_grad()
-def batch_losses(stack: Stack, batch: Batch, removals: Sequence[Removal]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Loss sums [candidates, batch], counts [batch] and block-tokens computed, for one batch.
+def sample_divergences(stack: Stack, intact: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
+    """KL(intact ‖ pruned) over the next token, summed over the counted positions of each sample [batch], in nats.
 
-    Block-tokens are the batch's real tokens times the blocks they went through.
+    Like the losses, the positions go through the vocabulary head in chunks.
+
+    Args:
+        stack: gives the vocabulary head.
+        intact: [batch, tokens, width], final hidden states of the intact model.
+        hidden: [batch, tokens, width], those of the pruned one.
+        labels: [batch, tokens], `losses.IGNORED` where a position does not count.
+
     """
+    head_device = stack.model.get_output_embeddings().weight.device
+    rows, positions = torch.nonzero(labels != IGNORED, as_tuple=True)
+    teacher, student = (
+        states[rows.to(states.device), positions.to(states.device)].to(head_device) for states in (intact, hidden)
+    )
+    chunk = max(1, CHUNK_ELEMENTS // stack.model.config.get_text_config().vocab_size)
+    sums = torch.zeros(labels.shape[0], dtype=torch.float64, device=head_device)
+    for start in range(0, len(rows), chunk):
+        end = start + chunk
+        p = torch.log_softmax(stack.logits(teacher[start:end]), dim=-1)
+        q = torch.log_softmax(stack.logits(student[start:end]), dim=-1)
+        divergence = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(dim=-1)
+        sums.index_add_(0, rows[start:end].to(head_device), divergence.double())
+    return sums
+
+
+def _gate_indices(stack: Stack, removed: Sequence[int]) -> Removal:
+    gates = len(stack.sublayers)
+    if len(set(removed)) != len(removed) or not set(removed) <= set(range(gates)):
+        raise InputError(f"gate indices must be distinct and between 0 and {gates - 1}, got {list(removed)}")
+    return tuple(sorted(removed))
+
+
+def _gates_off(stack: Stack, removals: Sequence[Removal], sublayers: bool) -> np.ndarray:
+    """Mask [candidates, gates] of the sublayers that are off."""
+    owners = [sublayer.gate if sublayers else sublayer.block for sublayer in stack.sublayers]
+    return np.array([np.isin(owners, removed) for removed in removals]).reshape(len(removals), len(owners))
+
+
+@torch.no_grad()
+def _batch_sums(
+    stack: Stack, batch: Batch, off: np.ndarray, statistic: Statistic
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sums [candidates, batch], counts [batch] and block-tokens: real tokens times the blocks they went through."""
     batch = batch.to(stack.device)
-    sums = np.zeros((len(removals), len(batch.indices)))
-    counts = (batch.labels >= 0).sum(dim=1).cpu().numpy()
-    blocks = 0
-    for candidate, hidden, computed in _trie(stack, batch.input_ids, removals):
-        sums[candidate] = sample_losses(stack, hidden, batch.labels).sums.double().cpu().numpy()
+    sums = np.zeros((len(off), len(batch.indices)))
+    counts = (batch.labels != IGNORED).sum(dim=1).cpu().numpy()
+    intact = stack.hidden(batch.input_ids) if statistic == "divergence" else None
+    blocks = 0 if intact is None else len(stack.blocks)
+    for candidate, hidden, computed in _trie(stack, batch.input_ids, off):
+        if intact is None:
+            values = sample_losses(stack, hidden, batch.labels).sums
+        else:
+            values = sample_divergences(stack, intact, hidden, batch.labels)
+        sums[candidate] = values.double().cpu().numpy()
         blocks += computed
     return sums, counts, blocks * batch.tokens
 
 
-def _trie(stack: Stack, input_ids: Tensor, removals: Sequence[Removal]) -> Iterator[tuple[int, Tensor, int]]:
+def _trie(stack: Stack, input_ids: Tensor, off: np.ndarray) -> Iterator[tuple[int, Tensor, int]]:
     """Final hidden states of each candidate, depth first, with the number of blocks that had to be computed."""
-    n = len(stack.blocks)
-    masks = [np.isin(np.arange(n), removed) for removed in removals]
-    order = sorted(range(len(removals)), key=lambda i: tuple(masks[i]))
-    starts = [0] + [_first_difference(masks[a], masks[b]) for a, b in itertools.pairwise(order)]
+    blocks = [sublayer.block for sublayer in stack.sublayers]
+    states = [_block_states(stack, gates) for gates in off]
+    removed = [np.array([all(state) for state in candidate]) for candidate in states]
+    order = sorted(range(len(states)), key=lambda i: states[i])
+    starts = [0] + [_first_difference(states[a], states[b]) for a, b in itertools.pairwise(order)]
     saved: dict[int, Tensor] = {}
     for place, candidate in enumerate(order):
         start = starts[place]
         saved = {depth: hidden for depth, hidden in saved.items() if depth <= start}
         wanted = _branch_points(starts, place)
-        with _path(stack, masks[candidate], start, saved, wanted):
+        with (
+            _path(stack, removed[candidate], start, saved, wanted),
+            _silent(stack, off[candidate] & ~removed[candidate][blocks]),
+        ):
             hidden = stack.hidden(input_ids)
-        yield candidate, hidden, int((~masks[candidate][start:]).sum())
+        yield candidate, hidden, int((~removed[candidate][start:]).sum())
 
 
-def _first_difference(a: np.ndarray, b: np.ndarray) -> int:
-    return int(np.argmax(a != b))
+def _block_states(stack: Stack, off: np.ndarray) -> list[tuple[bool, ...]]:
+    """Which sublayers of each block are off."""
+    return [tuple(bool(off[sublayer.gate]) for sublayer in block.sublayers) for block in stack.blocks]
+
+
+@contextlib.contextmanager
+def _silent(stack: Stack, off: np.ndarray) -> Iterator[None]:
+    """Context in which the sublayers `off` [gates] run but add nothing to the residual stream."""
+
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        return replace_first(output, torch.zeros_like(first(output)))
+
+    handles = [s.module.register_forward_hook(hook) for s in stack.sublayers if off[s.gate]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
+    return next((depth for depth, (left, right) in enumerate(zip(a, b, strict=True)) if left != right), 0)
 
 
 def _branch_points(starts: Sequence[int], place: int) -> set[int]:

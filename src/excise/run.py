@@ -18,7 +18,7 @@ from torch import Tensor
 
 from excise.artefacts import read_json, write_json
 from excise.calibration.samples import Samples, load_samples
-from excise.criteria import CRITERIA, Selection
+from excise.criteria import CRITERIA
 from excise.energies import ENERGIES, Energy
 from excise.errors import InputError, OutputError
 from excise.gradients import Gradients
@@ -33,15 +33,15 @@ from excise.surgery.checkpoint import write_pruned
 from excise.surgery.self_test import self_test
 from excise.verify import Candidate, Verified, verify
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 SELECT = ("measured", "energy")
 RIVALS = ("block-influence", "block-influence-iterative", "norm-ratio")
 MANIFEST = "run.json"
 WORK = "work"
 
 
-def silent(stage: str, tokens: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Progress that shows nothing: `stage` is about to take `tokens` tokens."""
+def silent(stage: str, tokens: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    """Progress that shows nothing: `stage` is about to take `tokens` tokens, None where that is not known before."""
     return nullcontext(lambda tokens_done: None)
 
 
@@ -147,11 +147,11 @@ def run(
         proposals += [(f"{name}:{spectrum.states.index(state)}", state.removed) for state in apart]
     with clock.stage("rivals"):
         for name in rivals:
-            selection = _select(name, stack, calibration, budget, protected, forced, seed, work, progress)
-            proposals.append((name, selection.removed))
+            removed = _select(name, stack, calibration, budget, protected, forced, seed, work, progress)
+            proposals.append((name, removed))
         for i in range(random_states):
-            selection = _select("random", stack, calibration, budget, protected, forced, seed + i, work, progress)
-            proposals.append((f"random:{seed + i}", selection.removed))
+            removed = _select("random", stack, calibration, budget, protected, forced, seed + i, work, progress)
+            proposals.append((f"random:{seed + i}", removed))
     with clock.stage("verify"):
         distinct = len({block_indices(stack, removed) for _, removed in proposals}) + 1
         with progress("verify", held_out.tokens * distinct) as advance:
@@ -181,7 +181,7 @@ def run(
         "pruned_parameters": chosen.parameters,
         "energy": energy,
         "spearman": verified.spearman,
-        "candidates": [asdict(c) for c in verified.candidates],
+        "candidates": [asdict(c) | {"removed": list(c.removed)} for c in verified.candidates],
         "spectra": {name: f"spectrum-{name}.json" for name in spectra},
         "certified": {name: spectrum.certified for name, spectrum in spectra.items()},
         "calibration": calibration.describe(),
@@ -344,21 +344,23 @@ def _select(
     seed: int,
     work: Path,
     progress: Progress,
-) -> Selection:
+) -> tuple[int, ...]:
     """A criterion's choice, kept on disk; forced blocks go first, the criterion fills the budget."""
     key = {"samples": samples.hash, "budget": budget, "protected": protected, "forced": forced, "seed": seed}
     path = work / f"selection-{name}-{seed}.json"
     if path.exists() and (kept := read_json(path))["key"] == _plain(key):
-        return Selection(**{**kept["selection"], "removed": tuple(kept["selection"]["removed"])})
+        return tuple(kept["removed"])
     rest = budget - len(forced)
     if rest == 0:
-        return Selection(name, tuple(forced))
-    passes = rest if name.endswith("iterative") else 0 if name == "random" else 1
-    with progress(name, passes * samples.tokens) as advance:
+        return tuple(forced)
+    passes = {"block-influence-iterative": rest, "block-influence": 1, "norm-ratio": 1, "random": 0}.get(name)
+    with progress(name, None if passes is None else passes * samples.tokens) as advance:
         selection = CRITERIA[name](stack, samples, rest, protected=(*protected, *forced), seed=seed, advance=advance)
-    whole = asdict(selection) | {"removed": tuple(sorted((*selection.removed, *forced)))}
-    write_json(path, {"key": key, "selection": whole})
-    return Selection(**whole)
+    if selection.merge:
+        raise InputError(f"{name} merges blocks where a run drops them; leave it out of the rivals")
+    removed = tuple(sorted((*selection.removed, *forced)))
+    write_json(path, {"key": key, "removed": removed, "selection": asdict(selection)})
+    return removed
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def printed(table):
 
 def test_tables_mark_the_chosen_row_and_name_the_proof(energy, spectrum, verified):
     text = printed(candidates_table(verified, verified.best, total=100))
-    assert next(line for line in text.splitlines() if "→" in line).split()[2:4] == ["fisher:0", "│"]
+    assert next(line for line in text.splitlines() if "→" in line).split()[3:5] == ["fisher:0", "│"]
     assert "0–2" in text
     assert "∞" in text
     assert "certified" in certificate(spectrum)

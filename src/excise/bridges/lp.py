@@ -12,6 +12,7 @@ from excise.artefacts import atomic_path
 from excise.problem import Problem
 
 LINE = 200  # characters; some readers stop at 255
+GLUE = "\u00a0"  # a space where no line may end, so that sign, number and name of a term stay together
 
 
 def write_lp(problem: Problem, path: str | Path) -> None:
@@ -29,7 +30,7 @@ def write_lp(problem: Problem, path: str | Path) -> None:
     \\ x0: 0
     \\ x1: 1
     Minimize
-     obj: 1.0 x0 + [ 4.0 x0 ^ 2 + 6.0 x1 ^ 2 - 6.0 x0 * x1 ] / 2
+     obj: 1.0 x0 + [ 4.0 x0 ^2 + 6.0 x1 ^2 - 6.0 x0 * x1 ] / 2
     Subject To
      budget: x0 + x1 = 1
     Binaries
@@ -41,17 +42,20 @@ def write_lp(problem: Problem, path: str | Path) -> None:
     energy = problem.energy
     n = len(energy)
     linear = _sum((value, f"x{i}") for i, value in enumerate(energy.h.tolist()))
-    squares = [(2 * value, f"x{i} ^ 2") for i, value in enumerate(np.diag(energy.J).tolist())]
-    products = [(4 * float(energy.J[i, j]), f"x{i} * x{j}") for i in range(n) for j in range(i + 1, n)]
+    squares = [(2 * value, f"x{i}{GLUE}^2") for i, value in enumerate(np.diag(energy.J).tolist())]
+    products = [(4 * float(energy.J[i, j]), f"x{i}{GLUE}*{GLUE}x{j}") for i in range(n) for j in range(i + 1, n)]
     quadratic = _sum([*squares, *products])
-    objective = f"{linear or '0 x0'} + [ {quadratic} ] / 2" if quadratic else linear or "0 x0"
-    every = " + ".join(f"x{i}" for i in range(n))
-    rows = [f"budget: {every} {'>= 1' if problem.budget is None else f'= {problem.budget}'}"]
+    objective = linear or f"0{GLUE}x0"
+    if quadratic:
+        objective += f" +{GLUE}[{GLUE}{quadratic}{GLUE}]{GLUE}/{GLUE}2"
+    every = f" +{GLUE}".join(f"x{i}" for i in range(n))
+    size = ">= 1" if problem.budget is None else f"= {problem.budget}"
+    rows = [f"budget: {every}{GLUE}{size}"]
     rows += [f"protected_{i}: x{i} = 0" for i in problem.protected]
     rows += [f"forced_{i}: x{i} = 1" for i in problem.forced]
     for k, constraint in enumerate(problem.constraints):
         terms = _sum((weight, f"x{i}") for i, weight in enumerate(constraint.weights))
-        rows.append(f"constraint_{k}: {terms or '0 x0'} >= {constraint.at_least!r}")
+        rows.append(f"constraint_{k}: {terms or f'0{GLUE}x0'}{GLUE}>={GLUE}{constraint.at_least!r}")
     text = [
         f"\\ E(x) = h'x + x'Jx of {n} units, written by excise; x = 1 removes a unit",
         *(f"\\ x{i}: {' '.join(label.split())}" for i, label in enumerate(energy.labels)),
@@ -70,9 +74,13 @@ def write_lp(problem: Problem, path: str | Path) -> None:
 
 def _sum(terms: Iterable[tuple[float, str]]) -> str:
     """`2.0 x0 - 3.0 x1`, without the terms whose coefficient is 0."""
-    text = " ".join(f"{'-' if value < 0 else '+'} {abs(value)!r} {name}" for value, name in terms if value != 0)
-    return text.removeprefix("+ ")
+    text = " ".join(
+        f"{'-' if value < 0 else '+'}{GLUE}{abs(value)!r}{GLUE}{name}" for value, name in terms if value != 0
+    )
+    return text.removeprefix(f"+{GLUE}")
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, LINE, initial_indent=" ", subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.fill(text, LINE, initial_indent=" ", subsequent_indent="  ", break_on_hyphens=False).replace(
+        GLUE, " "
+    )

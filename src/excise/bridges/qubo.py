@@ -257,8 +257,9 @@ def safe_penalty(problem: Problem) -> float:
 def soft_penalty(problem: Problem) -> float:
     """A smaller penalty for annealers whose samples are repaired; the minimum need not be feasible.
 
-    The smallest P at which no single flip lowers the QUBO's energy from a good feasible state S (tabu search):
-    P ≥ c_i for i in S and P ≥ −c_i for the others, c_i what removing unit i adds. Never above `safe_penalty`.
+    An annealer that flips one unit at a time passes through states that miss the budget by one, at a cost of P. So P is
+    set to what a swap costs: the median, over the units that a good state (tabu search) removes, of the energy added by
+    their cheapest swap with a kept unit. Never above `safe_penalty`. A heuristic, compared in docs/bridges.md.
 
     Raises:
         InputError: the problem has further constraints or no budget.
@@ -267,8 +268,12 @@ def soft_penalty(problem: Problem) -> float:
     reduced = penalisable(problem)
     safe = safe_penalty(problem)
     good = _good_state(problem)
-    needed = np.where(good == 1, marginals(reduced, good), -marginals(reduced, good)).max(initial=0.0)
-    return min(safe, max(float(needed), MARGIN * safe))
+    inside, outside = np.flatnonzero(good == 1), np.flatnonzero(good == 0)
+    if len(inside) == 0 or len(outside) == 0:
+        return safe
+    c = marginals(reduced, good)
+    swaps = c[outside][None, :] - c[inside][:, None] - 2 * reduced.J[np.ix_(inside, outside)]
+    return min(safe, max(float(np.median(swaps.min(axis=1))), MARGIN * safe))
 
 
 def penalisable(problem: Problem) -> Reduced:

@@ -42,7 +42,7 @@ def run(
     seed: Seed = 0,
     loss_on: LossOn = "all",
     energy: Annotated[str, typer.Option(help="Energy shown and, with --select energy, followed.")] = "fisher",
-    solver: Annotated[str, typer.Option(help="auto, exhaustive or tabu.")] = "auto",
+    solver: Annotated[str, typer.Option(help="auto, branch-and-bound, exhaustive, tabu, annealing.")] = "auto",
     states: Annotated[int, typer.Option(min=1, help="Length K of the spectra.")] = 20,
     verify_states: Annotated[int, typer.Option(min=1, help="States of each energy to measure.")] = 4,
     min_distance: Annotated[int, typer.Option(min=1, help="Smallest Hamming distance between those.")] = 1,

@@ -53,7 +53,9 @@ def solve(
     kinds: Annotated[str, typer.Option(help="Remove only units of these kinds, such as moe or attention.")] = "",
     at_most: Annotated[str, typer.Option(help="At most so many of a kind, such as attention=2,moe=3.")] = "",
     states: Annotated[int, typer.Option(min=1, help="Number K of lowest states.")] = 20,
-    solver: Annotated[str, typer.Option(help="auto, or one of those that docs/solvers.md lists.")] = "auto",
+    solver: Annotated[
+        str, typer.Option(help="auto, branch-and-bound, exhaustive, tabu, annealing, or a bridge (docs/bridges.md).")
+    ] = "auto",
     protect: Protect = "",
     force_blocks: Annotated[
         str, typer.Option("--force-blocks", "--force", help="Units always removed; they count towards --remove.")

@@ -22,9 +22,9 @@ class _TokensPerSecond(ProgressColumn):
 
 
 @contextlib.contextmanager
-def tokens_progress(stage: str, tokens: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar over `tokens` tokens with speed and time left; yields what to call with tokens done."""
-    if tokens <= 0:
+def tokens_progress(stage: str, tokens: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a bar over `tokens` tokens (None: not known), speed and time left; yields what to call with tokens done."""
+    if tokens == 0:
         yield lambda tokens_done: None
         return
     columns = (

@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from excise.calibration.samples import Samples
-from excise.criteria import block_influence, norm_ratio, random_choice
+from excise.criteria import (
+    angular_distance,
+    block_influence,
+    block_pruner,
+    ends,
+    evopress,
+    llm_drop,
+    norm_ratio,
+    random_choice,
+    shortened_llama,
+    sleb,
+    sliding_window,
+)
 from excise.criteria.selection import Selection
 from excise.models.stack import Stack
 
@@ -27,11 +39,30 @@ class Criterion(Protocol):
         """Choose `budget` blocks to remove."""
 
 
+# Whole blocks. The order is that of tables.
 CRITERIA: dict[str, Criterion] = {
     "block-influence": block_influence.one_shot,
     "block-influence-iterative": block_influence.iterative,
     "norm-ratio": norm_ratio.norm_ratio,
+    "angular-distance": angular_distance.angular_distance,
+    "shortened-llama-perplexity": shortened_llama.perplexity,
+    "shortened-llama-taylor": shortened_llama.taylor,
+    "sleb": sleb.sleb,
+    "evopress": evopress.evopress,
+    "evopress-scaled-down": evopress.evopress_scaled_down,
+    "swm-figure": sliding_window.figure,
+    "swm-code": sliding_window.code,
     "random": random_choice.random_choice,
+    "first": ends.first_blocks,
+    "last": ends.last_blocks,
 }
 
-__all__ = ["CRITERIA", "Criterion", "Selection"]
+# Single sublayers: `Selection.sublayers` names what goes, as many as `budget` blocks have; measured with gates off.
+SUBLAYER_CRITERIA: dict[str, Criterion] = {
+    "block-pruner": block_pruner.block_pruner,
+    "llm-drop-attention": llm_drop.attention,
+    "llm-drop-feed-forward": llm_drop.feed_forward,
+    "llm-drop-joint": llm_drop.joint,
+}
+
+__all__ = ["CRITERIA", "SUBLAYER_CRITERIA", "Criterion", "Selection"]

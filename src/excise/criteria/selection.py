@@ -15,7 +15,8 @@ from torch import Tensor
 from excise.calibration.batches import default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
 from excise.errors import InputError
-from excise.models.stack import Stack, block_indices, bypass, first
+from excise.models.stack import Block, Stack, block_indices, bypass, first
+from excise.provenance import model_hash
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,28 @@ class Selection:
 
     Attributes:
         method: name of the criterion.
-        removed: sorted original indices.
-        scores: [blocks] the criterion's score of each block in the intact model, where it has one; None otherwise.
-        order: original indices in the order in which they were removed, for greedy criteria.
+        removed: sorted original indices of blocks; for a sublayer criterion, the blocks of which nothing is left.
+        scores: the criterion's score of each block [blocks] (of each sublayer [gates], for a sublayer criterion) in the
+            intact model, None for those without one; None where the criterion scores no single blocks.
+        order: original indices (gates, for a sublayer criterion) in the order of removal, for greedy criteria.
         forward_tokens: cost, in tokens through the whole intact stack.
+        backward_tokens: cost, in tokens back through the whole intact stack.
+        sublayers: sorted gate indices of everything a sublayer criterion removes, those of `removed` included.
+        merge: rule of `excise.surgery.merge` by which the runs of `removed` are merged into the block kept; None where
+            they are dropped.
+        note: what a reader must know: where the criterion had to depart from its original.
 
     """
 
     method: str
     removed: tuple[int, ...]
-    scores: tuple[float, ...] | None = None
+    scores: tuple[float | None, ...] | None = None
     order: tuple[int, ...] = ()
     forward_tokens: float = 0.0
+    backward_tokens: float = 0.0
+    sublayers: tuple[int, ...] = ()
+    merge: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +63,10 @@ class BlockStatistics:
     cosine: np.ndarray
     norm_ratio: np.ndarray
     forward_tokens: float
+
+
+# Several criteria look at the intact model's blocks on the same samples: one pass serves them all.
+_LAST: dict[tuple[str, str, tuple[int, ...]], BlockStatistics] = {}
 
 
 @torch.no_grad()
@@ -76,18 +91,27 @@ def block_statistics(
 
     """
     removed = block_indices(stack, removed)
+    key = (model_hash(stack.model), samples.hash, removed)
+    if key in _LAST:
+        if advance:
+            advance(samples.tokens)
+        return _LAST[key]
     alive = [block for block in stack.blocks if block.index not in removed]
     sums = np.zeros((2, len(stack.blocks)))
     tokens = 0
-    for batch in make_batches(samples, batch_tokens or default_batch_tokens(stack.device)):
+    for batch in make_batches(samples, batch_tokens or default_batch_tokens(stack)):
         batch = batch.to(stack.device)
-        with bypass(stack, removed), _hooks(alive, partial(_accumulate, sums, batch.real)):
+        with bypass(stack, removed), block_hooks(alive, partial(_accumulate, sums, batch.real)):
             stack.model.base_model(input_ids=batch.input_ids, use_cache=False)
         tokens += batch.tokens
         if advance:
             advance(batch.tokens)
     sums[:, list(removed)] = np.nan
-    return BlockStatistics(sums[0] / tokens, sums[1] / tokens, tokens * len(alive) / len(stack.blocks))
+    statistics = BlockStatistics(sums[0] / tokens, sums[1] / tokens, tokens * len(alive) / len(stack.blocks))
+    if not removed:
+        _LAST.clear()
+        _LAST[key] = statistics
+    return statistics
 
 
 def _accumulate(sums: np.ndarray, real: Tensor, block: int, x_in: Tensor, x_out: Tensor) -> None:
@@ -98,7 +122,9 @@ def _accumulate(sums: np.ndarray, real: Tensor, block: int, x_in: Tensor, x_out:
 
 
 @contextlib.contextmanager
-def _hooks(blocks: Sequence[Any], record: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+def block_hooks(blocks: Sequence[Block], record: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+    """Context in which `record(index, x_in, x_out)` sees the residual stream before and after each of `blocks`."""
+
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, block: int) -> None:
         record(block, args[0] if args else kwargs["hidden_states"], first(output))
 
@@ -129,3 +155,15 @@ def removable_blocks(stack: Stack, budget: int, protected: Sequence[int] = ()) -
 def lowest(scores: np.ndarray, budget: int, candidates: Sequence[int]) -> tuple[int, ...]:
     """The `budget` candidates with the smallest scores, sorted; the lower block first where scores tie."""
     return tuple(sorted(sorted(candidates, key=lambda i: (scores[i], i))[:budget]))
+
+
+def sublayer_selection(method: str, stack: Stack, gates: Sequence[int], **fields: Any) -> Selection:
+    """Selection of sublayers: `removed` are the blocks that lose all of theirs."""
+    gone = set(gates)
+    removed = tuple(b.index for b in stack.blocks if all(s.gate in gone for s in b.sublayers))
+    return Selection(method, removed, sublayers=tuple(sorted(gone)), **fields)
+
+
+def sublayer_budget(stack: Stack, budget: int) -> int:
+    """Sublayers that weigh as much as `budget` blocks, counted: 2M where a block has attention and feed-forward."""
+    return round(budget * len(stack.sublayers) / len(stack.blocks))

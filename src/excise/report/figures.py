@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from excise.verify import Candidate, Verified
 
 LOWEST = 20
-OURS, RIVALS, RANDOM, CHOSEN = "#1f5fa8", "#c4572b", "#8a8a8a", "#1d8348"
+OURS, LIGHTER, CHOSEN = "#1f5fa8", "#79a9dc", "#1d8348"
+COLOURS = {"fisher states": OURS, "rival criteria": "#c4572b", "random": "#8a8a8a"}
 
 
 def write_figures(
@@ -96,8 +97,9 @@ def energy_and_loss(energy: Energy, verified: Verified, chosen: Candidate) -> Fi
     """Measured loss of every candidate against its energy, with Spearman's rank correlation."""
     figure = Figure(figsize=(6.4, 4.4))
     axes = figure.subplots()
-    groups = {"lowest states": OURS, "rival criteria": RIVALS, "random": RANDOM}
-    for group, colour in groups.items():
+    groups = sorted({_group(c) for c in verified.candidates})
+    for group in groups:
+        colour = COLOURS.get(group, LIGHTER)
         points = [c for c in verified.candidates if _group(c) == group and math.isfinite(c.loss)]
         axes.scatter([c.energy for c in points], [c.delta for c in points], color=colour, label=group, s=28, alpha=0.85)
     axes.scatter(
@@ -117,7 +119,8 @@ def energy_and_loss(energy: Energy, verified: Verified, chosen: Candidate) -> Fi
 def _group(candidate: Candidate) -> str:
     if candidate.method.startswith("random"):
         return "random"
-    return "lowest states" if ":" in candidate.method else "rival criteria"
+    energy, colon, _ = candidate.method.partition(":")
+    return f"{energy} states" if colon else "rival criteria"
 
 
 def _plain(axes: Axes) -> None:

@@ -22,6 +22,9 @@ SOLVERS = {
     "gurobi": "excise.bridges.gurobi:Gurobi",
     "scip": "excise.bridges.scip:Scip",
     "highs": "excise.bridges.highs:Highs",
+    "dimod-sa": "excise.bridges.dimod:simulated_annealing",
+    "dimod-tabu": "excise.bridges.dimod:tabu",
+    "dimod-descent": "excise.bridges.dimod:steepest_descent",
 }
 
 AUTO_EXHAUSTIVE_STATES = 10**6
