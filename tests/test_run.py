@@ -101,11 +101,12 @@ def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, s
     with pytest.raises(OutputError, match="--force"):
         run(loaded, *samples, 2, out, states=10)
     assert run(loaded, *samples, 2, out, states=10, force=True)["removed"] == facts["removed"]
+    assert len(run(loaded, *samples, 3, out, states=10, force=True)["removed"]) == 3
 
 
 def test_a_folder_of_something_else_is_refused(loaded, samples, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="no unfinished run"):
+    with pytest.raises(OutputError, match="no run of excise"):
         run(loaded, *samples, 2, tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 

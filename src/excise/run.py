@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -71,6 +72,7 @@ def run(
     energy: str = "fisher",
     solver: str = "auto",
     states: int = 20,
+    time_limit: float | None = 60.0,
     verify_states: int = 4,
     min_distance: int = 1,
     random_states: int = 4,
@@ -100,6 +102,7 @@ def run(
         energy: the energy shown beside measured losses, and followed where `select` is "energy".
         solver: a name in `excise.solvers.SOLVERS`, or "auto".
         states: length K of the spectra.
+        time_limit: seconds for the proof of each; a list not proved by then is the best known, with its gap.
         verify_states: how many of the lowest states of each energy are measured.
         min_distance: smallest Hamming distance between those states.
         random_states: random removals measured beside them, as control.
@@ -127,10 +130,10 @@ def run(
     unknown = sorted(set(rivals) - set(CRITERIA))
     if unknown:
         raise InputError(f"unknown criteria {unknown}; known: {sorted(CRITERIA)}")
-    folder = open_folder(out, force)
     clock, stack = clock or Clock(), loaded.stack
     protected, forced = block_indices(stack, protected), block_indices(stack, forced)
     _check_budget(stack, budget, protected, forced)
+    folder = _open_folder(out, force)
     work = folder / WORK
 
     with clock.stage("gradients"):
@@ -138,7 +141,8 @@ def run(
     with clock.stage("solve"):
         energies = block_energies(gradients)
         problems = {name: Problem(e, budget, protected=protected, forced=forced) for name, e in energies.items()}
-        spectra = {name: solve(p, states=states, solver=solver, seed=seed) for name, p in problems.items()}
+        options: dict[str, Any] = {"states": states, "solver": solver, "seed": seed, "time_limit": time_limit}
+        spectra = {name: solve(problem, **options) for name, problem in problems.items()}
         for name, spectrum in spectra.items():
             spectrum.save(folder / f"spectrum-{name}.json")
     proposals = []
@@ -264,8 +268,8 @@ def split_samples(
     return drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
 
 
-def open_folder(out: str | Path, force: bool) -> Path:
-    """Create or reopen the folder of a run.
+def check_folder(out: str | Path, force: bool) -> Path:
+    """Refuse a folder that a run must not write to; touches nothing.
 
     Raises:
         OutputError: it holds a finished run, or something that is no run at all.
@@ -276,10 +280,18 @@ def open_folder(out: str | Path, force: bool) -> Path:
         raise OutputError(f"{folder} is a file; choose another --out")
     if (folder / MANIFEST).exists() and not force:
         raise OutputError(f"{folder} holds a finished run; choose another --out, or pass --force to replace it")
-    if folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists() and not force:
-        raise OutputError(f"{folder} exists and is no unfinished run; choose another --out, or pass --force")
+    if folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists():
+        raise OutputError(f"{folder} exists and is no run of excise; choose another --out")
+    return folder
+
+
+def _open_folder(out: str | Path, force: bool) -> Path:
+    """Create the folder of a run, or take up an unfinished one; a finished one starts anew."""
+    folder = check_folder(out, force)
+    if (folder / MANIFEST).exists():
+        (folder / MANIFEST).unlink()
+        shutil.rmtree(folder / WORK, ignore_errors=True)
     (folder / WORK).mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
     return folder
 
 

@@ -44,6 +44,7 @@ def run(
     energy: Annotated[str, typer.Option(help="Energy shown and, with --select energy, followed.")] = "fisher",
     solver: Annotated[str, typer.Option(help="auto, branch-and-bound, exhaustive, tabu, annealing.")] = "auto",
     states: Annotated[int, typer.Option(min=1, help="Length K of the spectra.")] = 20,
+    time_limit: Annotated[float, typer.Option(help="Seconds for the proof of each spectrum.")] = 60.0,
     verify_states: Annotated[int, typer.Option(min=1, help="States of each energy to measure.")] = 4,
     min_distance: Annotated[int, typer.Option(min=1, help="Smallest Hamming distance between those.")] = 1,
     random_states: Annotated[int, typer.Option(min=0, help="Random removals measured beside them.")] = 4,
@@ -69,11 +70,11 @@ def run(
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.report.tables import candidates_table
-    from excise.run import Clock, open_folder, split_samples
+    from excise.run import Clock, check_folder, split_samples
     from excise.run import run as run_job
     from excise.verify import Candidate, Verified
 
-    open_folder(out, force)
+    check_folder(out, force)
     clock = Clock()
     with clock.stage("load"):
         loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -97,6 +98,7 @@ def run(
         energy=energy,
         solver=solver,
         states=states,
+        time_limit=time_limit,
         verify_states=verify_states,
         min_distance=min_distance,
         random_states=random_states,
