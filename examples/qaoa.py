@@ -39,6 +39,7 @@ class Result:
         energy: Its energy.
         ground_state_probability: That one measurement gives it.
         uniform_probability: The same for a random configuration that meets the budget.
+        low_probability: That one measurement gives any of the ten lowest states.
         expected_energy: Mean energy of a measurement.
         angles: γ of each layer, then β of each layer.
 
@@ -48,11 +49,12 @@ class Result:
     energy: float
     ground_state_probability: float
     uniform_probability: float
+    low_probability: float
     expected_energy: float
     angles: tuple[float, ...]
 
 
-def qaoa(problem: Problem, depth: int = 3, seed: int = 0, evaluations: int = 200) -> Result:
+def qaoa(problem: Problem, depth: int = 3, evaluations: int = 200) -> Result:
     """Optimise the angles of a circuit of `depth` layers.
 
     Raises:
@@ -74,7 +76,8 @@ def qaoa(problem: Problem, depth: int = 3, seed: int = 0, evaluations: int = 200
         state = dicke.evolve(circuit(model, angles[:depth] / spread, angles[depth:]))
         return np.abs(state.data) ** 2
 
-    start = np.random.default_rng(seed).uniform(0.1, 0.6, 2 * depth)
+    ramp = (np.arange(depth) + 0.5) / depth  # as in annealing: the energy's share grows, the mixer's shrinks
+    start = np.concatenate([0.8 * ramp, -0.8 * (1 - ramp)])
     best = minimize(
         lambda angles: probabilities(angles) @ energies / spread,
         start,
@@ -82,13 +85,15 @@ def qaoa(problem: Problem, depth: int = 3, seed: int = 0, evaluations: int = 200
         options={"maxiter": evaluations},
     )
     chance = probabilities(best.x)
-    ground = int(np.where(allowed, energies, np.inf).argmin())
+    lowest = np.argsort(np.where(allowed, energies, np.inf))[: min(10, int(allowed.sum()))]
+    ground = int(lowest[0])
     removed = model.decode(spins[ground])
     return Result(
         removed,
         problem.energy.energy(removed),
         float(chance[ground]),
         1 / int(allowed.sum()),
+        float(chance[lowest].sum()),
         float(chance @ energies),
         tuple(best.x.tolist()),
     )
@@ -116,12 +121,11 @@ def main() -> None:
     parser.add_argument("--remove", type=int, required=True)
     parser.add_argument("--units", type=int, nargs="*", help="keep only these units of the matrix")
     parser.add_argument("--depth", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     energy = Energy.load(arguments.matrix)
     if arguments.units:
         energy = energy.restrict(arguments.units)
-    print(json.dumps(asdict(qaoa(Problem(energy, arguments.remove), arguments.depth, arguments.seed))))
+    print(json.dumps(asdict(qaoa(Problem(energy, arguments.remove), arguments.depth))))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from excise.models.stack import Stack
 
 IGNORED = -100
-CHUNK_ELEMENTS = 1 << 24  # logits held at a time, in elements: 64 MiB of float32
+CHUNK_ELEMENTS = 1 << 22  # logits held at a time: 16 MiB of float32; larger pieces cost a CPU page faults
+GPU_CHUNKS = 16  # times as many where launches cost more than memory
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_gradient = hidden.requires_grad
         states = hidden.detach()[rows.to(hidden.device), positions.to(hidden.device)].to(head_device)
         gradient = torch.empty_like(states) if wants_gradient else None
-        chunk = max(1, CHUNK_ELEMENTS // stack.model.config.get_text_config().vocab_size)
+        elements = CHUNK_ELEMENTS * (1 if head_device.type == "cpu" else GPU_CHUNKS)
+        chunk = max(1, elements // stack.model.config.get_text_config().vocab_size)
         losses = []
         for start in range(0, len(targets), chunk):
             piece, target = states[start : start + chunk], targets[start : start + chunk]

@@ -54,6 +54,7 @@ def test_the_ground_state_is_measured_more_often_than_at_random():
     assert (result.removed, result.energy) == (ground.removed, ground.energy)
     assert ground.energy <= result.expected_energy < mean
     assert result.ground_state_probability > 1.5 * result.uniform_probability
+    assert result.ground_state_probability <= result.low_probability == pytest.approx(1.0)  # there are ten states
 
 
 def test_too_many_units_are_refused():

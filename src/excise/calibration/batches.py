@@ -14,7 +14,7 @@ from excise.calibration.samples import Sample
 from excise.losses import shifted_labels
 from excise.models.stack import Stack
 
-MOST_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
+MOST_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 LEAST_BATCH_TOKENS = 128
 MEMORY_SHARE = 0.25
 
