@@ -11,7 +11,7 @@ from excise.bridges.highs import Highs, linearise
 from excise.bridges.proof import with_pool_bound
 from excise.bridges.scip import Scip
 from excise.energies import Energy
-from excise.errors import MissingExtraError
+from excise.errors import InputError, MissingExtraError
 from excise.problem import Problem, at_most, weigh_at_least
 from excise.solvers import solve
 from excise.spectrum import Spectrum, State
@@ -134,3 +134,9 @@ def test_a_missing_package_is_named_with_its_install_command(bridge, module, ext
     monkeypatch.setitem(importlib.import_module("sys").modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'excise\[{extra}\]'"):
         bridge.solve(PROBLEMS["linear"], 1)
+
+
+@installed("gurobipy")
+def test_errors_of_gurobi_become_ours():
+    with pytest.raises(InputError, match="Gurobi refused"):
+        Gurobi(threads=-1).solve(PROBLEMS["linear"], 1)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from excise.bridges.extras import require
 from excise.bridges.proof import with_pool_bound
+from excise.errors import InputError
 from excise.problem import Problem
 from excise.solvers.base import make_spectrum
 from excise.spectrum import Spectrum
@@ -37,10 +38,17 @@ class Gurobi:
 
         Raises:
             MissingExtraError: gurobipy is not installed.
+            InputError: Gurobi refuses, most likely for want of a licence.
 
         """
-        started = time.perf_counter()
         gurobi = require("gurobipy", "gurobi")
+        try:
+            return self._search(gurobi, problem, states, seed, time_limit)
+        except gurobi.GurobiError as error:
+            raise InputError(f"Gurobi refused ({error}); a licence of your own may be needed, see gurobi.com") from None
+
+    def _search(self, gurobi: Any, problem: Problem, states: int, seed: int, time_limit: float | None) -> Spectrum:
+        started = time.perf_counter()
         with gurobi.Env(params={"OutputFlag": 0}) as environment, gurobi.Model(env=environment) as model:
             scale = _build(model, gurobi, problem)
             model.Params.PoolSearchMode = 2
@@ -48,7 +56,7 @@ class Gurobi:
             model.Params.PreQLinearize = 0  # linearised products can make the search of the pool far longer
             model.Params.MIPGap = model.Params.MIPGapAbs = 0
             model.Params.Threads = self.threads
-            model.Params.Seed = seed
+            model.Params.Seed = seed % 2_000_000_000
             if time_limit is not None:
                 model.Params.TimeLimit = time_limit
             model.optimize()

@@ -26,9 +26,9 @@ def write_lp(problem: Problem, path: str | Path) -> None:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_lp(Problem(Energy([1.0, 0.0], [[2.0, -1.5], [-1.5, 3.0]]), budget=1), f"{folder}/problem.lp")
     ...     print(open(f"{folder}/problem.lp").read())
-    \\ E(x) = h'x + x'Jx of 2 units, written by excise; x = 1 removes a unit
-    \\ x0: 0
-    \\ x1: 1
+    \ E(x) = h'x + x'Jx of 2 units, written by excise; x = 1 removes a unit
+    \ x0: 0
+    \ x1: 1
     Minimize
      obj: 1.0 x0 + [ 4.0 x0 ^2 + 6.0 x1 ^2 - 6.0 x0 * x1 ] / 2
     Subject To
