@@ -8,7 +8,9 @@ from pathlib import Path
 import excise
 
 SOURCE = Path(excise.__file__).parent
-LIGHT = ("energies", "problem", "spectrum", "solvers", "gradients", "report.spectra", "cli", "cli.solve")
+BRIDGES = ("bridges.gurobi", "bridges.scip", "bridges.highs", "bridges.dimod", "bridges.qubo", "bridges.lp")
+SOLVING = ("energies", "problem", "spectrum", "solvers", "gradients", "report.spectra", "cli", "cli.solve")
+LIGHT = (*SOLVING, *BRIDGES)
 HEAVY = {"torch", "transformers", "datasets", "matplotlib"}
 
 

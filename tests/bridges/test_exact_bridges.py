@@ -139,4 +139,4 @@ def test_a_missing_package_is_named_with_its_install_command(bridge, module, ext
 @installed("gurobipy")
 def test_errors_of_gurobi_become_ours():
     with pytest.raises(InputError, match="Gurobi refused"):
-        Gurobi(threads=-1).solve(PROBLEMS["linear"], 1)
+        Gurobi().solve(PROBLEMS["linear"], 1, time_limit=-1)
