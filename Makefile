@@ -22,7 +22,7 @@ $(WEIGHTS): $(READY)
 	touch $@
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 test-slow: check $(WEIGHTS)
 	$(BIN)/python -m pytest
