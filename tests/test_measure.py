@@ -121,18 +121,42 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        measure(stack, samples, removals, batch_tokens=BATCH_TOKENS, journal=tmp_path, advance=interrupt)
+        measure(stack, samples, removals, batch_tokens=BATCH_TOKENS, ledger=tmp_path, advance=interrupt)
     assert traces(model) == before
     forwards, advanced = [], []
     model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
-    resumed = measure(stack, samples, removals, batch_tokens=BATCH_TOKENS, journal=tmp_path, advance=advanced.append)
+    resumed = measure(stack, samples, removals, batch_tokens=BATCH_TOKENS, ledger=tmp_path, advance=advanced.append)
     assert len(forwards) == (len(make_batches(samples, BATCH_TOKENS)) - 1) * len(removals)
     assert sum(advanced) == samples.tokens * len(removals)
     np.testing.assert_array_equal(resumed.sums, whole.sums)
     np.testing.assert_array_equal(resumed.counts, whole.counts)
     assert resumed.forward_tokens == whole.forward_tokens
-    with pytest.raises(OutputError, match="other settings"):
-        measure(stack, samples, [*removals, (5,)], batch_tokens=BATCH_TOKENS, journal=tmp_path)
+    assert not list(tmp_path.rglob("unfinished*"))
+
+
+def test_what_is_known_is_not_measured_again(tmp_path):
+    model = tiny_model("llama", LAYERS)
+    stack, samples = find_stack(model), random_samples()
+    whole = measure(stack, samples, [(), (1,), (1, 2), (4,)])
+    earlier = measure(stack, samples, [(4,), (1,)], ledger=tmp_path)
+    forwards, advanced = [], []
+    model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
+    later = measure(stack, samples, [(), (1,), (1, 2), (4,)], ledger=tmp_path, advance=advanced.append)
+    assert len(forwards) == 2 * len(make_batches(samples, BATCH_TOKENS * 20))
+    assert sum(advanced) == samples.tokens * 4
+    np.testing.assert_array_equal(later.sums, whole.sums)
+    np.testing.assert_array_equal(later.costs[[3, 1]], earlier.costs)
+    other = measure(stack, random_samples(seed=1), [(4,)], ledger=tmp_path)  # other samples stand apart
+    assert other.losses[0] != later.losses[3]
+
+
+def test_a_damaged_ledger_is_named(tmp_path):
+    stack, samples = find_stack(tiny_model("llama", LAYERS)), random_samples()
+    measure(stack, samples, [(4,)], ledger=tmp_path)
+    (part,) = tmp_path.rglob("part-*.safetensors")
+    part.write_bytes(part.read_bytes()[:-3])
+    with pytest.raises(OutputError, match="damaged"):
+        measure(stack, samples, [(4,)], ledger=tmp_path)
 
 
 def test_a_removal_that_overflows_is_reported_as_not_finite():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ class Journal:
             return load_file(self._file(batch))
         except (SafetensorError, OSError) as error:
             raise OutputError(f"{self._file(batch)} is damaged ({error}); delete it and run again") from None
+
+    def delete(self) -> None:
+        """Forget everything, once the joined result is kept elsewhere."""
+        self._memory.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, batch: int) -> Path:
         assert self.folder is not None

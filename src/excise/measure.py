@@ -22,11 +22,11 @@ from excise.calibration.batches import Batch, default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
 from excise.errors import InputError
 from excise.journal import Journal
+from excise.ledger import Ledger, Removal
 from excise.losses import CHUNK_ELEMENTS, IGNORED, sample_losses
 from excise.models.stack import Stack, block_indices, first, override_forward, pass_through, replace_first
 from excise.provenance import model_hash
 
-Removal = tuple[int, ...]
 Statistic = Literal["loss", "divergence"]
 
 
@@ -38,14 +38,20 @@ class Measurements:
         removals: [candidates], sorted original indices each, of blocks or of sublayers; () is the intact model.
         sums: [candidates, samples], nats summed over the counted tokens; NaN or infinite where the model overflowed.
         counts: [samples], counted tokens.
-        forward_tokens: cost, in tokens through the whole intact stack (blocks computed × tokens ÷ blocks).
+        costs: [candidates], tokens through the whole intact stack (blocks computed × tokens ÷ blocks); what candidates
+            share is the cost of the first of them.
 
     """
 
     removals: tuple[Removal, ...]
     sums: np.ndarray
     counts: np.ndarray
-    forward_tokens: float
+    costs: np.ndarray
+
+    @property
+    def forward_tokens(self) -> float:
+        """Cost of all, in tokens through the whole intact stack."""
+        return float(self.costs.sum())
 
     @property
     def losses(self) -> np.ndarray:
@@ -65,7 +71,7 @@ def measure(
     sublayers: bool = False,
     statistic: Statistic = "loss",
     batch_tokens: int | None = None,
-    journal: Path | None = None,
+    ledger: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Measurements:
     """Measure the loss of every removal on every sample.
@@ -78,7 +84,8 @@ def measure(
         statistic: "loss", the cross-entropy of the next token; or "divergence", KL(intact ‖ pruned) of the
             distributions over the next token, which costs one pass more for the intact model.
         batch_tokens: padded tokens a batch.
-        journal: folder that makes the pass resumable.
+        ledger: folder in which measurements are kept (see `excise.ledger`): what is there is not measured again, and
+            an interrupted pass goes on where it stopped.
         advance: called with tokens × candidates of each finished batch.
 
     Returns:
@@ -91,27 +98,50 @@ def measure(
     batch_tokens = batch_tokens or default_batch_tokens(stack)
     indices = _gate_indices if sublayers else block_indices
     distinct = tuple(dict.fromkeys(indices(stack, removed) for removed in removals))
-    batches = make_batches(samples, batch_tokens)
     key: dict[str, Any] = {}
-    if journal is not None:
-        facts = {"model_hash": model_hash(stack.model), "samples": samples.hash, "removals": distinct}
-        units = {"sublayers": sublayers, "statistic": statistic}
-        key = {"stage": "measure", **facts, **units, "batch_tokens": batch_tokens}
-    record = Journal(journal, key)
-    for number, batch in enumerate(batches):
-        if number not in record:
-            sums, counts, block_tokens = _batch_sums(stack, batch, _gates_off(stack, distinct, sublayers), statistic)
-            record.write(number, sums=sums, counts=counts, block_tokens=np.array([block_tokens]))
-        if advance:
-            advance(batch.tokens * len(distinct))
-    pieces = [record.read(number) for number in range(len(batches))]
-    order = np.argsort([i for batch in batches for i in batch.indices])
+    if ledger is not None:
+        facts = {"model_hash": model_hash(stack.model), "samples": samples.hash, "batch_tokens": batch_tokens}
+        key = {**facts, "sublayers": sublayers, "statistic": statistic}
+    known = Ledger(ledger, key)
+    new = tuple(removed for removed in distinct if removed not in known)
+    if advance and len(new) < len(distinct):
+        advance(samples.tokens * (len(distinct) - len(new)))
+    if new:
+        known.add(
+            new, *_measure_all(stack, samples, new, sublayers, statistic, batch_tokens, known.journal(new), advance)
+        )
+    entries = [known[removed] for removed in distinct]
     return Measurements(
         distinct,
-        np.concatenate([piece["sums"] for piece in pieces], axis=1)[:, order],
-        np.concatenate([piece["counts"] for piece in pieces])[order],
-        sum(int(piece["block_tokens"].sum()) for piece in pieces) / len(stack.blocks),
+        np.array([entry.sums for entry in entries]),
+        np.array([sample.targets for sample in samples]),
+        np.array([entry.tokens for entry in entries]),
     )
+
+
+def _measure_all(
+    stack: Stack,
+    samples: Samples,
+    removals: Sequence[Removal],
+    sublayers: bool,
+    statistic: Statistic,
+    batch_tokens: int,
+    record: Journal,
+    advance: Callable[[int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums [candidates, samples] and costs [candidates] of removals not yet known, a batch at a time."""
+    batches = make_batches(samples, batch_tokens)
+    off = _gates_off(stack, removals, sublayers)
+    for number, batch in enumerate(batches):
+        if number not in record:
+            sums, computed = _batch_sums(stack, batch, off, statistic)
+            record.write(number, sums=sums, block_tokens=computed * batch.tokens)
+        if advance:
+            advance(batch.tokens * len(removals))
+    pieces = [record.read(number) for number in range(len(batches))]
+    order = np.argsort([i for batch in batches for i in batch.indices])
+    sums = np.concatenate([piece["sums"] for piece in pieces], axis=1)[:, order]
+    return sums, np.sum([piece["block_tokens"] for piece in pieces], axis=0) / len(stack.blocks)
 
 
 @torch.no_grad()
@@ -157,23 +187,21 @@ def _gates_off(stack: Stack, removals: Sequence[Removal], sublayers: bool) -> np
 
 
 @torch.no_grad()
-def _batch_sums(
-    stack: Stack, batch: Batch, off: np.ndarray, statistic: Statistic
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Sums [candidates, batch], counts [batch] and block-tokens: real tokens times the blocks they went through."""
+def _batch_sums(stack: Stack, batch: Batch, off: np.ndarray, statistic: Statistic) -> tuple[np.ndarray, np.ndarray]:
+    """Sums [candidates, batch] and blocks computed [candidates]; the first bears the intact pass of a divergence."""
     batch = batch.to(stack.device)
     sums = np.zeros((len(off), len(batch.indices)))
-    counts = (batch.labels != IGNORED).sum(dim=1).cpu().numpy()
+    computed = np.zeros(len(off), dtype=np.int64)
     intact = stack.hidden(batch.input_ids) if statistic == "divergence" else None
-    blocks = 0 if intact is None else len(stack.blocks)
-    for candidate, hidden, computed in _trie(stack, batch.input_ids, off):
+    computed[0] = 0 if intact is None else len(stack.blocks)
+    for candidate, hidden, blocks in _trie(stack, batch.input_ids, off):
         if intact is None:
             values = sample_losses(stack, hidden, batch.labels).sums
         else:
             values = sample_divergences(stack, intact, hidden, batch.labels)
         sums[candidate] = values.double().cpu().numpy()
-        blocks += computed
-    return sums, counts, blocks * batch.tokens
+        computed[candidate] += blocks
+    return sums, computed
 
 
 def _trie(stack: Stack, input_ids: Tensor, off: np.ndarray) -> Iterator[tuple[int, Tensor, int]]:

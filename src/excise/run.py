@@ -165,7 +165,7 @@ def run(
                 proposals,
                 energies[energy],
                 batch_tokens=batch_tokens,
-                journal=work / "verify",
+                ledger=work / "measurements",
                 advance=advance,
             )
     chosen = choose(verified, energy, select)

@@ -75,7 +75,7 @@ def verify(
     energy: Energy,
     *,
     batch_tokens: int | None = None,
-    journal: Path | None = None,
+    ledger: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Verified:
     """Measure every proposal on held-out samples.
@@ -86,7 +86,7 @@ def verify(
         proposals: (method, removed) pairs; removals proposed twice are measured once.
         energy: the energy shown beside the loss, over blocks.
         batch_tokens: padded tokens a batch.
-        journal: folder that makes the measurement resumable.
+        ledger: folder in which measurements are kept and found again.
         advance: called with tokens × distinct removals of each finished batch.
 
     Raises:
@@ -96,7 +96,7 @@ def verify(
     if not proposals:
         raise InputError("nothing to verify: expected at least one proposed removal")
     removals = [block_indices(stack, removed) for _, removed in proposals]
-    measured = measure(stack, samples, [(), *removals], batch_tokens=batch_tokens, journal=journal, advance=advance)
+    measured = measure(stack, samples, [(), *removals], batch_tokens=batch_tokens, ledger=ledger, advance=advance)
     losses: Mapping[tuple[int, ...], float] = dict(zip(measured.removals, measured.losses.tolist(), strict=True))
     base = losses[()]
     if not math.isfinite(base):

@@ -2,9 +2,11 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tests.tiny import tiny_folder
 
 from excise.cli import main
@@ -53,6 +55,21 @@ def test_the_stages_chain_through_their_files(excise, model, tmp_path):
     assert not list(tmp_path.glob(".*work*"))
 
 
+@pytest.mark.parametrize("rule", ["figure", "code"])
+def test_prune_merges_as_well_as_drops(excise, model, tmp_path, rule):
+    code, out, _ = excise("prune", model, "--removed", "1-2", "--out", tmp_path / "m", "--merge", rule, "--json")
+    pruned = json.loads(out)
+    assert code == 0
+    assert pruned["merge"] == {"rule": rule, "runs": [{"kept": 0, "removed": [1, 2]}]}
+    assert pruned["self_test"]["max_abs_logit_difference"] < 1e-4
+    weights = {
+        name: load_file(path / "model.safetensors") for name, path in (("m", tmp_path / "m"), ("o", Path(model)))
+    }
+    kept, top = (weights[w][f"model.layers.{i}.mlp.up_proj.weight"] for w, i in (("m", 0), ("o", 2)))
+    assert np.array_equal(kept, top) == (rule == "code")
+    assert f"1, 2 into 0 (rule '{rule}'" in (tmp_path / "m" / "README.md").read_text()
+
+
 def test_run_prints_what_it_writes(excise, model, tmp_path):
     options = ("--remove", 2, "--samples", 24, "--held-out", 4, "--tokens", 24, "--out", tmp_path / "run")
     code, out, _ = excise("run", model, *options, "--json")
@@ -85,6 +102,7 @@ def test_solve_takes_any_matrix(excise, tmp_path):
         (("solve", "--remove", "2"), "either a gradients file or --hessian"),
         (("inspect", "/no/such/folder"), "no folder"),
         (("prune", "x", "--out", "y"), "either --removed"),
+        (("prune", "x", "--out", "y", "--removed", "1", "--merge", "mean"), "expected --merge in figure, code"),
         (("run", "x", "--remove", "2", "--out", "y", "--protect", "a"), "--protect expects indices"),
         (("score", "x", "--part", "3/2"), "RANK < PARTS"),
     ],

@@ -18,6 +18,9 @@ def prune(
     removed: Annotated[str, typer.Option(help="Blocks to remove, such as 12-18,26.")] = "",
     spectrum: Annotated[Path | None, typer.Option(help="Or a spectrum of `excise solve`, …")] = None,
     state: Annotated[int, typer.Option(min=0, help="… and which of its states (0: the ground state).")] = 0,
+    merge: Annotated[
+        str, typer.Option(help="Merge each run of removed blocks into the block kept, by rule figure or code.")
+    ] = "",
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -29,11 +32,18 @@ def prune(
     if bool(removed) == (spectrum is not None):
         raise InputError("expected either --removed 12-18,26 or --spectrum FILE, got both or neither")
 
+    from dataclasses import asdict
+
     from excise.cli.terminal import load_model, output, status
+    from excise.models.stack import block_indices
     from excise.provenance import provenance
     from excise.spectrum import Spectrum
     from excise.surgery.checkpoint import write_pruned
+    from excise.surgery.merge import RULES, merging, runs_of
     from excise.surgery.self_test import self_test
+
+    if merge and merge not in RULES:
+        raise InputError(f"expected --merge in {', '.join(RULES)}, got '{merge}'")
 
     if spectrum is not None:
         states = Spectrum.load(spectrum)
@@ -44,26 +54,30 @@ def prune(
         blocks, proposed_by = indices(removed, "--removed"), "given"
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     origin = provenance()
-    card = {
+    card: dict[str, Any] = {
         "original": model,
         "proposed_by": proposed_by,
         "versions": origin["versions"],
         "command": origin["command"],
     }
-    with status(f"writing {out}"):
-        recipe = write_pruned(
-            loaded.stack,
-            blocks,
-            out,
-            tokenizer=loaded.tokenizer,
-            dtype=loaded.stored_dtype,
-            card=card,
-            overwrite=force,
-        )
-    result = {"out": str(out), **recipe}
-    if test:
-        with status("loading it in a fresh process"):
-            result["self_test"] = self_test(loaded.stack, blocks, out)
+    blocks = block_indices(loaded.stack, blocks)
+    if merge:
+        card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
+    with merging(loaded.stack, blocks, merge or None):
+        with status(f"writing {out}"):
+            recipe = write_pruned(
+                loaded.stack,
+                blocks,
+                out,
+                tokenizer=loaded.tokenizer,
+                dtype=loaded.stored_dtype,
+                card=card,
+                overwrite=force,
+            )
+        result = {"out": str(out), **recipe}
+        if test:
+            with status("loading it in a fresh process"):
+                result["self_test"] = self_test(loaded.stack, blocks, out)
     if as_json:
         typer.echo(json.dumps(result, default=str))
         return

@@ -83,14 +83,14 @@ def verify(
     if len(shown) != n:
         raise InputError(f"the gradients are of a model with {len(shown)} blocks, {model} has {n}")
     drawn = load_samples(data, loaded.tokenizer, samples=samples, tokens=tokens, seed=seed, loss_on=loss_on)
-    journal = out.with_name(f".{out.name}.work")
+    ledger = out.with_name(f".{out.name}.work")
     with tokens_progress("verify", drawn.tokens * (len({r for _, r in proposals}) + 1)) as advance:
         verified = verify_proposals(
-            loaded.stack, drawn, proposals, shown, batch_tokens=batch_tokens, journal=journal, advance=advance
+            loaded.stack, drawn, proposals, shown, batch_tokens=batch_tokens, ledger=ledger, advance=advance
         )
     facts = {"model": model, "held_out": drawn.describe(), **verified.to_json(), "provenance": provenance()}
     write_json(out, facts)
-    shutil.rmtree(journal, ignore_errors=True)
+    shutil.rmtree(ledger, ignore_errors=True)
     if as_json:
         typer.echo(json.dumps(facts, default=str))
         return

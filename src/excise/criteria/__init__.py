@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from excise.calibration.samples import Samples
@@ -34,6 +35,7 @@ class Criterion(Protocol):
         *,
         protected: Sequence[int] = (),
         seed: int = 0,
+        work: Path | None = None,
         advance: Callable[[int], None] | None = None,
     ) -> Selection:
         """Choose `budget` blocks to remove."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ def angular_distance(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the `budget` consecutive blocks across which the residual stream turns least.
@@ -40,6 +42,7 @@ def angular_distance(
         budget: number of blocks to remove, the width of the windows.
         protected: blocks that stay.
         seed: not used; nothing here is random.
+        work: not used; one pass is not resumed.
         advance: called with tokens done.
 
     Returns:

@@ -6,12 +6,12 @@ measure again, and so on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-
-import numpy as np
+from pathlib import Path
 
 from excise.calibration.samples import Samples
-from excise.criteria.selection import Selection, block_statistics, lowest, removable_blocks
+from excise.criteria.selection import Selection, Spent, block_statistics, lowest, ranking, removable_blocks
 from excise.models.stack import Stack
 
 
@@ -22,6 +22,7 @@ def one_shot(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the `budget` blocks of least influence, measured once.
@@ -32,6 +33,7 @@ def one_shot(
         budget: number of blocks to remove.
         protected: blocks that stay.
         seed: not used; nothing here is random.
+        work: not used; one pass is not resumed.
         advance: called with tokens done.
 
     """
@@ -42,6 +44,7 @@ def one_shot(
         "block-influence",
         lowest(influence, budget, candidates),
         tuple(map(float, influence)),
+        ranking(influence, budget, candidates),
         forward_tokens=statistics.forward_tokens,
     )
 
@@ -53,18 +56,19 @@ def iterative(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the least influential block, measure again, until `budget` blocks are gone."""
     candidates = removable_blocks(stack, budget, protected)
     order: list[int] = []
-    cost, scores = 0.0, None
+    trail: list[Spent] = []
+    started, cost, scores = time.perf_counter(), 0.0, None
     for _round in range(budget):
         statistics = block_statistics(stack, samples, removed=order, advance=advance)
         influence = 1 - statistics.cosine
         scores = tuple(map(float, influence)) if scores is None else scores
         cost += statistics.forward_tokens
-        order.append(
-            lowest(np.where(np.isnan(influence), np.inf, influence), 1, [i for i in candidates if i not in order])[0]
-        )
-    return Selection("block-influence-iterative", tuple(sorted(order)), scores, tuple(order), cost)
+        order.append(lowest(influence, 1, [i for i in candidates if i not in order])[0])
+        trail.append(Spent(cost, time.perf_counter() - started))
+    return Selection("block-influence-iterative", tuple(sorted(order)), scores, tuple(order), cost, trail=tuple(trail))

@@ -10,6 +10,7 @@ Beyond the original: candidates that share their lowest blocks share the computa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def block_pruner(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the sublayers of `budget` blocks' worth, one at a time, each the one whose absence costs least perplexity.
@@ -37,6 +39,7 @@ def block_pruner(
         budget: number of blocks whose worth of sublayers is removed.
         protected: blocks whose sublayers stay.
         seed: not used; nothing here is random.
+        work: folder in which measurements are kept, so that an interrupted search goes on.
         advance: called with tokens × candidates done.
 
     """
@@ -49,6 +52,7 @@ def block_pruner(
         lambda gone: [gate for gate in gates if gate not in gone],
         _perplexity,
         sublayers=True,
+        work=work,
         advance=advance,
     )
     return sublayer_selection(
@@ -57,7 +61,8 @@ def block_pruner(
         result.order,
         scores=tuple(result.scores.get(sublayer.gate) for sublayer in stack.sublayers),
         order=result.order,
-        forward_tokens=result.forward_tokens,
+        forward_tokens=result.trail[-1].forward_tokens,
+        trail=result.trail,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from excise.calibration.samples import Samples
 from excise.criteria.selection import Selection, removable_blocks
@@ -16,6 +17,7 @@ def first_blocks(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the lowest `budget` blocks; `samples`, `seed` and `advance` are not used."""
@@ -29,6 +31,7 @@ def last_blocks(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the highest `budget` blocks; `samples`, `seed` and `advance` are not used."""

@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -93,6 +94,7 @@ def evopress(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the `budget` blocks that evolve under the published schedule.
@@ -103,10 +105,11 @@ def evopress(
         budget: number of blocks to remove.
         protected: blocks that stay.
         seed: of starts, minibatches and swaps.
+        work: folder in which measurements are kept, so that an interrupted search goes on.
         advance: called with tokens × candidates done.
 
     """
-    return _evolved("evopress", PUBLISHED, stack, samples, budget, protected, seed, advance)
+    return _evolved("evopress", PUBLISHED, stack, samples, budget, protected, seed, work, advance)
 
 
 def evopress_scaled_down(
@@ -116,10 +119,11 @@ def evopress_scaled_down(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the `budget` blocks that evolve under a schedule of about a sixtieth of the published cost."""
-    return _evolved("evopress-scaled-down", SCALED_DOWN, stack, samples, budget, protected, seed, advance)
+    return _evolved("evopress-scaled-down", SCALED_DOWN, stack, samples, budget, protected, seed, work, advance)
 
 
 def evolve(
@@ -192,10 +196,11 @@ def _evolved(
     budget: int,
     protected: Sequence[int],
     seed: int,
+    work: Path | None,
     advance: Callable[[int], None] | None,
 ) -> Selection:
     candidates = removable_blocks(stack, budget, protected)
-    fitness = _Divergence(stack, samples, random.Random(f"minibatches {seed}"), advance)
+    fitness = _Divergence(stack, samples, random.Random(f"minibatches {seed}"), work, advance)
     generations = evolve(fitness, candidates, budget, schedule, random.Random(seed))
     return Selection(method, generations[-1].survivor, forward_tokens=fitness.forward_tokens)
 
@@ -208,10 +213,12 @@ class _Divergence:
         stack: Stack,
         samples: Samples,
         generator: random.Random,
+        work: Path | None,
         advance: Callable[[int], None] | None,
     ) -> None:
         self.forward_tokens = 0.0
-        self._stack, self._samples, self._generator, self._advance = stack, samples, generator, advance
+        self._stack, self._samples, self._generator = stack, samples, generator
+        self._work, self._advance = work, advance
         self._on_all: dict[Removal, float] = {}
 
     def __call__(self, removals: Sequence[Removal], tokens: int) -> list[float]:
@@ -232,6 +239,8 @@ class _Divergence:
         return Samples(tuple(drawn))
 
     def _measure(self, removals: Sequence[Removal], samples: Samples) -> list[float]:
-        measured = measure(self._stack, samples, removals, statistic="divergence", advance=self._advance)
+        measured = measure(
+            self._stack, samples, removals, statistic="divergence", ledger=self._work, advance=self._advance
+        )
         self.forward_tokens += measured.forward_tokens
         return measured.losses.tolist()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from excise.calibration.samples import Samples
+from excise.criteria.selection import Spent
 from excise.measure import Measurements, measure
 from excise.models.stack import Stack
 
@@ -19,13 +22,13 @@ class GreedyOrder:
     Attributes:
         order: indices in the order of removal.
         scores: index → its score in the first round, on the intact model.
-        forward_tokens: cost, in tokens through the whole intact stack.
+        trail: what had been spent when each of `order` was removed.
 
     """
 
     order: tuple[int, ...]
     scores: dict[int, float]
-    forward_tokens: float
+    trail: tuple[Spent, ...]
 
 
 def greedy(
@@ -36,6 +39,7 @@ def greedy(
     score: Callable[[Measurements], np.ndarray],
     *,
     sublayers: bool = False,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> GreedyOrder:
     """Remove one unit a round, each time the one whose removal scores lowest given those already gone.
@@ -47,18 +51,21 @@ def greedy(
         pool: units that may go next, given those already gone.
         score: [candidates] of measured removals; the lower index goes where scores tie.
         sublayers: units are sublayers (gates) instead of blocks.
+        work: folder in which measurements are kept, so that an interrupted descent goes on.
         advance: called with tokens × candidates of each finished batch.
 
     """
     order: list[int] = []
     first_scores: dict[int, float] = {}
-    cost = 0.0
+    trail: list[Spent] = []
+    started, cost = time.perf_counter(), 0.0
     for _round in range(rounds):
         units = pool(order)
         trials = [tuple(sorted((*order, unit))) for unit in units]
-        measured = measure(stack, samples, trials, sublayers=sublayers, advance=advance)
+        measured = measure(stack, samples, trials, sublayers=sublayers, ledger=work, advance=advance)
         scores = score(measured)
         cost += measured.forward_tokens
         first_scores = first_scores or dict(zip(units, map(float, scores), strict=True))
         order.append(units[int(np.argmin(np.where(np.isnan(scores), np.inf, scores)))])
-    return GreedyOrder(tuple(order), first_scores, cost)
+        trail.append(Spent(cost, time.perf_counter() - started))
+    return GreedyOrder(tuple(order), first_scores, tuple(trail))

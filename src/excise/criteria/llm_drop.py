@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from excise.criteria.selection import (
     Selection,
     block_hooks,
     lowest,
+    ranking,
     removable_blocks,
     sublayer_budget,
     sublayer_selection,
@@ -43,6 +45,7 @@ def attention(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove attention sublayers only.
@@ -53,6 +56,7 @@ def attention(
         budget: number of blocks whose worth of sublayers is removed.
         protected: blocks whose sublayers stay.
         seed: not used; nothing here is random.
+        work: not used; one pass is not resumed.
         advance: called with tokens done.
 
     Raises:
@@ -69,6 +73,7 @@ def feed_forward(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove feed-forward sublayers (mixtures of experts included) only; see `attention`."""
@@ -82,6 +87,7 @@ def joint(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove sublayers of every kind, ranked together; see `attention`."""
@@ -110,8 +116,9 @@ def _drop(
     return sublayer_selection(
         method,
         stack,
-        lowest(-np.nan_to_num(cosines, nan=-1.0), count, gates),
+        lowest(-cosines, count, gates),
         scores=tuple(map(float, cosines)),
+        order=ranking(-cosines, count, gates),
         forward_tokens=samples.tokens,
     )
 

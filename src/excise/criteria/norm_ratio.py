@@ -7,9 +7,10 @@ pseudocode, and the block-removal paper's use of it, divide output by input, as 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from excise.calibration.samples import Samples
-from excise.criteria.selection import Selection, block_statistics, lowest, removable_blocks
+from excise.criteria.selection import Selection, block_statistics, lowest, ranking, removable_blocks
 from excise.models.stack import Stack
 
 
@@ -20,6 +21,7 @@ def norm_ratio(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the `budget` blocks that lengthen the residual stream least.
@@ -30,6 +32,7 @@ def norm_ratio(
         budget: number of blocks to remove.
         protected: blocks that stay.
         seed: not used; nothing here is random.
+        work: not used; one pass is not resumed.
         advance: called with tokens done.
 
     """
@@ -39,5 +42,6 @@ def norm_ratio(
         "norm-ratio",
         lowest(statistics.norm_ratio, budget, candidates),
         tuple(map(float, statistics.norm_ratio)),
+        ranking(statistics.norm_ratio, budget, candidates),
         forward_tokens=statistics.forward_tokens,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from excise.calibration.samples import Samples
 from excise.criteria.selection import Selection, removable_blocks
@@ -17,6 +18,7 @@ def random_choice(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove `budget` blocks drawn uniformly with `seed`; neither `samples` nor `advance` is used."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,13 @@ from excise.models.stack import Block, Stack, block_indices, bypass, first
 from excise.provenance import model_hash
 
 
+class Spent(NamedTuple):
+    """Cost up to a point: tokens through the whole intact stack, and seconds."""
+
+    forward_tokens: float
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Selection:
     """Blocks to remove, as a criterion chose them.
@@ -28,13 +35,15 @@ class Selection:
         removed: sorted original indices of blocks; for a sublayer criterion, the blocks of which nothing is left.
         scores: the criterion's score of each block [blocks] (of each sublayer [gates], for a sublayer criterion) in the
             intact model, None for those without one; None where the criterion scores no single blocks.
-        order: original indices (gates, for a sublayer criterion) in the order of removal, for greedy criteria.
+        order: original indices (gates, for a sublayer criterion) in the order of removal, where a smaller budget would
+            have removed the first of them; empty where every budget is another search.
         forward_tokens: cost, in tokens through the whole intact stack.
         backward_tokens: cost, in tokens back through the whole intact stack.
         sublayers: sorted gate indices of everything a sublayer criterion removes, those of `removed` included.
         merge: rule of `excise.surgery.merge` by which the runs of `removed` are merged into the block kept; None where
             they are dropped.
         note: what a reader must know: where the criterion had to depart from its original.
+        trail: what had been spent when each of `order` was removed; empty where the last costs what the first does.
 
     """
 
@@ -47,6 +56,7 @@ class Selection:
     sublayers: tuple[int, ...] = ()
     merge: str | None = None
     note: str = ""
+    trail: tuple[Spent, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +163,13 @@ def removable_blocks(stack: Stack, budget: int, protected: Sequence[int] = ()) -
 
 
 def lowest(scores: np.ndarray, budget: int, candidates: Sequence[int]) -> tuple[int, ...]:
-    """The `budget` candidates with the smallest scores, sorted; the lower block first where scores tie."""
-    return tuple(sorted(sorted(candidates, key=lambda i: (scores[i], i))[:budget]))
+    """The `budget` candidates with the smallest scores, sorted; see `ranking`."""
+    return tuple(sorted(ranking(scores, budget, candidates)))
+
+
+def ranking(scores: np.ndarray, budget: int, candidates: Sequence[int]) -> tuple[int, ...]:
+    """The `budget` candidates with the smallest scores, smallest first; the lower index where they tie, NaN last."""
+    return tuple(sorted(candidates, key=lambda i: (bool(np.isnan(scores[i])), scores[i], i))[:budget])
 
 
 def sublayer_selection(method: str, stack: Stack, gates: Sequence[int], **fields: Any) -> Selection:
@@ -167,3 +182,26 @@ def sublayer_selection(method: str, stack: Stack, gates: Sequence[int], **fields
 def sublayer_budget(stack: Stack, budget: int) -> int:
     """Sublayers that weigh as much as `budget` blocks, counted: 2M where a block has attention and feed-forward."""
     return round(budget * len(stack.sublayers) / len(stack.blocks))
+
+
+def at_smaller_budget(whole: Selection, stack: Stack, budget: int) -> Selection | None:
+    """What a criterion would have chosen, and spent, with a smaller budget; None where that is another search.
+
+    Args:
+        whole: its choice at a larger (or the same) budget.
+        stack: the model.
+        budget: number of blocks to remove.
+
+    """
+    units = sublayer_budget(stack, budget) if whole.sublayers else budget
+    if not units <= len(whole.order):
+        return None
+    if units == len(whole.order):
+        return whole
+    order = whole.order[:units]
+    tokens = whole.trail[units - 1].forward_tokens if whole.trail else whole.forward_tokens
+    smaller = replace(whole, order=order, forward_tokens=tokens, trail=whole.trail[:units], note="")
+    if whole.sublayers:
+        gone = sublayer_selection(whole.method, stack, order)
+        return replace(smaller, removed=gone.removed, sublayers=gone.sublayers)
+    return replace(smaller, removed=tuple(sorted(order)))

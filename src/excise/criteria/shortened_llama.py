@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from excise.calibration.batches import Batch, default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
-from excise.criteria.selection import Selection, lowest, removable_blocks
+from excise.criteria.selection import Selection, lowest, ranking, removable_blocks
 from excise.errors import ArchitectureError
 from excise.losses import sample_losses
 from excise.measure import measure
@@ -38,6 +39,7 @@ def perplexity(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove the `budget` blocks whose single absence costs least perplexity.
@@ -48,16 +50,18 @@ def perplexity(
         budget: number of blocks to remove.
         protected: blocks that stay.
         seed: not used; nothing here is random.
+        work: folder in which measurements are kept, so that an interrupted search goes on.
         advance: called with tokens × blocks done.
 
     """
     candidates = removable_blocks(stack, budget, protected)
-    measured = measure(stack, samples, [(block.index,) for block in stack.blocks], advance=advance)
+    measured = measure(stack, samples, [(block.index,) for block in stack.blocks], ledger=work, advance=advance)
     perplexities = np.exp(measured.losses)
     return Selection(
         "shortened-llama-perplexity",
-        lowest(np.nan_to_num(perplexities, nan=np.inf), budget, candidates),
+        lowest(perplexities, budget, candidates),
         tuple(map(float, perplexities)),
+        ranking(perplexities, budget, candidates),
         forward_tokens=measured.forward_tokens,
     )
 
@@ -69,6 +73,7 @@ def taylor(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
     blocks_at_once: int = BLOCKS_AT_ONCE,
 ) -> Selection:
@@ -84,6 +89,7 @@ def taylor(
         budget: number of blocks to remove.
         protected: blocks that stay, besides the first four and the last two.
         seed: not used; nothing here is random.
+        work: not used; weight gradients are not kept.
         advance: called with tokens done, each pass.
         blocks_at_once: blocks whose weight gradients are held together, in float32.
 
@@ -104,10 +110,12 @@ def taylor(
         backward += samples.tokens * (n - group[0]) / n
     beyond = max(0, budget - len(inner))
     forced = lowest(scores, beyond, ends)
+    order = (*ranking(scores, budget - beyond, inner), *ranking(scores, beyond, ends))
     return Selection(
         "shortened-llama-taylor",
-        tuple(sorted((*lowest(scores, budget - beyond, inner), *forced))),
+        tuple(sorted(order)),
         tuple(float(scores[i]) if i in scored else None for i in range(n)),
+        order,
         forward_tokens=forward,
         backward_tokens=backward,
         note=f"too few blocks between the first {KEPT_BELOW} and the last {KEPT_ABOVE}, which the original keeps: "

@@ -11,6 +11,7 @@ changes cost, not choice; and where only the first and last block are left to ch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +29,7 @@ def sleb(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Remove `budget` blocks one at a time, each the one whose absence costs least likelihood.
@@ -38,6 +40,7 @@ def sleb(
         budget: number of blocks to remove.
         protected: blocks that stay, besides the first and the last.
         seed: not used; nothing here is random.
+        work: folder in which measurements are kept, so that an interrupted search goes on.
         advance: called with tokens × candidates done.
 
     """
@@ -52,13 +55,14 @@ def sleb(
         eligible = [i for i in candidates if i in alive[1:-1]]
         return eligible or [i for i in candidates if i in alive]
 
-    result = greedy(stack, samples, budget, pool, total, advance=advance)
+    result = greedy(stack, samples, budget, pool, total, work=work, advance=advance)
     ends = [i for i in result.order if i in (0, len(stack.blocks) - 1)]
     return Selection(
         "sleb",
         tuple(sorted(result.order)),
         tuple(result.scores.get(block.index) for block in stack.blocks),
         result.order,
-        result.forward_tokens,
+        result.trail[-1].forward_tokens,
+        trail=result.trail,
         note=f"nothing else was left, so blocks {ends} go, which the original keeps" if ends else "",
     )

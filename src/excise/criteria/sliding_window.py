@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ def figure(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Merge away `budget` blocks by the formula of the paper's figure.
@@ -61,6 +63,7 @@ def figure(
         budget: number of blocks to merge away.
         protected: blocks that are never merged into another.
         seed: not used; nothing here is random.
+        work: not used; similarities are not kept.
         advance: called with tokens done, for each trial.
 
     Returns:
@@ -80,6 +83,7 @@ def code(
     *,
     protected: Sequence[int] = (),
     seed: int = 0,
+    work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
     """Merge away `budget` blocks as the released code does; see `figure`."""

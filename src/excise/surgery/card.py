@@ -31,8 +31,8 @@ def model_card(facts: Mapping[str, Any], *, name: str) -> str:
 
     Args:
         facts: any of `original` (hub id or path), `base_model` (hub id, if `original` is not one), `license`,
-            `language`, `removed` and `original_blocks` (original indices), `proposed_by` (method), `energy`
-            (predicted), `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
+            `language`, `removed` and `original_blocks` (original indices), `merge` ({"rule", "runs"}, where runs of
+            removed blocks were merged into a kept one), `proposed_by` (method), `energy` (predicted), `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
             `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
             Others are not shown; they stay in excise.json.
         name: how the usage example calls the checkpoint.
@@ -94,6 +94,7 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
     rows = [
         ("Original", _original_name(facts)),
         ("Blocks removed (original indices, from 0)", _listed(facts.get("removed"))),
+        ("Merged", _merged(facts)),
         ("Proposed by", facts.get("proposed_by")),
         ("Predicted energy", _energy(facts)),
         ("Loss before", _loss(facts.get("base_loss"))),
@@ -106,6 +107,13 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
     ]
     known = [f"| {label} | {_cell(value)} |" for label, value in rows if value is not None]
     return "\n".join(["## Recipe\n", "| | |", "|---|---|", *known, ""]) if known else ""
+
+
+def _merged(facts: Mapping[str, Any]) -> str | None:
+    if not facts.get("merge"):
+        return None
+    runs = ", ".join(f"{_listed(run['removed'])} into {run['kept']}" for run in facts["merge"]["runs"])
+    return f"{runs} (rule '{facts['merge']['rule']}' of sliding window merging)"
 
 
 def _listed(indices: Any) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +131,16 @@ def merged(stack: Stack, runs: Sequence[Run], rule: str) -> Iterator[tuple[int, 
     finally:
         for weight, data in originals:
             weight.data = data
+
+
+def merging(stack: Stack, removed: Sequence[int], rule: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Context in which the runs of `removed` are merged by `rule` (see `merged`); without a rule nothing happens.
+
+    For callers that drop or merge, as the user wishes: measure, write or test inside it.
+    """
+    if rule is None:
+        return contextlib.nullcontext()
+    return merged(stack, runs_of(block_indices(stack, removed)), rule)
 
 
 def check_mergeable(stack: Stack) -> None:
