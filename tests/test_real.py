@@ -9,10 +9,11 @@ import torch
 from benchmarks.gradients import frozen_gradient_loop
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 
+from excise.calibration import split_samples
 from excise.energies import Energy
 from excise.models.loading import load
 from excise.problem import Problem
-from excise.run import run, split_samples
+from excise.run import run
 from excise.score import score
 from excise.solvers import solve
 

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from excise.calibration import split_samples
 from excise.errors import InputError, OutputError
 from excise.gradients import Gradients
 from excise.measure import measure
 from excise.models.loading import load
-from excise.run import run, split_samples
+from excise.run import run
 from excise.spectrum import Spectrum
 from tests.tiny import tiny_folder
 

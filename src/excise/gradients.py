@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Gradients:
         for block, kind in zip(self.gate_blocks, self.gate_kinds, strict=True):
             kinds.setdefault(block, []).append(kind)
         return tuple("+".join(kinds[block]) for block in sorted(kinds))
+
+    def with_provenance(self, **facts: Any) -> Gradients:
+        """The same gradients with further facts in their provenance."""
+        return replace(self, provenance={**(self.provenance or {}), **facts})
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors, atomically."""

@@ -6,10 +6,9 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from excise.artefacts import read_json, write_json
-from excise.calibration.samples import Samples, load_samples
+from excise.calibration.samples import Samples
 from excise.criteria import CRITERIA
 from excise.energies import ENERGIES, Energy
 from excise.errors import InputError, OutputError
@@ -26,6 +25,7 @@ from excise.gradients import Gradients
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
 from excise.problem import Problem
+from excise.progress import Progress, silent
 from excise.provenance import model_hash, provenance
 from excise.report.figures import write_figures
 from excise.score import score
@@ -34,16 +34,10 @@ from excise.surgery.checkpoint import write_pruned
 from excise.surgery.self_test import self_test
 from excise.verify import Candidate, Verified, verify
 
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 SELECT = ("measured", "energy")
 RIVALS = ("block-influence", "block-influence-iterative", "norm-ratio")
 MANIFEST = "run.json"
 WORK = "work"
-
-
-def silent(stage: str, tokens: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    """Progress that shows nothing: `stage` is about to take `tokens` tokens, None where that is not known before."""
-    return nullcontext(lambda tokens_done: None)
 
 
 @dataclass
@@ -219,53 +213,6 @@ def run(
     facts["seconds"] = clock.seconds
     write_json(folder / MANIFEST, facts)
     return facts
-
-
-def split_samples(
-    data: str,
-    tokenizer: Any,
-    *,
-    samples: int,
-    held_out: int,
-    held_out_data: str | None = None,
-    tokens: int,
-    seed: int,
-    loss_on: str,
-) -> tuple[Samples, Samples]:
-    """Calibration samples, and others kept apart to measure damage on.
-
-    From one source both come from one draw, so no sample is in both. Where the source has too few, a fifth of what
-    there is is kept apart.
-
-    Args:
-        data: source of the calibration samples (see `load_samples`).
-        tokenizer: of the model.
-        samples: calibration samples wanted.
-        held_out: held-out samples wanted.
-        held_out_data: their own source, if not `data`.
-        tokens: longest sample.
-        seed: of the draws.
-        loss_on: tokens that count.
-
-    Raises:
-        InputError: too few samples for both.
-
-    """
-    if held_out_data is not None:
-        draw = partial(load_samples, tokenizer=tokenizer, tokens=tokens, seed=seed, loss_on=loss_on)
-        return draw(data, samples=samples), draw(held_out_data, samples=held_out)
-    drawn = load_samples(data, tokenizer, samples=samples + held_out, tokens=tokens, seed=seed, loss_on=loss_on)
-    if len(drawn) < 2:
-        raise InputError(
-            f"'{data}' gives one usable sample; expected at least two, one to calibrate and one to measure on"
-        )
-    if len(drawn) < samples + held_out:
-        held_out = min(held_out, max(1, len(drawn) // 5))
-        warnings.warn(
-            f"'{data}' gives {len(drawn)} usable samples: {len(drawn) - held_out} to calibrate, {held_out} held out",
-            stacklevel=2,
-        )
-    return drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
 
 
 def check_folder(out: str | Path, force: bool) -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -67,6 +69,15 @@ class Samples(Sequence[Sample]):
     def tokens(self) -> int:
         """Total number of tokens."""
         return sum(len(sample.input_ids) for sample in self.items)
+
+    def first_tokens(self, tokens: int) -> Samples:
+        """The first samples, up to the one with which they have `tokens` tokens together; all where they have fewer."""
+        total = 0
+        for count, sample in enumerate(self.items, start=1):
+            total += len(sample.input_ids)
+            if total >= tokens:
+                return self[:count]
+        return self
 
     @property
     def hash(self) -> str:
@@ -140,6 +151,58 @@ def load_samples(
         "unusable": skipped,
     }
     return Samples(tuple(tokenised), provenance)
+
+
+def split_samples(
+    data: str,
+    tokenizer: Any,
+    *,
+    samples: int,
+    held_out: int,
+    held_out_data: str | None = None,
+    held_out_tokens: int | None = None,
+    tokens: int,
+    seed: int,
+    loss_on: str,
+) -> tuple[Samples, Samples]:
+    """Calibration samples, and others kept apart to measure damage on.
+
+    From one source both come from one draw, so no sample is in both. Where the source has too few, a fifth of what
+    there is is kept apart.
+
+    Args:
+        data: source of the calibration samples (see `load_samples`).
+        tokenizer: of the model.
+        samples: calibration samples wanted.
+        held_out: held-out samples wanted.
+        held_out_data: their own source, if not `data`.
+        held_out_tokens: longest of those, if they have their own source and not the length of the others.
+        tokens: longest sample.
+        seed: of the draws.
+        loss_on: tokens that count.
+
+    Raises:
+        InputError: too few samples for both.
+
+    """
+    if held_out_data is not None:
+        draw = partial(load_samples, tokenizer=tokenizer, seed=seed, loss_on=loss_on)
+        longest = tokens if held_out_tokens is None else held_out_tokens
+        return draw(data, samples=samples, tokens=tokens), draw(held_out_data, samples=held_out, tokens=longest)
+    if held_out_tokens is not None:
+        raise InputError("a length of their own needs a source of their own: give held-out samples both or neither")
+    drawn = load_samples(data, tokenizer, samples=samples + held_out, tokens=tokens, seed=seed, loss_on=loss_on)
+    if len(drawn) < 2:
+        raise InputError(
+            f"'{data}' gives one usable sample; expected at least two, one to calibrate and one to measure on"
+        )
+    if len(drawn) < samples + held_out:
+        held_out = min(held_out, max(1, len(drawn) // 5))
+        warnings.warn(
+            f"'{data}' gives {len(drawn)} usable samples: {len(drawn) - held_out} to calibrate, {held_out} held out",
+            stacklevel=2,
+        )
+    return drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
 
 
 class _UnusableError(Exception):

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from excise import __version__
+from excise.cli.compare import compare
 from excise.cli.export import export
 from excise.cli.inspect import inspect
 from excise.cli.prune import prune
@@ -50,7 +51,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, inspect, score, solve, verify, prune, export):
+for verb in (run, inspect, score, solve, verify, prune, compare, export):
     app.command()(_reported(verb))
 
 

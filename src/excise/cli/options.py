@@ -59,6 +59,27 @@ def indices(text: str, option: str) -> tuple[int, ...]:
     return tuple(values)
 
 
+def budgets(text: str) -> list[int]:
+    """Read numbers of units to remove: one, a list or a range.
+
+    Raises:
+        InputError: something else.
+
+    Examples:
+        >>> budgets("3..5"), budgets("4,8")
+        ([3, 4, 5], [4, 8])
+
+    """
+    low, dots, high = text.partition("..")
+    try:
+        numbers = list(range(int(low), int(high) + 1)) if dots else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--remove expects a number, a list 4,8,12 or a range 3..27, got '{text}'") from None
+    if not numbers:
+        raise InputError(f"--remove expects a range from low to high such as 3..27, got '{text}'")
+    return numbers
+
+
 def check_new(path: Path, force: bool) -> None:
     """Refuse to overwrite a file.
 

@@ -67,10 +67,11 @@ def run(
     """Choose M blocks, remove them, and write the smaller model with measured damage beside predicted energy."""
     protected, forced = indices(protect, "--protect"), indices(force_blocks, "--force-blocks")
 
+    from excise.calibration import split_samples
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.report.tables import candidates_table
-    from excise.run import Clock, check_folder, split_samples
+    from excise.run import Clock, check_folder
     from excise.run import run as run_job
     from excise.verify import Candidate, Verified
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excise.cli.options import AsJson, Protect, Seed, check_new, indices
+from excise.cli.options import AsJson, Protect, Seed, budgets, check_new, indices
 from excise.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,17 +91,17 @@ def solve(
     from excise.solvers import solve_all
 
     protected = (*indices(protect, "--protect"), *_of_other_kinds(units, kinds))
-    budgets = _budgets(remove) if remove else [None]
-    problem = Problem(units.energy, budgets[0], protected, indices(force_blocks, "--force-blocks"), constraints)
+    wanted: list[int | None] = [*budgets(remove)] if remove else [None]
+    problem = Problem(units.energy, wanted[0], protected, indices(force_blocks, "--force-blocks"), constraints)
     options: dict[str, Any] = {"states": states, "solver": solver, "seed": seed}
     options |= {"time_limit": time_limit, "min_distance": min_distance}
-    if len(budgets) == 1:
+    if len(wanted) == 1:
         spectrum = solve_problem(problem, **options)
         if choose is not None:
             spectrum = replace(spectrum, states=spectrum.select(choose, by=by), complete=False)
         _show(spectrum, problem, touching, out, as_json)
     else:
-        spectra = solve_all(problem, [m for m in budgets if m is not None], **options)
+        spectra = solve_all(problem, [m for m in wanted if m is not None], **options)
         _show_all(spectra, out, figure, as_json)
 
 
@@ -139,17 +139,6 @@ def _weights(path: Path, n: int) -> list[float]:
     if values.shape != (n,):
         raise InputError(f"--weights expects {n} numbers, one a unit, got shape {values.shape}")
     return values.tolist()
-
-
-def _budgets(text: str) -> list[int | None]:
-    low, dots, high = text.partition("..")
-    try:
-        numbers = list(range(int(low), int(high) + 1)) if dots else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--remove expects a number, a list 4,8,12 or a range 3..27, got '{text}'") from None
-    if not numbers:
-        raise InputError(f"--remove expects a range from low to high such as 3..27, got '{text}'")
-    return list(numbers)
 
 
 def _of_other_kinds(units: _Units, kinds: str) -> list[int]:

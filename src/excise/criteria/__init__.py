@@ -1,4 +1,4 @@
-"""Rival criteria: each names the blocks to remove, with its paper; everything downstream is shared with ours."""
+"""Criteria, ours and our rivals': each names the blocks to remove; everything downstream is shared."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from excise.criteria import (
     block_pruner,
     ends,
     evopress,
+    ground_states,
     llm_drop,
     norm_ratio,
     random_choice,
@@ -43,6 +44,10 @@ class Criterion(Protocol):
 
 # Whole blocks. The order is that of tables.
 CRITERIA: dict[str, Criterion] = {
+    "fisher": ground_states.ground_state("fisher"),
+    "fisher+linear": ground_states.ground_state("fisher+linear"),
+    "fisher-verified": ground_states.ground_state("fisher", verified=True),
+    "fisher+linear-verified": ground_states.ground_state("fisher+linear", verified=True),
     "block-influence": block_influence.one_shot,
     "block-influence-iterative": block_influence.iterative,
     "norm-ratio": norm_ratio.norm_ratio,
@@ -67,4 +72,20 @@ SUBLAYER_CRITERIA: dict[str, Criterion] = {
     "llm-drop-joint": llm_drop.joint,
 }
 
-__all__ = ["CRITERIA", "SUBLAYER_CRITERIA", "Criterion", "Selection"]
+RANDOM = "random"
+# These measure many candidates: a comparison lets them do so on a part of the calibration samples.
+SEARCHING = frozenset(
+    {
+        "shortened-llama-perplexity",
+        "shortened-llama-taylor",
+        "sleb",
+        "evopress",
+        "evopress-scaled-down",
+        "swm-figure",
+        "swm-code",
+        "block-pruner",
+    }
+)
+EXPENSIVE = frozenset({"evopress"})  # about a hundred times the cost of the next: only by name
+
+__all__ = ["CRITERIA", "EXPENSIVE", "RANDOM", "SEARCHING", "SUBLAYER_CRITERIA", "Criterion", "Selection"]

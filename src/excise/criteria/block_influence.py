@@ -46,6 +46,7 @@ def one_shot(
         tuple(map(float, influence)),
         ranking(influence, budget, candidates),
         forward_tokens=statistics.forward_tokens,
+        reused_seconds=statistics.reused_seconds,
     )
 
 
@@ -63,12 +64,13 @@ def iterative(
     candidates = removable_blocks(stack, budget, protected)
     order: list[int] = []
     trail: list[Spent] = []
-    started, cost, scores = time.perf_counter(), 0.0, None
+    started, cost, reused, scores = time.perf_counter(), 0.0, 0.0, None
     for _round in range(budget):
         statistics = block_statistics(stack, samples, removed=order, advance=advance)
         influence = 1 - statistics.cosine
         scores = tuple(map(float, influence)) if scores is None else scores
         cost += statistics.forward_tokens
+        reused += statistics.reused_seconds
         order.append(lowest(influence, 1, [i for i in candidates if i not in order])[0])
-        trail.append(Spent(cost, time.perf_counter() - started))
+        trail.append(Spent(cost, time.perf_counter() - started + reused))
     return Selection("block-influence-iterative", tuple(sorted(order)), scores, tuple(order), cost, trail=tuple(trail))

@@ -44,4 +44,5 @@ def norm_ratio(
         tuple(map(float, statistics.norm_ratio)),
         ranking(statistics.norm_ratio, budget, candidates),
         forward_tokens=statistics.forward_tokens,
+        reused_seconds=statistics.reused_seconds,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,6 +45,8 @@ class Selection:
             they are dropped.
         note: what a reader must know: where the criterion had to depart from its original.
         trail: what had been spent when each of `order` was removed; empty where the last costs what the first does.
+        reused_seconds: what passes had taken that were made for another criterion and used again here.
+        seconds: what choosing took, those included; whoever calls a criterion takes the time.
 
     """
 
@@ -57,6 +60,8 @@ class Selection:
     merge: str | None = None
     note: str = ""
     trail: tuple[Spent, ...] = ()
+    reused_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +72,14 @@ class BlockStatistics:
         cosine: [blocks], cos(x_in, x_out).
         norm_ratio: [blocks], ‖x_out‖ / ‖x_in‖.
         forward_tokens: cost.
+        reused_seconds: what the pass had taken, where it was made earlier.
 
     """
 
     cosine: np.ndarray
     norm_ratio: np.ndarray
     forward_tokens: float
+    reused_seconds: float = 0.0
 
 
 # Several criteria look at the intact model's blocks on the same samples: one pass serves them all.
@@ -108,7 +115,7 @@ def block_statistics(
         return _LAST[key]
     alive = [block for block in stack.blocks if block.index not in removed]
     sums = np.zeros((2, len(stack.blocks)))
-    tokens = 0
+    started, tokens = time.perf_counter(), 0
     for batch in make_batches(samples, batch_tokens or default_batch_tokens(stack)):
         batch = batch.to(stack.device)
         with bypass(stack, removed), block_hooks(alive, partial(_accumulate, sums, batch.real)):
@@ -120,7 +127,7 @@ def block_statistics(
     statistics = BlockStatistics(sums[0] / tokens, sums[1] / tokens, tokens * len(alive) / len(stack.blocks))
     if not removed:
         _LAST.clear()
-        _LAST[key] = statistics
+        _LAST[key] = replace(statistics, reused_seconds=time.perf_counter() - started)
     return statistics
 
 
@@ -199,8 +206,8 @@ def at_smaller_budget(whole: Selection, stack: Stack, budget: int) -> Selection 
     if units == len(whole.order):
         return whole
     order = whole.order[:units]
-    tokens = whole.trail[units - 1].forward_tokens if whole.trail else whole.forward_tokens
-    smaller = replace(whole, order=order, forward_tokens=tokens, trail=whole.trail[:units], note="")
+    spent = whole.trail[units - 1] if whole.trail else Spent(whole.forward_tokens, whole.seconds)
+    smaller = replace(whole, **spent._asdict(), order=order, trail=whole.trail[:units], note="")
     if whole.sublayers:
         gone = sublayer_selection(whole.method, stack, order)
         return replace(smaller, removed=gone.removed, sublayers=gone.sublayers)

@@ -32,7 +32,8 @@ def model_card(facts: Mapping[str, Any], *, name: str) -> str:
     Args:
         facts: any of `original` (hub id or path), `base_model` (hub id, if `original` is not one), `license`,
             `language`, `removed` and `original_blocks` (original indices), `merge` ({"rule", "runs"}, where runs of
-            removed blocks were merged into a kept one), `proposed_by` (method), `energy` (predicted), `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
+            removed blocks were merged into a kept one), `proposed_by` (method), `energy` (predicted),
+            `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
             `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
             Others are not shown; they stay in excise.json.
         name: how the usage example calls the checkpoint.

@@ -1,0 +1,110 @@
+"""Ours: states of an Ising energy of gate gradients, as criteria to be compared with the others.
+
+`fisher` and `fisher+linear` remove the ground state of those energies (see `excise.energies.fisher`), the first as the
+paper does (Jansen et al., 2026). The `-verified` ones measure the lowest states on a few of the calibration samples and
+remove the one that costs least.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from excise.calibration.samples import Samples
+from excise.criteria.selection import Selection, removable_blocks
+from excise.energies import ENERGIES
+from excise.gradients import Gradients
+from excise.measure import measure
+from excise.models.stack import Stack
+from excise.problem import Problem
+from excise.provenance import model_hash
+from excise.score import score
+from excise.solvers import solve
+from excise.spectrum import Spectrum
+
+STATES = 20
+VERIFY_TOKENS = 1024
+TIME_LIMIT = 60.0
+
+
+def ground_state(energy: str, *, verified: bool = False) -> Callable[..., Selection]:
+    """Criterion that removes the lowest state of an energy, or the one measured lowest among the `STATES` lowest.
+
+    Args:
+        energy: a name in `excise.energies.ENERGIES`.
+        verified: measure the states on the first `VERIFY_TOKENS` tokens of the samples.
+
+    """
+    method = f"{energy}-verified" if verified else energy
+
+    def choose(
+        stack: Stack,
+        samples: Samples,
+        budget: int,
+        *,
+        protected: Sequence[int] = (),
+        seed: int = 0,
+        work: Path | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> Selection:
+        removable_blocks(stack, budget, protected)
+        gradients, reused = shared_gradients(stack, samples, work, advance)
+        problem = Problem(ENERGIES[energy](gradients.blocks()), budget, protected=tuple(protected))
+        spectrum = solve(problem, states=STATES if verified else 1, seed=seed, time_limit=TIME_LIMIT)
+        note = "" if spectrum.certified else "the spectrum was not proved within its time limit"
+        removed, tokens = spectrum[0].removed, 0.0
+        if verified:
+            few = samples.first_tokens(VERIFY_TOKENS)
+            removed, tokens = _lowest_measured(stack, few, spectrum, work, advance)
+        return Selection(
+            method,
+            removed,
+            forward_tokens=samples.tokens + tokens,
+            backward_tokens=samples.tokens,
+            note=note,
+            reused_seconds=reused,
+        )
+
+    return choose
+
+
+def shared_gradients(
+    stack: Stack, samples: Samples, work: Path | None, advance: Callable[[int], None] | None
+) -> tuple[Gradients, float]:
+    """Gradients of `samples`, and the seconds of an earlier pass they were taken from.
+
+    Several criteria look at the same gradients; the first keeps them beside its own folder, for all that share the
+    folder above it.
+    """
+    if work is None:
+        gradients = score(stack, samples, advance=advance)
+        assert gradients is not None  # one part: never incomplete
+        return gradients, 0.0
+    name = f"gradients-{samples.hash[:8]}-{model_hash(stack.model)[:8]}"
+    path = work.parent / f"{name}.safetensors"
+    if path.exists():
+        gradients = Gradients.load(path)
+        if advance:
+            advance(samples.tokens)
+        return gradients, float((gradients.provenance or {}).get("seconds", 0.0))
+    started = time.perf_counter()
+    gradients = score(stack, samples, journal=work.parent / name, advance=advance)
+    assert gradients is not None
+    gradients = gradients.with_provenance(seconds=time.perf_counter() - started)
+    gradients.save(path)
+    return gradients, 0.0
+
+
+def _lowest_measured(
+    stack: Stack,
+    samples: Samples,
+    spectrum: Spectrum,
+    work: Path | None,
+    advance: Callable[[int], None] | None,
+) -> tuple[tuple[int, ...], float]:
+    measured = measure(stack, samples, [state.removed for state in spectrum], ledger=work, advance=advance)
+    losses = np.where(np.isnan(measured.losses), np.inf, measured.losses)
+    return measured.removals[int(np.argmin(losses))], measured.forward_tokens
