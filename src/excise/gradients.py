@@ -32,6 +32,7 @@ class Gradients:
         sizes: parameters and bytes of each unit, for budgets in those: {"gates": {"parameters": [gates], "bytes":
             [gates]}, "blocks": {…}}; a block's are more than its sublayers' by its norms.
         provenance: model, data and settings.
+        positions: [samples, blocks], y = 1 − α at which each row was taken; None for the intact model.
 
     """
 
@@ -43,6 +44,7 @@ class Gradients:
     skipped: tuple[str, ...] = ()
     sizes: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     provenance: Mapping[str, Any] | None = None
+    positions: np.ndarray | None = None
 
     def blocks(self) -> np.ndarray:
         """Gradients with one gate a block [samples, blocks]: by the chain rule, the sum over its sublayers."""
@@ -74,6 +76,8 @@ class Gradients:
         }
         with atomic_path(path) as temporary:
             tensors = {"A": np.ascontiguousarray(self.A), "losses": np.ascontiguousarray(self.losses)}
+            if self.positions is not None:
+                tensors["positions"] = np.ascontiguousarray(self.positions)
             save_file(tensors, temporary, metadata={"excise": json.dumps(facts)})
 
     @staticmethod
@@ -90,9 +94,10 @@ class Gradients:
                 if facts.get("format") != FORMAT:
                     raise InputError(f"{path} holds no gradients; expected the file that `excise score` writes")
                 A, losses = file.get_tensor("A"), file.get_tensor("losses")
+                positions = file.get_tensor("positions") if "positions" in file.keys() else None  # noqa: SIM118
         except FileNotFoundError:
             raise InputError(f"no gradients file {path}; `excise score` writes one") from None
         except SafetensorError as error:
             raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
         blocks, kinds, names, skipped = (tuple(facts[k]) for k in ("gate_blocks", "gate_kinds", "names", "skipped"))
-        return Gradients(A, losses, blocks, kinds, names, skipped, facts["sizes"], facts["provenance"])
+        return Gradients(A, losses, blocks, kinds, names, skipped, facts["sizes"], facts["provenance"], positions)

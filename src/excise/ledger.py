@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Ledger:
 
     def __getitem__(self, removed: Removal) -> Entry:
         return self._entries[removed]
+
+    def __iter__(self) -> Iterator[Removal]:
+        return iter(self._entries)
 
     def journal(self, removals: Sequence[Removal]) -> Journal:
         """Journal of a measurement under way, so that it goes on where it was interrupted."""

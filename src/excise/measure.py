@@ -20,10 +20,11 @@ from torch import Tensor
 
 from excise.calibration.batches import Batch, default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
+from excise.divergence import Divergence
 from excise.errors import InputError
 from excise.journal import Journal
 from excise.ledger import Ledger, Removal
-from excise.losses import CHUNK_ELEMENTS, IGNORED, sample_losses
+from excise.losses import sample_losses
 from excise.models.stack import Stack, block_indices, first, override_forward, pass_through, replace_first
 from excise.provenance import model_hash
 
@@ -98,11 +99,7 @@ def measure(
     batch_tokens = batch_tokens or default_batch_tokens(stack)
     indices = _gate_indices if sublayers else block_indices
     distinct = tuple(dict.fromkeys(indices(stack, removed) for removed in removals))
-    key: dict[str, Any] = {}
-    if ledger is not None:
-        facts = {"model_hash": model_hash(stack.model), "samples": samples.hash, "batch_tokens": batch_tokens}
-        key = {**facts, "sublayers": sublayers, "statistic": statistic}
-    known = Ledger(ledger, key)
+    known = _open_ledger(stack, samples, sublayers, statistic, batch_tokens, ledger)
     new = tuple(removed for removed in distinct if removed not in known)
     if advance and len(new) < len(distinct):
         advance(samples.tokens * (len(distinct) - len(new)))
@@ -117,6 +114,29 @@ def measure(
         np.array([sample.targets for sample in samples]),
         np.array([entry.tokens for entry in entries]),
     )
+
+
+def known_removals(
+    stack: Stack,
+    samples: Samples,
+    *,
+    sublayers: bool = False,
+    statistic: Statistic = "loss",
+    batch_tokens: int | None = None,
+    ledger: Path | None = None,
+) -> tuple[Removal, ...]:
+    """Removals that a ledger holds for these samples; arguments as for `measure`."""
+    batch_tokens = batch_tokens or default_batch_tokens(stack)
+    return tuple(_open_ledger(stack, samples, sublayers, statistic, batch_tokens, ledger))
+
+
+def _open_ledger(
+    stack: Stack, samples: Samples, sublayers: bool, statistic: Statistic, batch_tokens: int, folder: Path | None
+) -> Ledger:
+    if folder is None:
+        return Ledger(None, {})
+    facts = {"model_hash": model_hash(stack.model), "samples": samples.hash, "batch_tokens": batch_tokens}
+    return Ledger(folder, {**facts, "sublayers": sublayers, "statistic": statistic})
 
 
 def _measure_all(
@@ -144,35 +164,6 @@ def _measure_all(
     return sums, np.sum([piece["block_tokens"] for piece in pieces], axis=0) / len(stack.blocks)
 
 
-@torch.no_grad()
-def sample_divergences(stack: Stack, intact: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
-    """KL(intact ‖ pruned) over the next token, summed over the counted positions of each sample [batch], in nats.
-
-    Like the losses, the positions go through the vocabulary head in chunks.
-
-    Args:
-        stack: gives the vocabulary head.
-        intact: [batch, tokens, width], final hidden states of the intact model.
-        hidden: [batch, tokens, width], those of the pruned one.
-        labels: [batch, tokens], `losses.IGNORED` where a position does not count.
-
-    """
-    head_device = stack.model.get_output_embeddings().weight.device
-    rows, positions = torch.nonzero(labels != IGNORED, as_tuple=True)
-    teacher, student = (
-        states[rows.to(states.device), positions.to(states.device)].to(head_device) for states in (intact, hidden)
-    )
-    chunk = max(1, CHUNK_ELEMENTS // stack.model.config.get_text_config().vocab_size)
-    sums = torch.zeros(labels.shape[0], dtype=torch.float64, device=head_device)
-    for start in range(0, len(rows), chunk):
-        end = start + chunk
-        p = torch.log_softmax(stack.logits(teacher[start:end]), dim=-1)
-        q = torch.log_softmax(stack.logits(student[start:end]), dim=-1)
-        divergence = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(dim=-1)
-        sums.index_add_(0, rows[start:end].to(head_device), divergence.double())
-    return sums
-
-
 def _gate_indices(stack: Stack, removed: Sequence[int]) -> Removal:
     gates = len(stack.sublayers)
     if len(set(removed)) != len(removed) or not set(removed) <= set(range(gates)):
@@ -192,13 +183,10 @@ def _batch_sums(stack: Stack, batch: Batch, off: np.ndarray, statistic: Statisti
     batch = batch.to(stack.device)
     sums = np.zeros((len(off), len(batch.indices)))
     computed = np.zeros(len(off), dtype=np.int64)
-    intact = stack.hidden(batch.input_ids) if statistic == "divergence" else None
-    computed[0] = 0 if intact is None else len(stack.blocks)
+    divergence = Divergence(stack, batch.input_ids, batch.labels) if statistic == "divergence" else None
+    computed[0] = 0 if divergence is None else len(stack.blocks)
     for candidate, hidden, blocks in _trie(stack, batch.input_ids, off):
-        if intact is None:
-            values = sample_losses(stack, hidden, batch.labels).sums
-        else:
-            values = sample_divergences(stack, intact, hidden, batch.labels)
+        values = divergence(hidden) if divergence else sample_losses(stack, hidden, batch.labels).sums
         sums[candidate] = values.double().cpu().numpy()
         computed[candidate] += blocks
     return sums, computed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from excise.errors import InputError
 from excise.gradients import Gradients
 from excise.journal import Journal
 from excise.losses import sample_losses
-from excise.models.stack import Stack, first, override_forward
+from excise.models.stack import Stack, first, override_forward, replace_first
 from excise.provenance import model_hash
 
 MOST_SKIPPED = 0.1
@@ -33,6 +34,7 @@ def score(
     checkpointing: bool = False,
     journal: Path | None = None,
     part: tuple[int, int] = (0, 1),
+    positions: np.ndarray | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Gradients | None:
     """Measure the gates' gradients on every sample, one gate a sublayer.
@@ -47,6 +49,8 @@ def score(
         batch_tokens: padded tokens a batch; by default what keeps the device busy.
         checkpointing: recompute each block in the backward pass; memory of one block instead of all, a third more time.
         journal: folder that makes the pass resumable (deleted by the caller once the result is kept).
+        positions: [samples, blocks], y = 1 − α at which each sample's gradient is taken (see `excise.energies.path`);
+            None for the intact model, y = 0. A block's gates share its α.
         part: (rank, parts): do only batches rank, rank + parts, …, for several processes that share a journal.
         advance: called with the number of tokens of each finished batch.
 
@@ -61,28 +65,45 @@ def score(
     rank, parts = part
     if not 0 <= rank < parts:
         raise InputError(f"expected a part (rank, parts) with 0 <= rank < parts, got {part}")
-    settings = {"batch_tokens": batch_tokens, "checkpointing": checkpointing}
+    settings: dict[str, Any] = {"batch_tokens": batch_tokens, "checkpointing": checkpointing}
+    alpha = None if positions is None else _gates(stack, samples, positions)
+    if alpha is not None:
+        settings["positions"] = hashlib.sha256(alpha.numpy().tobytes()).hexdigest()
     facts = {"model_hash": model_hash(stack.model), "samples": samples.describe(), **settings}
     record = Journal(journal, {"stage": "gradients", **facts})
     batches = make_batches(samples, batch_tokens)
     with _frozen(stack):
         for number in range(rank, len(batches), parts):
             if number not in record:
-                rows, losses = gate_gradients(stack, batches[number], checkpointing=checkpointing)
+                batch = batches[number]
+                here = None if alpha is None else alpha[list(batch.indices)]
+                rows, losses = gate_gradients(stack, batch, alpha=here, checkpointing=checkpointing)
                 record.write(number, A=rows.cpu().numpy(), losses=losses.cpu().numpy())
             if advance:
                 advance(batches[number].tokens)
     if any(number not in record for number in range(len(batches))):
         return None
-    return _join(stack, samples, batches, record, facts)
+    return _join(stack, samples, batches, record, facts, positions)
 
 
-def gate_gradients(stack: Stack, batch: Batch, *, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
+def _gates(stack: Stack, samples: Samples, positions: np.ndarray) -> Tensor:
+    """Gates α [samples, gates] of positions y [samples, blocks]."""
+    if positions.shape != (len(samples), len(stack.blocks)):
+        raise InputError(
+            f"positions must be [samples, blocks], {len(samples)} × {len(stack.blocks)}; got {list(positions.shape)}"
+        )
+    return torch.from_numpy(1 - positions)[:, [sublayer.block for sublayer in stack.sublayers]]
+
+
+def gate_gradients(
+    stack: Stack, batch: Batch, *, alpha: Tensor | None = None, checkpointing: bool = False
+) -> tuple[Tensor, Tensor]:
     """Gradients of one batch.
 
     Args:
         stack: the model, its weights frozen (`requires_grad` False) for speed; the result does not depend on it.
         batch: samples padded on the right.
+        alpha: gates [batch, gates] at which the gradients are taken; None for 1, where nothing is multiplied.
         checkpointing: see `score`.
 
     Returns:
@@ -93,17 +114,17 @@ def gate_gradients(stack: Stack, batch: Batch, *, checkpointing: bool = False) -
     wide = torch.float64 if stack.model.dtype == torch.float64 else torch.float32
     rows = torch.zeros(len(batch.indices), len(stack.sublayers), dtype=wide, device=batch.input_ids.device)
     wrappers = {b.module: partial(checkpoint, b.module.forward, use_reentrant=False) for b in stack.blocks}
-    with torch.enable_grad(), _recorded(stack, rows), override_forward(wrappers if checkpointing else {}):
+    with torch.enable_grad(), _recorded(stack, rows, alpha), override_forward(wrappers if checkpointing else {}):
         losses = sample_losses(stack, stack.hidden(batch.input_ids), batch.labels).means
         losses.sum().backward()
     return rows, losses.detach()
 
 
 @contextlib.contextmanager
-def _recorded(stack: Stack, rows: Tensor) -> Iterator[None]:
+def _recorded(stack: Stack, rows: Tensor, alpha: Tensor | None) -> Iterator[None]:
     """Hook every sublayer so that the backward pass writes its column of `rows`."""
 
-    def hook(module: torch.nn.Module, args: Any, output: Any, gate: int) -> None:
+    def hook(module: torch.nn.Module, args: Any, output: Any, gate: int) -> Any:
         tensor = first(output)
         if not tensor.requires_grad:
             tensor.requires_grad_(True)  # the lowest sublayer: nothing below it needs a gradient
@@ -113,7 +134,13 @@ def _recorded(stack: Stack, rows: Tensor) -> Iterator[None]:
             product = gradient.to(rows.dtype) * value.to(rows.dtype)
             rows[:, gate] = product.flatten(1).sum(dim=1).to(rows.device)
 
-        tensor.register_hook(column)
+        if alpha is None:
+            tensor.register_hook(column)
+            return None
+        factors = alpha[:, gate].to(tensor.device, tensor.dtype)
+        scaled = tensor * factors.view(-1, *[1] * (tensor.dim() - 1))
+        scaled.register_hook(column)
+        return replace_first(output, scaled)
 
     handles = [s.module.register_forward_hook(partial(hook, gate=s.gate)) for s in stack.sublayers]
     try:
@@ -136,7 +163,12 @@ def _frozen(stack: Stack) -> Iterator[None]:
 
 
 def _join(
-    stack: Stack, samples: Samples, batches: Sequence[Batch], record: Journal, facts: Mapping[str, Any]
+    stack: Stack,
+    samples: Samples,
+    batches: Sequence[Batch],
+    record: Journal,
+    facts: Mapping[str, Any],
+    positions: np.ndarray | None,
 ) -> Gradients:
     pieces = [record.read(number) for number in range(len(batches))]
     order = np.argsort([i for batch in batches for i in batch.indices])
@@ -165,4 +197,5 @@ def _join(
             "blocks": {"parameters": [b.parameters for b in stack.blocks], "bytes": [b.bytes for b in stack.blocks]},
         },
         {**facts, "model": getattr(stack.model.config, "_name_or_path", None)},
+        None if positions is None else positions[finite],
     )

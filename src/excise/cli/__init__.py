@@ -15,6 +15,7 @@ from excise.cli.compare import compare
 from excise.cli.export import export
 from excise.cli.inspect import inspect
 from excise.cli.prune import prune
+from excise.cli.refine import refine
 from excise.cli.run import run
 from excise.cli.score import score
 from excise.cli.solve import solve
@@ -51,7 +52,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, inspect, score, solve, verify, prune, compare, export):
+for verb in (run, inspect, score, solve, verify, prune, compare, refine, export):
     app.command()(_reported(verb))
 
 

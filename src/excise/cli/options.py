@@ -34,6 +34,22 @@ Checkpointing = Annotated[
 ]
 Protect = Annotated[str, typer.Option(help="Blocks never removed, such as 0,1,-1 (negative ones count from the top).")]
 ForceBlocks = Annotated[str, typer.Option("--force-blocks", help="Blocks always removed; they count towards --remove.")]
+ObjectiveText = Annotated[
+    str,
+    typer.Option(
+        "--objective",
+        help="Damage to keep low: kl, loss, choices (needs --questions), or a mixture: kl:0.7,choices:0.3.",
+    ),
+]
+Questions = Annotated[
+    Path | None, typer.Option(help="Multiple-choice questions (JSONL) for the objective choices; a training split.")
+]
+Domains = Annotated[
+    str, typer.Option(help="mean, or worst: the objective is that of the worst of the data's categories.")
+]
+Effort = Annotated[
+    float, typer.Option(min=0.0, help="What refinement may cost, in passes over the calibration samples.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace what is there already.")]
 

@@ -45,6 +45,23 @@ def status(text: str) -> Iterator[None]:
         yield
 
 
+def announce_cost(stack: Any, samples: Any, tokens: float) -> None:
+    """Say what a stage will cost before it starts, from the speed of one batch."""
+    import time
+
+    import torch
+
+    from excise.calibration.batches import default_batch_tokens, make_batches
+
+    batch = make_batches(samples.first_tokens(default_batch_tokens(stack)), default_batch_tokens(stack))[0]
+    with torch.no_grad():
+        stack.hidden(batch.to(stack.device).input_ids)  # the first pass allocates
+        started = time.perf_counter()
+        stack.logits(stack.hidden(batch.to(stack.device).input_ids)[:, :1])
+    speed = batch.tokens / (time.perf_counter() - started)
+    console.print(f"about {tokens:,.0f} forward tokens, {tokens / speed / 60:.1f} minutes at {speed:,.0f} tokens/s")
+
+
 def load_model(source: str, **options: Any) -> Any:
     """Load a model under a status line (see `excise.models.loading.load`)."""
     with status(f"loading {source}"):

@@ -42,6 +42,8 @@ class Schedule:
         most_swaps: an offspring differs from its parent by min(U{1..most_swaps}, U{1..most_swaps}) swaps.
         selections: (survivors, tokens) of each selection of a generation; the last must leave one.
         divisor: generations = M × (N − M) ÷ divisor, rounded up, for M of N blocks removed.
+        passes: end after the generation in which so many passes over the samples have been spent; None for no end but
+            that of the generations.
 
     """
 
@@ -51,6 +53,7 @@ class Schedule:
     most_swaps: int = 3
     selections: tuple[tuple[int, int], ...] = ((2, 2048), (1, 32768))
     divisor: float = 1.5
+    passes: float | None = None
 
     def generations(self, removed: int, kept: int) -> int:
         """Generations for a search space of that shape.
@@ -64,7 +67,7 @@ class Schedule:
 
 
 PUBLISHED = Schedule()
-SCALED_DOWN = Schedule(16, 512, 8, 3, ((2, 512), (1, 2048)), 6.0)
+SCALED_DOWN = Schedule(16, 512, 8, 3, ((2, 512), (1, 2048)), passes=160)
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,17 @@ def evopress_scaled_down(
     work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
-    """Remove the `budget` blocks that evolve under a schedule of about a sixtieth of the published cost."""
+    """Remove the `budget` blocks that evolve with fewer offspring, until 160 passes over the samples are spent."""
     return _evolved("evopress-scaled-down", SCALED_DOWN, stack, samples, budget, protected, seed, work, advance)
 
 
 def evolve(
-    fitness: Fitness, candidates: Sequence[int], budget: int, schedule: Schedule, generator: random.Random
+    fitness: Fitness,
+    candidates: Sequence[int],
+    budget: int,
+    schedule: Schedule,
+    generator: random.Random,
+    passes: Callable[[], float] = lambda: 0.0,
 ) -> list[Generation]:
     """Run the evolution; the last survivor is the answer.
 
@@ -137,6 +145,7 @@ def evolve(
         budget: how many do, in every individual.
         schedule: hyper-parameters.
         generator: source of all randomness but the minibatches.
+        passes: how many passes over the samples `fitness` has taken so far.
 
     Returns:
         The generations; where all candidates must go, a single one without offspring.
@@ -145,7 +154,9 @@ def evolve(
     starts = [tuple(sorted(generator.sample(candidates, budget))) for _ in range(schedule.starts)]
     parent = _fittest(fitness, list(dict.fromkeys(starts)), 1, schedule.start_tokens)[0][1]
     generations: list[Generation] = []
-    for _ in range(max(1, schedule.generations(budget, len(candidates) - budget))):
+    for number in range(max(1, schedule.generations(budget, len(candidates) - budget))):
+        if schedule.passes is not None and number and passes() >= schedule.passes:
+            break
         offspring = _offspring(parent, candidates, schedule, generator)
         pool = offspring
         for survivors, tokens in schedule.selections[:-1]:
@@ -201,7 +212,7 @@ def _evolved(
 ) -> Selection:
     candidates = removable_blocks(stack, budget, protected)
     fitness = _Divergence(stack, samples, random.Random(f"minibatches {seed}"), work, advance)
-    generations = evolve(fitness, candidates, budget, schedule, random.Random(seed))
+    generations = evolve(fitness, candidates, budget, schedule, random.Random(seed), fitness.passes)
     return Selection(method, generations[-1].survivor, forward_tokens=fitness.forward_tokens)
 
 
@@ -228,6 +239,10 @@ class _Divergence:
         if new:
             self._on_all |= dict(zip(new, self._measure(new, self._samples), strict=True))
         return [self._on_all[removal] for removal in removals]
+
+    def passes(self) -> float:
+        """Cost so far, in passes of the intact stack over all samples."""
+        return self.forward_tokens / self._samples.tokens
 
     def _minibatch(self, tokens: int) -> Samples:
         drawn, total = [], 0

@@ -2,7 +2,7 @@
 
 `fisher` and `fisher+linear` remove the ground state of those energies (see `excise.energies.fisher`), the first as the
 paper does (Jansen et al., 2026). The `-verified` ones measure the lowest states on a few of the calibration samples and
-remove the one that costs least.
+remove the one that costs least. `path` takes its gradients between intact and removed (see `excise.energies.path`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from excise.calibration.samples import Samples
 from excise.criteria.selection import Selection, removable_blocks
 from excise.energies import ENERGIES
+from excise.energies.path import path, path_positions
 from excise.gradients import Gradients
 from excise.measure import measure
 from excise.models.stack import Stack
@@ -69,6 +70,45 @@ def ground_state(energy: str, *, verified: bool = False) -> Callable[..., Select
         )
 
     return choose
+
+
+def path_ground_state(
+    stack: Stack,
+    samples: Samples,
+    budget: int,
+    *,
+    protected: Sequence[int] = (),
+    seed: int = 0,
+    work: Path | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Selection:
+    """Remove the ground state of the energy fitted to gradients at random points, one a sample, near the budget.
+
+    Args:
+        stack: the model.
+        samples: calibration samples.
+        budget: number of blocks to remove.
+        protected: blocks that stay.
+        seed: of the points and the solver.
+        work: folder in which the gradients of finished batches are kept, so that an interrupted pass goes on.
+        advance: called with tokens done.
+
+    """
+    removable_blocks(stack, budget, protected)
+    positions = path_positions(len(stack.blocks), len(samples), [budget], seed)
+    journal = work / f"gradients-{budget}-{seed}" if work else None
+    gradients = score(stack, samples, positions=positions, journal=journal, advance=advance)
+    assert gradients is not None  # one part: never incomplete
+    assert gradients.positions is not None
+    problem = Problem(path(gradients.blocks(), gradients.positions), budget, protected=tuple(protected))
+    spectrum = solve(problem, states=1, seed=seed, time_limit=TIME_LIMIT)
+    return Selection(
+        "path",
+        spectrum[0].removed,
+        forward_tokens=samples.tokens,
+        backward_tokens=samples.tokens,
+        note="" if spectrum.certified else "the spectrum was not proved within its time limit",
+    )
 
 
 def shared_gradients(

@@ -1,4 +1,8 @@
-"""Energies (h, J) over removable units, by name. An entry takes gradients A [samples, units] and labels."""
+"""Energies (h, J) over removable units.
+
+Those in `ENERGIES` are functions of gradients A [samples, units] of the intact model; `path`, `pairs` and `fitted`
+stand in files of their own, as they take something else: gradients at other points, or measured damage.
+"""
 
 from excise.energies.energy import Energy
 from excise.energies.fisher import fisher, fisher_linear

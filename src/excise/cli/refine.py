@@ -1,0 +1,114 @@
+"""`excise refine`: measured damage, an energy fitted to it, its lowest states measured, and so on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from excise.cli.options import (
+    AsJson,
+    Data,
+    Device,
+    Domains,
+    Dtype,
+    Effort,
+    ForceBlocks,
+    LossOn,
+    Model,
+    ObjectiveText,
+    Protect,
+    Questions,
+    SampleCount,
+    Seed,
+    TokenLimit,
+    TrustRemoteCode,
+    budgets,
+    indices,
+)
+from excise.errors import InputError
+
+if TYPE_CHECKING:
+    from excise.refine import Refined
+
+
+def refine(
+    model: Model,
+    remove: Annotated[str, typer.Option(help="Numbers M of blocks to remove, such as 8 or 4,8,12.")],
+    out: Annotated[Path, typer.Option(help="Folder for candidates, energies and every measurement, which is reused.")],
+    data: Data = "starter",
+    samples: SampleCount = 128,
+    tokens: TokenLimit = 512,
+    objective: ObjectiveText = "kl",
+    questions: Questions = None,
+    domains: Domains = "mean",
+    effort: Effort = 2.0,
+    protect: Protect = "",
+    force_blocks: ForceBlocks = "",
+    seed: Seed = 0,
+    loss_on: LossOn = "all",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find removals of little measured damage; further budgets and runs reuse what is measured."""
+    wanted, protected, forced = budgets(remove), indices(protect, "--protect"), indices(force_blocks, "--force-blocks")
+    if effort <= 0:
+        raise InputError(f"--effort must be above 0, got {effort}")
+
+    from excise.artefacts import write_json
+    from excise.calibration import load_samples
+    from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
+    from excise.models.stack import block_indices
+    from excise.objectives import load_objective
+    from excise.provenance import model_hash, provenance
+    from excise.refine import plan
+    from excise.refine import refine as refine_budget
+    from excise.report.refinement import finalists_table, save_predictions, trust_line
+
+    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    stack = loaded.stack
+    protected, forced = block_indices(stack, protected), block_indices(stack, forced)
+    drawn = load_samples(data, loaded.tokenizer, samples=samples, tokens=tokens, seed=seed, loss_on=loss_on)
+    damage = load_objective(objective, drawn, loaded.tokenizer, questions=questions, domains=domains, seed=seed)
+    spend = effort * drawn.tokens
+    announce_cost(stack, drawn, spend * len(wanted))
+    found: dict[int, Refined] = {}
+    for budget in sorted(wanted, reverse=True):
+        units = len(stack.blocks) - len(protected) - len(forced)
+        with tokens_progress(f"refine, M = {budget}", plan(units, budget, spend).measurements(units)) as advance:
+            found[budget] = refine_budget(
+                stack,
+                damage,
+                budget,
+                tokens=spend,
+                protected=protected,
+                forced=forced,
+                seed=seed,
+                work=out / "work",
+                advance=advance,
+            )
+        found[budget].energy().save(out / f"energy-{budget}.safetensors")
+        found[budget].search.spectrum.save(out / f"spectrum-fitted-{budget}.json")
+        save_predictions(found[budget], out / "figures" / f"predictions-{budget}.png")
+    facts: dict[str, Any] = {
+        "model": model,
+        "model_hash": model_hash(stack.model),
+        "objective": damage.name,
+        "effort": effort,
+        "calibration": drawn.describe(),
+        "budgets": {str(budget): result.to_json() for budget, result in sorted(found.items())},
+        "settings": {"seed": seed, "domains": domains, "protected": list(protected), "forced": list(forced)},
+        "provenance": provenance(),
+    }
+    write_json(out / "candidates.json", facts)
+    if as_json:
+        typer.echo(json.dumps(facts, default=str))
+        return
+    for budget, result in sorted(found.items()):
+        output.print(finalists_table(result, budget, damage.name))
+        output.print(trust_line(result))
+    output.print(f"{out / 'candidates.json'}   {out / 'figures'}")

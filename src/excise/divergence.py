@@ -1,0 +1,67 @@
+"""KL divergence of a pruned model's next-token distributions from the intact model's, over a large vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from excise.losses import CHUNK_ELEMENTS, IGNORED
+from excise.models.stack import Stack
+
+KEPT_ELEMENTS = 1 << 25  # intact probabilities kept from candidate to candidate: 128 MiB of float32
+
+
+class Divergence:
+    """KL(intact ‖ pruned) of one batch, a function of the pruned model's final hidden states.
+
+    The intact model runs once. Positions go through the vocabulary head in chunks; what belongs to the intact model is
+    kept from call to call where it is small, and computed anew, chunk by chunk, where it is not, so that
+    [batch, tokens, vocabulary] never exists for a large batch.
+
+    Args:
+        stack: the model, intact while this is created.
+        input_ids: [batch, tokens].
+        labels: [batch, tokens], `losses.IGNORED` where a position does not count.
+
+    """
+
+    @torch.no_grad()
+    def __init__(self, stack: Stack, input_ids: Tensor, labels: Tensor) -> None:
+        self._stack, self._samples = stack, labels.shape[0]
+        self._device = stack.model.get_output_embeddings().weight.device
+        self._rows, self._positions = torch.nonzero(labels != IGNORED, as_tuple=True)
+        self._intact = self._counted(stack.hidden(input_ids))
+        vocabulary = stack.model.config.get_text_config().vocab_size
+        self._chunk = max(1, CHUNK_ELEMENTS // vocabulary)
+        keep = len(self._rows) * vocabulary <= KEPT_ELEMENTS
+        self._kept = list(self._intact_chunks()) if keep else None
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Sums over the counted positions of each sample [batch], nats.
+
+        Args:
+            hidden: [batch, tokens, width], final hidden states of the pruned model.
+
+        """
+        states = self._counted(hidden)
+        sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
+        for start, p, negative_entropy in self._kept or self._intact_chunks():
+            logits = self._stack.logits(states[start : start + self._chunk])
+            expected = torch.einsum("tv,tv->t", p, logits)
+            divergence = negative_entropy - expected + torch.logsumexp(logits, dim=-1)
+            sums.index_add_(0, self._rows[start : start + self._chunk].to(self._device), divergence.double())
+        return sums
+
+    def _counted(self, hidden: Tensor) -> Tensor:
+        """States [positions, width] that predict a counted token."""
+        return hidden[self._rows.to(hidden.device), self._positions.to(hidden.device)].to(self._device)
+
+    def _intact_chunks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Start of each chunk, the intact model's probabilities [chunk, vocabulary] and Σ p log p [chunk]."""
+        for start in range(0, len(self._intact), self._chunk):
+            log_p = torch.log_softmax(self._stack.logits(self._intact[start : start + self._chunk]), dim=-1)
+            p = log_p.exp()
+            yield start, p, torch.einsum("tv,tv->t", p, log_p)
