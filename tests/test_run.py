@@ -10,12 +10,13 @@ from excise.errors import InputError, OutputError
 from excise.gradients import Gradients
 from excise.measure import measure
 from excise.models.loading import load
+from excise.progress import silent
 from excise.run import run
 from excise.spectrum import Spectrum
 from tests.tiny import tiny_folder
 
 RUN_KEYS = {"removed", "proposed_by", "base_loss", "pruned_loss", "candidates", "self_test", "seconds", "provenance"}
-STAGES = {"gradients", "solve", "rivals", "verify", "prune", "self_test", "figures"}
+STAGES = {"gradients", "refine", "solve", "rivals", "verify", "prune", "self_test", "figures"}
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +68,32 @@ def test_every_artefact_can_be_read_back(finished):
 
 
 def test_select_energy_removes_the_ground_state(loaded, samples, tmp_path):
-    facts = run(loaded, *samples, 2, tmp_path / "run", select="energy", rivals=(), random_states=0)
+    facts = run(loaded, *samples, 2, tmp_path / "run", select="energy", effort=0, rivals=(), random_states=0)
     assert facts["removed"] == list(Spectrum.load(tmp_path / "run" / "spectrum-fisher.json")[0].removed)
     assert "fisher:0" in facts["proposed_by"]
+
+
+def test_select_refined_removes_what_refinement_found(loaded, samples, tmp_path):
+    facts = run(loaded, *samples, 2, tmp_path / "run", select="refined", rivals=(), random_states=0)
+    found = json.loads((tmp_path / "run" / "candidates.json").read_text())
+    assert found["objective"] == "kl"
+    assert facts["removed"] == found["budgets"]["2"]["removed"]
+    assert "refined:0" in facts["proposed_by"]
+    assert facts["energy"] == "fitted"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"select": "best"}, "select in measured, refined, energy"),
+        ({"effort": -1.0}, "effort must be 0"),
+        ({"effort": 0, "energy": "fitted"}, "'fitted' needs an effort"),
+        ({"effort": 0, "select": "refined"}, "needs an effort above 0"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(loaded, samples, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        run(loaded, *samples, 2, tmp_path / "run", **options)
 
 
 def test_protected_blocks_stay_and_forced_blocks_go_whoever_proposes(loaded, samples, tmp_path):
@@ -88,8 +112,6 @@ def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, s
     def stop_in_verify(stage, tokens):
         if stage == "verify":
             raise Stop
-        from excise.run import silent
-
         return silent(stage, tokens)
 
     with pytest.raises(Stop):
@@ -102,7 +124,7 @@ def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, s
     with pytest.raises(OutputError, match="--force"):
         run(loaded, *samples, 2, out, states=10)
     assert run(loaded, *samples, 2, out, states=10, force=True)["removed"] == facts["removed"]
-    assert len(run(loaded, *samples, 3, out, states=10, force=True)["removed"]) == 3
+    assert len(run(loaded, *samples, 3, out, effort=0, force=True)["removed"]) == 3
 
 
 def test_a_folder_of_something_else_is_refused(loaded, samples, tmp_path):

@@ -227,7 +227,7 @@ class _Chooser:
                 budget,
                 protected=self.protected,
                 seed=seed,
-                work=self.work / f"{name}-{budget}-{seed}",
+                work=self.work / name,
                 advance=advance,
             )
         selection = replace(selection, seconds=time.perf_counter() - started + selection.reused_seconds)

@@ -10,6 +10,7 @@ import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,9 @@ class Objective:
         return total
 
     def known(self, stack: Stack, ledger: Path | None) -> list[Removal]:
-        """Removals of blocks that a ledger holds already, for all terms."""
+        """Removals of blocks that a ledger holds already for all terms, the intact model not counted."""
         found = [known_removals(stack, t.samples, statistic=_statistic(t), ledger=ledger) for t in self.terms]
-        return sorted(set.intersection(*map(set, found)))
+        return sorted(set.intersection(*map(set, found)) - {()})
 
 
 def _statistic(term: Term) -> Statistic:
@@ -162,19 +163,26 @@ def _term_damages(
     ledger: Path | None,
     advance: Callable[[int], None] | None,
 ) -> Damages:
-    measured = measure(stack, term.samples, [(), *removals], statistic=_statistic(term), ledger=ledger, advance=advance)
-    values, weights = term.values(measured.sums, measured.counts.astype(np.float64))
-    excess = values - values[measured.removals.index(())]
+    asked = list(dict.fromkeys(removals))
+    rows = [(), *(removed for removed in asked if removed)]
+    run = partial(measure, stack, term.samples, statistic=_statistic(term), ledger=ledger, advance=advance)
+    if term.kind == "kl":  # the intact model's from itself is 0, and not measured
+        measured = run(rows[1:])
+        sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
+        costs = np.append(0.0, measured.costs)
+    else:
+        measured = run(rows)
+        sums, costs = measured.sums, measured.costs
+    values, weights = term.values(sums, measured.counts.astype(np.float64))
+    excess = values - values[0]
     domain = np.array(term.domain_of_items())
     groups = [domain == name for name in dict.fromkeys(domain)] if term.domains == "worst" else [domain == domain]
     means = np.array([excess[:, g].sum(axis=1) / weights[g].sum() for g in groups])  # [groups, candidates]
     worst = np.argmax(np.nan_to_num(means, nan=np.inf), axis=0)
     damage = means[worst, np.arange(len(worst))]
     errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
-    keep = [measured.removals.index(removed) for removed in dict.fromkeys(removals)]
-    return Damages(
-        tuple(dict.fromkeys(removals)), term.weight * damage[keep], term.weight * errors[keep], measured.costs[keep]
-    )
+    keep = [rows.index(removed) for removed in asked]
+    return Damages(tuple(asked), term.weight * damage[keep], term.weight * errors[keep], costs[keep])
 
 
 def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], mean: float) -> float:

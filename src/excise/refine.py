@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,14 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from excise.artefacts import read_json, write_json
+from excise.calibration.samples import Samples
 from excise.energies import Energy
 from excise.energies.pairs import pairs
 from excise.errors import InputError
 from excise.models.stack import Stack
 from excise.objectives import Objective
 from excise.problem import Problem
+from excise.provenance import provenance
 from excise.search import Removal, Search, search
 
 DEFAULT_EFFORT = 2.0
@@ -133,6 +135,19 @@ class Refined:
             "seconds": self.seconds,
             "plan": asdict(self.plan),
         }
+
+
+def refinement_facts(
+    found: Mapping[int, Refined], objective: Objective, effort: float, calibration: Samples
+) -> dict[str, Any]:
+    """What `candidates.json` says of refinements at several budgets."""
+    return {
+        "objective": objective.name,
+        "effort": effort,
+        "calibration": calibration.describe(),
+        "budgets": {str(budget): refined.to_json() for budget, refined in sorted(found.items())},
+        "provenance": provenance(),
+    }
 
 
 def plan(units: int, removed: int, tokens: float) -> Plan:

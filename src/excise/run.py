@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,25 +15,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from excise.artefacts import read_json, write_json
+from excise.artefacts import write_json
 from excise.calibration.samples import Samples
 from excise.criteria import CRITERIA
-from excise.energies import ENERGIES, Energy
+from excise.energies import ENERGIES
 from excise.errors import InputError, OutputError
 from excise.gradients import Gradients
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
-from excise.problem import Problem
+from excise.objectives import Objective, parse_objective
 from excise.progress import Progress, silent
+from excise.proposals import Proposal, Proposer, block_energies, lowest_states
 from excise.provenance import model_hash, provenance
+from excise.refine import DEFAULT_EFFORT, refinement_facts
 from excise.report.figures import write_figures
 from excise.score import score
-from excise.solvers import solve
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.self_test import self_test
 from excise.verify import Candidate, Verified, verify
 
-SELECT = ("measured", "energy")
+SELECT = ("measured", "refined", "energy")
 RIVALS = ("block-influence", "block-influence-iterative", "norm-ratio")
 MANIFEST = "run.json"
 WORK = "work"
@@ -63,7 +63,9 @@ def run(
     budget: int,
     out: str | Path,
     *,
-    energy: str = "fisher",
+    energy: str | None = None,
+    effort: float = DEFAULT_EFFORT,
+    objective: Objective | None = None,
     solver: str = "auto",
     states: int = 20,
     time_limit: float | None = 60.0,
@@ -83,9 +85,9 @@ def run(
 ) -> dict[str, Any]:
     """Choose `budget` blocks, remove them, and write the pruned model with its evidence.
 
-    Stages: gradients on `calibration`; the lowest states of every energy; rival criteria on the same samples; measured
-    losses of all candidates on `held_out`; the checkpoint; its self-test; figures; `run.json`. A folder in which a run
-    of the same settings was interrupted is taken up where it stopped.
+    Stages: gradients on `calibration`; the lowest states of every energy; refinement; rival criteria on the same
+    samples; measured losses of all candidates on `held_out`; the checkpoint; its self-test; figures; `run.json`. A
+    folder in which a run of the same settings was interrupted is taken up where it stopped.
 
     Args:
         loaded: the model.
@@ -93,7 +95,11 @@ def run(
         held_out: other samples, to judge by.
         budget: number M of blocks to remove.
         out: folder for everything; the checkpoint is its subfolder `model`.
-        energy: the energy shown beside measured losses, and followed where `select` is "energy".
+        energy: the energy shown beside measured losses, and followed where `select` is "energy": "fisher",
+            "fisher+linear" or "fitted", that of the refinement. By default "fitted", but the paper's "fisher" where it
+            is followed or nothing is refined.
+        effort: what refinement may cost, in passes over the calibration samples; 0 for none.
+        objective: the damage it keeps low; by default the divergence from the intact model on `calibration`.
         solver: a name in `excise.solvers.SOLVERS`, or "auto".
         states: length K of the spectra.
         time_limit: seconds for the proof of each; a list not proved by then is the best known, with its gap.
@@ -103,7 +109,8 @@ def run(
         rivals: names in `excise.criteria.CRITERIA`.
         protected: blocks that stay.
         forced: blocks that go; they count towards the budget.
-        select: "measured" takes the lowest measured loss whoever proposed it, "energy" the ground state.
+        select: "measured" takes the lowest measured loss whoever proposed it, "refined" what refinement found by its
+            own objective, "energy" the ground state.
         seed: of solver and random removals.
         batch_tokens: padded tokens a batch.
         checkpointing: recompute blocks in the backward pass to save memory.
@@ -119,8 +126,7 @@ def run(
         OutputError: `out` exists and is not an unfinished run.
 
     """
-    if energy not in ENERGIES or select not in SELECT:
-        raise InputError(f"expected energy in {sorted(ENERGIES)} and select in {SELECT}, got '{energy}' and '{select}'")
+    energy = _check_choices(energy, select, effort)
     unknown = sorted(set(rivals) - set(CRITERIA))
     if unknown:
         raise InputError(f"unknown criteria {unknown}; known: {sorted(CRITERIA)}")
@@ -132,24 +138,24 @@ def run(
 
     with clock.stage("gradients"):
         gradients = _gradients(stack, calibration, folder, batch_tokens, checkpointing, progress)
+    proposer = Proposer(stack, calibration, budget, protected, forced, seed, work, progress)
+    energies = block_energies(gradients)
+    proposals: list[Proposal] = []
+    if effort:
+        with clock.stage("refine"):
+            objective = objective or parse_objective("kl", calibration)
+            refined = proposer.refined(objective, effort * calibration.tokens)
+            found = refinement_facts({budget: refined}, objective, effort, calibration)
+            write_json(folder / "candidates.json", {"model": loaded.source, **found})
+        energies["fitted"] = refined.energy()
+        proposals += [(f"refined:{k}", f.removed) for k, f in enumerate(refined.finalists[:verify_states])]
     with clock.stage("solve"):
-        energies = block_energies(gradients)
-        problems = {name: Problem(e, budget, protected=protected, forced=forced) for name, e in energies.items()}
-        options: dict[str, Any] = {"states": states, "solver": solver, "seed": seed, "time_limit": time_limit}
-        spectra = {name: solve(problem, **options) for name, problem in problems.items()}
+        spectra = proposer.spectra(energies, states=states, solver=solver, time_limit=time_limit)
         for name, spectrum in spectra.items():
             spectrum.save(folder / f"spectrum-{name}.json")
-    proposals = []
-    for name, spectrum in spectra.items():
-        apart = spectrum.select(verify_states, min_distance=min_distance)
-        proposals += [(f"{name}:{spectrum.states.index(state)}", state.removed) for state in apart]
+            proposals += lowest_states(name, spectrum, verify_states, min_distance)
     with clock.stage("rivals"):
-        for name in rivals:
-            removed = _select(name, stack, calibration, budget, protected, forced, seed, work, progress)
-            proposals.append((name, removed))
-        for i in range(random_states):
-            removed = _select("random", stack, calibration, budget, protected, forced, seed + i, work, progress)
-            proposals.append((f"random:{seed + i}", removed))
+        proposals += proposer.rivals(rivals, random_states)
     with clock.stage("verify"):
         distinct = len({block_indices(stack, removed) for _, removed in proposals}) + 1
         with progress("verify", held_out.tokens * distinct) as advance:
@@ -192,6 +198,8 @@ def run(
             "protected": list(protected),
             "forced": list(forced),
             "rivals": list(rivals),
+            "effort": effort,
+            "objective": objective.name if objective and effort else None,
         },
         "checkpoint": "model",
         "provenance": provenance(),
@@ -242,22 +250,28 @@ def _open_folder(out: str | Path, force: bool) -> Path:
     return folder
 
 
-def block_energies(gradients: Gradients) -> dict[str, Energy]:
-    """Every energy that follows from gradients, over blocks; a warning they share is given once."""
-    columns = gradients.blocks()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        energies = {name: build(columns) for name, build in ENERGIES.items()}
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
-        warnings.warn(message, stacklevel=2)
-    return energies
-
-
 def choose(verified: Verified, energy: str, select: str) -> Candidate:
-    """The candidate to remove: lowest measured loss, or the energy's ground state."""
+    """The candidate to remove: lowest measured loss, the refinement's winner, or the energy's ground state."""
     if select == "measured":
         return verified.best
+    if select == "refined":
+        return next(c for c in verified.candidates if c.method == "refined:0")
     return next(c for c in verified.candidates if c.method == f"{energy}:0")
+
+
+def _check_choices(energy: str | None, select: str, effort: float) -> str:
+    """Return the energy to show, the default one filled in."""
+    if select not in SELECT:
+        raise InputError(f"expected select in {', '.join(SELECT)}, got '{select}'")
+    if effort < 0:
+        raise InputError(f"effort must be 0 (no refinement) or above, got {effort}")
+    energy = energy or ("fisher" if select == "energy" or not effort else "fitted")
+    known = [*ENERGIES, *(["fitted"] if effort else [])]
+    if energy not in known:
+        raise InputError(f"expected energy in {', '.join(known)}, got '{energy}'; 'fitted' needs an effort above 0")
+    if select == "refined" and not effort:
+        raise InputError("select 'refined' needs an effort above 0")
+    return energy
 
 
 def _check_budget(stack: Stack, budget: int, protected: Sequence[int], forced: Sequence[int]) -> None:
@@ -291,39 +305,6 @@ def _gradients(
     assert gradients is not None  # one part: never incomplete
     gradients.save(path)
     return gradients
-
-
-def _select(
-    name: str,
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    protected: Sequence[int],
-    forced: Sequence[int],
-    seed: int,
-    work: Path,
-    progress: Progress,
-) -> tuple[int, ...]:
-    """A criterion's choice, kept on disk; forced blocks go first, the criterion fills the budget."""
-    key = {"samples": samples.hash, "budget": budget, "protected": protected, "forced": forced, "seed": seed}
-    path = work / f"selection-{name}-{seed}.json"
-    if path.exists() and (kept := read_json(path))["key"] == _plain(key):
-        return tuple(kept["removed"])
-    rest = budget - len(forced)
-    if rest == 0:
-        return tuple(forced)
-    passes = {"block-influence-iterative": rest, "block-influence": 1, "norm-ratio": 1, "random": 0}.get(name)
-    with progress(name, None if passes is None else passes * samples.tokens) as advance:
-        selection = CRITERIA[name](stack, samples, rest, protected=(*protected, *forced), seed=seed, advance=advance)
-    if selection.merge:
-        raise InputError(f"{name} merges blocks where a run drops them; leave it out of the rivals")
-    removed = tuple(sorted((*selection.removed, *forced)))
-    write_json(path, {"key": key, "removed": removed, "selection": asdict(selection)})
-    return removed
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
 
 
 def _card(facts: dict[str, Any], chosen: Candidate) -> dict[str, Any]:

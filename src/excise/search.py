@@ -139,6 +139,8 @@ def _propose(
     generator: np.random.Generator,
 ) -> list[Removal]:
     """Up to `batch` removals not yet measured, from the sources in turn."""
+    if sum(problem.allows(removed) for removed in damages) >= problem.number_of_states():
+        return []
     energy = fitted.energy()
     sources = [
         _apart(_lowest(energy, problem, LOWEST)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -64,8 +64,8 @@ def refine(
     from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
     from excise.models.stack import block_indices
     from excise.objectives import load_objective
-    from excise.provenance import model_hash, provenance
-    from excise.refine import plan
+    from excise.provenance import model_hash
+    from excise.refine import plan, refinement_facts
     from excise.refine import refine as refine_budget
     from excise.report.refinement import finalists_table, save_predictions, trust_line
 
@@ -94,15 +94,12 @@ def refine(
         found[budget].energy().save(out / f"energy-{budget}.safetensors")
         found[budget].search.spectrum.save(out / f"spectrum-fitted-{budget}.json")
         save_predictions(found[budget], out / "figures" / f"predictions-{budget}.png")
-    facts: dict[str, Any] = {
+    settings = {"seed": seed, "domains": domains, "protected": list(protected), "forced": list(forced)}
+    facts = {
         "model": model,
         "model_hash": model_hash(stack.model),
-        "objective": damage.name,
-        "effort": effort,
-        "calibration": drawn.describe(),
-        "budgets": {str(budget): result.to_json() for budget, result in sorted(found.items())},
-        "settings": {"seed": seed, "domains": domains, "protected": list(protected), "forced": list(forced)},
-        "provenance": provenance(),
+        "settings": settings,
+        **refinement_facts(found, damage, effort, drawn),
     }
     write_json(out / "candidates.json", facts)
     if as_json:

@@ -14,12 +14,16 @@ from excise.cli.options import (
     Checkpointing,
     Data,
     Device,
+    Domains,
     Dtype,
+    Effort,
     Force,
     ForceBlocks,
     LossOn,
     Model,
+    ObjectiveText,
     Protect,
+    Questions,
     SampleCount,
     Seed,
     TokenLimit,
@@ -41,7 +45,14 @@ def run(
     tokens: TokenLimit = 512,
     seed: Seed = 0,
     loss_on: LossOn = "all",
-    energy: Annotated[str, typer.Option(help="Energy shown and, with --select energy, followed.")] = "fisher",
+    energy: Annotated[
+        str | None,
+        typer.Option(help="Energy shown and, with --select energy, followed: fisher, fisher+linear, fitted."),
+    ] = None,
+    effort: Effort = 2.0,
+    objective: ObjectiveText = "kl",
+    questions: Questions = None,
+    domains: Domains = "mean",
     solver: Annotated[str, typer.Option(help="auto, branch-and-bound, exhaustive, tabu, annealing.")] = "auto",
     states: Annotated[int, typer.Option(min=1, help="Length K of the spectra.")] = 20,
     time_limit: Annotated[float, typer.Option(help="Seconds for the proof of each spectrum.")] = 60.0,
@@ -52,8 +63,12 @@ def run(
         str, typer.Option(help="Criteria that propose removals too, separated by commas; empty for none.")
     ] = "block-influence,block-influence-iterative,norm-ratio",
     select: Annotated[
-        str, typer.Option(help="measured: lowest measured loss, whoever proposed it; energy: the ground state.")
-    ] = "measured",
+        str | None,
+        typer.Option(
+            help="measured: lowest held-out loss, whoever proposed it; refined: lowest --objective; energy: the ground "
+            "state. Default measured, or refined where the objective is another than kl or loss."
+        ),
+    ] = None,
     protect: Protect = "",
     force_blocks: ForceBlocks = "",
     batch_tokens: BatchTokens = None,
@@ -70,6 +85,7 @@ def run(
     from excise.calibration import split_samples
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import load_model, output, tokens_progress
+    from excise.objectives import load_objective
     from excise.report.tables import candidates_table
     from excise.run import Clock, check_folder
     from excise.run import run as run_job
@@ -90,6 +106,10 @@ def run(
             seed=seed,
             loss_on=loss_on,
         )
+    damage = load_objective(objective, calibration, loaded.tokenizer, questions=questions, domains=domains, seed=seed)
+    if select is None:
+        plain = domains == "mean" and all(term.kind != "choices" for term in damage.terms)
+        select = "measured" if plain or not effort else "refined"
     facts = run_job(
         loaded,
         calibration,
@@ -97,6 +117,8 @@ def run(
         remove,
         out,
         energy=energy,
+        effort=effort,
+        objective=damage,
         solver=solver,
         states=states,
         time_limit=time_limit,

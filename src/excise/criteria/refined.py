@@ -42,7 +42,7 @@ def refined(
         tokens=DEFAULT_EFFORT * samples.tokens,
         protected=protected,
         seed=seed,
-        work=work,
+        work=work / f"{budget}-{seed}" if work else None,  # other budgets' measurements would hide the cost
         advance=advance,
     )
     return Selection("refined", found.removed, forward_tokens=found.forward_tokens)
