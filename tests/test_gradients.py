@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from excise.calibration.batches import make_batches
 from excise.calibration.samples import Sample, Samples
+from excise.energies.path import path_positions
 from excise.errors import InputError, OutputError
 from excise.gradients import Gradients
 from excise.losses import sample_losses
@@ -156,6 +157,23 @@ def test_tokens_in_the_padding_do_not_matter(model_type):
     other_rows, other_losses = gate_gradients(stack, dataclasses.replace(batch, input_ids=other))
     torch.testing.assert_close(other_rows, rows, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(other_losses, losses, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "mixtral"])
+def test_between_intact_and_removed_every_sample_has_gates_of_its_own(model_type, tmp_path):
+    stack, samples = float64_stack(model_type), random_samples()
+    positions = path_positions(4, len(samples), [2], seed=0)
+    ours = score(stack, samples, positions=positions, batch_tokens=BATCH_TOKENS)
+    rows = []
+    for sample, y in zip(samples, positions, strict=True):
+        alpha = torch.tensor(1 - y, requires_grad=True)
+        with gated(stack, alpha):
+            rows.append(torch.autograd.grad(plain_loss(stack.model, sample), alpha)[0])
+    assert_close(ours.blocks(), torch.stack(rows).numpy(), tolerance(model_type))
+    ours.save(tmp_path / "g.safetensors")
+    np.testing.assert_array_equal(Gradients.load(tmp_path / "g.safetensors").positions, positions)
+    with pytest.raises(InputError, match="positions must be"):
+        score(stack, samples, positions=positions[:2])
 
 
 def test_batches_of_another_size_give_the_same_rows():

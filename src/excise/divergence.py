@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from excise.losses import CHUNK_ELEMENTS, IGNORED
 from excise.models.stack import Stack
 
 KEPT_ELEMENTS = 1 << 25  # intact probabilities kept from candidate to candidate: 128 MiB of float32
+KEPT_BYTES = 1 << 28  # intact hidden states kept from measurement to measurement
 
 
 class Divergence:
@@ -24,15 +25,19 @@ class Divergence:
         stack: the model, intact while this is created.
         input_ids: [batch, tokens].
         labels: [batch, tokens], `losses.IGNORED` where a position does not count.
+        intact: [positions, width], the attribute `intact` of an earlier one for the same batch; None runs the model.
+
+    Attributes:
+        intact: [positions, width], the intact model's final hidden states that predict a counted token.
 
     """
 
     @torch.no_grad()
-    def __init__(self, stack: Stack, input_ids: Tensor, labels: Tensor) -> None:
+    def __init__(self, stack: Stack, input_ids: Tensor, labels: Tensor, intact: Tensor | None = None) -> None:
         self._stack, self._samples = stack, labels.shape[0]
         self._device = stack.model.get_output_embeddings().weight.device
         self._rows, self._positions = torch.nonzero(labels != IGNORED, as_tuple=True)
-        self._intact = self._counted(stack.hidden(input_ids))
+        self.intact = self._counted(stack.hidden(input_ids)) if intact is None else intact
         vocabulary = stack.model.config.get_text_config().vocab_size
         self._chunk = max(1, CHUNK_ELEMENTS // vocabulary)
         keep = len(self._rows) * vocabulary <= KEPT_ELEMENTS
@@ -61,7 +66,27 @@ class Divergence:
 
     def _intact_chunks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Start of each chunk, the intact model's probabilities [chunk, vocabulary] and Σ p log p [chunk]."""
-        for start in range(0, len(self._intact), self._chunk):
-            log_p = torch.log_softmax(self._stack.logits(self._intact[start : start + self._chunk]), dim=-1)
+        for start in range(0, len(self.intact), self._chunk):
+            log_p = torch.log_softmax(self._stack.logits(self.intact[start : start + self._chunk]), dim=-1)
             p = log_p.exp()
             yield start, p, torch.einsum("tv,tv->t", p, log_p)
+
+
+class IntactStates:
+    """Hidden states of the intact model, kept from one measurement on some samples to the next; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._states: dict[Hashable, Tensor] = {}
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """What was kept under a key."""
+        return self._states.get(key)
+
+    def keep(self, key: Hashable, states: Tensor) -> None:
+        """Keep states, and forget the oldest while all take more than `KEPT_BYTES`."""
+        self._states[key] = states
+        while len(self._states) > 1 and sum(s.numel() * s.element_size() for s in self._states.values()) > KEPT_BYTES:
+            self._states.pop(next(iter(self._states)))
+
+
+INTACT = IntactStates()

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from excise.calibration.batches import Batch, default_batch_tokens, make_batches
+from excise.calibration.batches import default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
-from excise.divergence import Divergence
+from excise.divergence import INTACT, Divergence
 from excise.errors import InputError
 from excise.journal import Journal
 from excise.ledger import Ledger, Removal
@@ -40,7 +40,8 @@ class Measurements:
         sums: [candidates, samples], nats summed over the counted tokens; NaN or infinite where the model overflowed.
         counts: [samples], counted tokens.
         costs: [candidates], tokens through the whole intact stack (blocks computed × tokens ÷ blocks); what candidates
-            share is the cost of the first of them.
+            share is the cost of the first of them. The one pass of the intact model that divergences on some samples
+            take is not among them.
 
     """
 
@@ -83,7 +84,7 @@ def measure(
         removals: block indices of each candidate; duplicates are measured once.
         sublayers: `removals` are gate indices instead: those sublayers add nothing to the residual stream.
         statistic: "loss", the cross-entropy of the next token; or "divergence", KL(intact ‖ pruned) of the
-            distributions over the next token, which costs one pass more for the intact model.
+            distributions over the next token, which costs one pass more for the intact model, once for the samples.
         batch_tokens: padded tokens a batch.
         ledger: folder in which measurements are kept (see `excise.ledger`): what is there is not measured again, and
             an interrupted pass goes on where it stopped.
@@ -104,9 +105,8 @@ def measure(
     if advance and len(new) < len(distinct):
         advance(samples.tokens * (len(distinct) - len(new)))
     if new:
-        known.add(
-            new, *_measure_all(stack, samples, new, sublayers, statistic, batch_tokens, known.journal(new), advance)
-        )
+        batches = _Batches(stack, samples, batch_tokens, statistic)
+        known.add(new, *_measure_all(batches, new, _gates_off(stack, new, sublayers), known.journal(new), advance))
     entries = [known[removed] for removed in distinct]
     return Measurements(
         distinct,
@@ -139,29 +139,49 @@ def _open_ledger(
     return Ledger(folder, {**facts, "sublayers": sublayers, "statistic": statistic})
 
 
+class _Batches:
+    """The samples in batches, each with what turns final hidden states into sums: losses, or divergences."""
+
+    def __init__(self, stack: Stack, samples: Samples, batch_tokens: int, statistic: Statistic) -> None:
+        self.stack, self._statistic = stack, statistic
+        self.batches = make_batches(samples, batch_tokens)
+        self._key = (model_hash(stack.model), samples.hash, batch_tokens) if statistic == "divergence" else ()
+
+    def sums(self, number: int) -> Callable[[Tensor], Tensor]:
+        """Function from final hidden states [batch, tokens, width] to sums [batch] of one batch."""
+        batch = self.batches[number].to(self.stack.device)
+        if self._statistic == "loss":
+            return lambda hidden: sample_losses(self.stack, hidden, batch.labels).sums
+        key = (*self._key, number)
+        divergence = Divergence(self.stack, batch.input_ids, batch.labels, INTACT.get(key))
+        INTACT.keep(key, divergence.intact)
+        return divergence
+
+
+@torch.no_grad()
 def _measure_all(
-    stack: Stack,
-    samples: Samples,
+    work: _Batches,
     removals: Sequence[Removal],
-    sublayers: bool,
-    statistic: Statistic,
-    batch_tokens: int,
+    off: np.ndarray,
     record: Journal,
     advance: Callable[[int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums [candidates, samples] and costs [candidates] of removals not yet known, a batch at a time."""
-    batches = make_batches(samples, batch_tokens)
-    off = _gates_off(stack, removals, sublayers)
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(work.batches):
         if number not in record:
-            sums, computed = _batch_sums(stack, batch, off, statistic)
+            sums = np.zeros((len(off), len(batch.indices)))
+            computed = np.zeros(len(off), dtype=np.int64)
+            evaluate = work.sums(number)
+            for candidate, hidden, blocks in _trie(work.stack, batch.input_ids.to(work.stack.device), off):
+                sums[candidate] = evaluate(hidden).double().cpu().numpy()
+                computed[candidate] = blocks
             record.write(number, sums=sums, block_tokens=computed * batch.tokens)
         if advance:
             advance(batch.tokens * len(removals))
-    pieces = [record.read(number) for number in range(len(batches))]
-    order = np.argsort([i for batch in batches for i in batch.indices])
+    pieces = [record.read(number) for number in range(len(work.batches))]
+    order = np.argsort([i for batch in work.batches for i in batch.indices])
     sums = np.concatenate([piece["sums"] for piece in pieces], axis=1)[:, order]
-    return sums, np.sum([piece["block_tokens"] for piece in pieces], axis=0) / len(stack.blocks)
+    return sums, np.sum([piece["block_tokens"] for piece in pieces], axis=0) / len(work.stack.blocks)
 
 
 def _gate_indices(stack: Stack, removed: Sequence[int]) -> Removal:
@@ -175,21 +195,6 @@ def _gates_off(stack: Stack, removals: Sequence[Removal], sublayers: bool) -> np
     """Mask [candidates, gates] of the sublayers that are off."""
     owners = [sublayer.gate if sublayers else sublayer.block for sublayer in stack.sublayers]
     return np.array([np.isin(owners, removed) for removed in removals]).reshape(len(removals), len(owners))
-
-
-@torch.no_grad()
-def _batch_sums(stack: Stack, batch: Batch, off: np.ndarray, statistic: Statistic) -> tuple[np.ndarray, np.ndarray]:
-    """Sums [candidates, batch] and blocks computed [candidates]; the first bears the intact pass of a divergence."""
-    batch = batch.to(stack.device)
-    sums = np.zeros((len(off), len(batch.indices)))
-    computed = np.zeros(len(off), dtype=np.int64)
-    divergence = Divergence(stack, batch.input_ids, batch.labels) if statistic == "divergence" else None
-    computed[0] = 0 if divergence is None else len(stack.blocks)
-    for candidate, hidden, blocks in _trie(stack, batch.input_ids, off):
-        values = divergence(hidden) if divergence else sample_losses(stack, hidden, batch.labels).sums
-        sums[candidate] = values.double().cpu().numpy()
-        computed[candidate] += blocks
-    return sums, computed
 
 
 def _trie(stack: Stack, input_ids: Tensor, off: np.ndarray) -> Iterator[tuple[int, Tensor, int]]:

@@ -37,7 +37,7 @@ class Damages:
         values: [candidates], nats.
         errors: [candidates], standard errors of `values` over samples (questions), nats.
         costs: [candidates], tokens through the whole intact stack. The intact model's is that of the removal (),
-            which is measured with any others.
+            once for these samples.
 
     """
 
@@ -169,7 +169,7 @@ def _term_damages(
     if term.kind == "kl":  # the intact model's from itself is 0, and not measured
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
-        costs = np.append(0.0, measured.costs)
+        costs = np.append(float(term.samples.tokens), measured.costs)
     else:
         measured = run(rows)
         sums, costs = measured.sums, measured.costs

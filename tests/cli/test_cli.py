@@ -12,6 +12,7 @@ from tests.tiny import tiny_folder
 from excise.cli import main
 from excise.cli.options import indices
 from excise.errors import InputError
+from excise.spectrum import Spectrum
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,25 @@ def test_inspect_lists_the_blocks(excise, model):
     assert excise("inspect", model)[1].count("LlamaDecoderLayer") == 5
 
 
+def test_refine_and_compare_write_what_they_print(excise, model, tmp_path):
+    options = ("--samples", 24, "--tokens", 24, "--json")
+    code, out, _ = excise("refine", model, "--remove", "1,2", "--out", tmp_path / "refined", *options)
+    assert code == 0
+    found = json.loads(out)
+    assert found == json.loads((tmp_path / "refined" / "candidates.json").read_text())
+    assert len(found["budgets"]["2"]["removed"]) == 2
+    assert (tmp_path / "refined" / "figures" / "predictions-1.png").exists()
+    spectrum = tmp_path / "refined" / "spectrum-fitted-2.json"
+    assert Spectrum.load(spectrum)[0].removed == tuple(found["budgets"]["2"]["spectrum"][0]["removed"])
+    methods = ("--methods", "first,norm-ratio", "--eval-samples", 4)
+    code, out, _ = excise("compare", model, "--remove", "1,2", "--out", tmp_path / "cmp", *methods, *options)
+    assert code == 0
+    assert {(row["method"], row["remove"]) for row in json.loads(out)["rows"]} == {
+        ("first", 1), ("first", 2), ("norm-ratio", 1), ("norm-ratio", 2),
+    }  # fmt: skip
+    assert "| norm-ratio |" in (tmp_path / "cmp" / "compare.md").read_text()
+
+
 def test_solve_takes_any_matrix(excise, tmp_path):
     np.save(tmp_path / "H.npy", np.diag([3.0, 1.0, 2.0, 5.0]))
     code, out, _ = excise("solve", "--hessian", tmp_path / "H.npy", "--remove", 2, "--json")
@@ -105,6 +125,9 @@ def test_solve_takes_any_matrix(excise, tmp_path):
         (("prune", "x", "--out", "y", "--removed", "1", "--merge", "mean"), "expected --merge in figure, code"),
         (("run", "x", "--remove", "2", "--out", "y", "--protect", "a"), "--protect expects indices"),
         (("score", "x", "--part", "3/2"), "RANK < PARTS"),
+        (("refine", "x", "--remove", "2", "--out", "y", "--effort", "0"), "--effort must be above 0"),
+        (("compare", "x", "--remove", "4..2", "--out", "y"), "--remove expects a range"),
+        (("compare", "x", "--remove", "2", "--out", "y", "--methods", "best"), "unknown methods"),
     ],
 )
 def test_mistakes_give_one_line_and_exit_2(excise, arguments, expected, tmp_path, monkeypatch):

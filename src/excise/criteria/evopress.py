@@ -67,7 +67,7 @@ class Schedule:
 
 
 PUBLISHED = Schedule()
-SCALED_DOWN = Schedule(16, 512, 8, 3, ((2, 512), (1, 2048)), passes=160)
+SCALED_DOWN = Schedule(16, 512, 8, 3, ((2, 512), (1, 2048)), passes=200)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def evopress_scaled_down(
     work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
-    """Remove the `budget` blocks that evolve with fewer offspring, until 160 passes over the samples are spent."""
+    """Remove the `budget` blocks that evolve with fewer offspring, until 200 passes over the samples are spent."""
     return _evolved("evopress-scaled-down", SCALED_DOWN, stack, samples, budget, protected, seed, work, advance)
 
 
@@ -231,6 +231,7 @@ class _Divergence:
         self._stack, self._samples, self._generator = stack, samples, generator
         self._work, self._advance = work, advance
         self._on_all: dict[Removal, float] = {}
+        self._seen: set[str] = set()
 
     def __call__(self, removals: Sequence[Removal], tokens: int) -> list[float]:
         if tokens < self._samples.tokens:
@@ -258,4 +259,7 @@ class _Divergence:
             self._stack, samples, removals, statistic="divergence", ledger=self._work, advance=self._advance
         )
         self.forward_tokens += measured.forward_tokens
+        if samples.hash not in self._seen:  # the intact model's pass
+            self._seen.add(samples.hash)
+            self.forward_tokens += samples.tokens
         return measured.losses.tolist()
