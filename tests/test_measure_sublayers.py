@@ -68,11 +68,16 @@ def test_gates_outside_the_stack_are_refused():
             measure(stack, samples, [removal], sublayers=True)
 
 
-def test_divergence_is_zero_without_removal_and_costs_one_pass_more():
-    stack, samples = find_stack(tiny_model("llama", LAYERS)), random_samples()
+def test_divergence_is_zero_without_removal_and_runs_the_intact_model_once():
+    stack, samples = find_stack(tiny_model("llama", LAYERS, seed=11)), random_samples(seed=11)
     loss = measure(stack, samples, [(), (2,)], batch_tokens=BATCH_TOKENS)
     divergence = measure(stack, samples, [(), (2,)], statistic="divergence", batch_tokens=BATCH_TOKENS)
     assert divergence.loss() == pytest.approx(0, abs=1e-6)
     assert divergence.loss((2,)) > 0.01
-    assert divergence.forward_tokens == pytest.approx(loss.forward_tokens + samples.tokens)
+    assert divergence.forward_tokens == loss.forward_tokens
+    ran = []
+    stack.model.get_input_embeddings().register_forward_hook(lambda *_: ran.append(1))
+    again = measure(stack, samples, [(2,)], statistic="divergence", batch_tokens=BATCH_TOKENS)
+    assert len(ran) == len(make_batches(samples, BATCH_TOKENS))  # for the removal; the intact states are at hand
+    np.testing.assert_array_equal(again.sums[0], divergence.sums[1])
     np.testing.assert_array_equal(divergence.counts, loss.counts)
