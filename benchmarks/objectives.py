@@ -1,9 +1,9 @@
 """How the blocks chosen and the answers kept depend on the damage that is kept low. SmolLM2-135M-Instruct.
 
 Refinement at its default effort by each objective, on the same chats (and training questions of ARC-Easy for
-`choices`); then accuracy on test questions of ARC-Easy and validation questions of HellaSwag, and the loss on WikiText-2.
-A question is answered by the option of the highest log-likelihood (lm-eval's `acc`), or of the highest per byte
-(`acc_norm`).
+`choices`); then accuracy on test questions of ARC-Easy and validation questions of HellaSwag, and the loss on
+WikiText-2. A question is answered by the option of the highest log-likelihood (lm-eval's `acc`), or of the highest per
+byte (`acc_norm`).
 
     python -m benchmarks.objectives --out runs/objectives [--budget 8] [--arc 100] [--hellaswag 60]
 
