@@ -1,8 +1,8 @@
 """How good are the removals that each method chooses, and what does choosing cost? SmolLM2-135M-Instruct.
 
 Calibration is on chats, judgement on WikiText-2 (raw test) and held-out chats; neither was seen by any method. EvoPress
-runs with fewer offspring than published and ends after 200 passes over the search tokens, over five times what
-refinement may spend. How well the fitted energy ranks removals that it was not fitted to is measured on the held-out
+runs with fewer offspring than published and ends after 240 passes over the search tokens, about five times what
+refinement spends. How well the fitted energy ranks removals that it was not fitted to is measured on the held-out
 chats.
 
     python -m benchmarks.selection --seeds 0 --budgets 4,8,12 --out runs/selection
