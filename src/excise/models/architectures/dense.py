@@ -14,6 +14,7 @@ ARCHITECTURES = (
     Architecture(
         "gpt2",
         stack="transformer.h",
+        tensor_prefixes=("transformer.h", "h"),
         sublayers=(SublayerRecord("attention", "attn"), SublayerRecord("feed-forward", "mlp")),
         index_attributes=("attn.layer_idx",),
         required={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},

@@ -31,6 +31,8 @@ class Architecture:
     Attributes:
         model_type: `config.model_type` of transformers.
         stack: path of the block list from the causal language model.
+        tensor_prefixes: names under which the blocks' tensors stand in a checkpoint, each followed by `.index.`; by
+            default `stack`. Several where checkpoints of one model type come in several spellings.
         sublayers: what a block adds to its residual stream, in order of computation.
         per_block_keys: config lists with one entry a block, to be cut with the blocks.
         positions: config integers that count blocks from the bottom, recounted after removal (value = how many of the
@@ -55,3 +57,8 @@ class Architecture:
     logit_divisor: str | None = None
     logit_multiplier: str | None = None
     logit_softcap: str | None = None
+    tensor_prefixes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tensor_prefixes:
+            object.__setattr__(self, "tensor_prefixes", (self.stack,))
