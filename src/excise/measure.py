@@ -25,7 +25,15 @@ from excise.errors import InputError
 from excise.journal import Journal
 from excise.ledger import Ledger, Removal
 from excise.losses import sample_losses
-from excise.models.stack import Stack, block_indices, first, override_forward, pass_through, replace_first
+from excise.models.stack import (
+    Stack,
+    block_input,
+    block_output,
+    override_forward,
+    pass_through,
+    removable_indices,
+    silent,
+)
 from excise.provenance import model_hash
 
 Statistic = Literal["loss", "divergence"]
@@ -95,10 +103,11 @@ def measure(
 
     Raises:
         InputError: a block or gate index does not fit the stack.
+        ArchitectureError: a block that others depend on is to be removed.
 
     """
     batch_tokens = batch_tokens or default_batch_tokens(stack)
-    indices = _gate_indices if sublayers else block_indices
+    indices = _gate_indices if sublayers else removable_indices
     distinct = tuple(dict.fromkeys(indices(stack, removed) for removed in removals))
     known = _open_ledger(stack, samples, sublayers, statistic, batch_tokens, ledger)
     new = tuple(removed for removed in distinct if removed not in known)
@@ -201,9 +210,12 @@ def _trie(stack: Stack, input_ids: Tensor, off: np.ndarray) -> Iterator[tuple[in
     """Final hidden states of each candidate, depth first, with the number of blocks that had to be computed."""
     blocks = [sublayer.block for sublayer in stack.sublayers]
     states = [_block_states(stack, gates) for gates in off]
-    removed = [np.array([all(state) for state in candidate]) for candidate in states]
+    # A block that others depend on runs even where all its sublayers are off.
+    removed = [np.array([all(s) and i not in stack.fixed for i, s in enumerate(candidate)]) for candidate in states]
     order = sorted(range(len(states)), key=lambda i: states[i])
     starts = [0] + [_first_difference(states[a], states[b]) for a, b in itertools.pairwise(order)]
+    if stack.architecture.kv_sharing:
+        starts = [0] * len(order)  # blocks above a branching point may need keys and values from below it
     saved: dict[int, Tensor] = {}
     for place, candidate in enumerate(order):
         start = starts[place]
@@ -211,7 +223,7 @@ def _trie(stack: Stack, input_ids: Tensor, off: np.ndarray) -> Iterator[tuple[in
         wanted = _branch_points(starts, place)
         with (
             _path(stack, removed[candidate], start, saved, wanted),
-            _silent(stack, off[candidate] & ~removed[candidate][blocks]),
+            silent(stack, off[candidate] & ~removed[candidate][blocks]),
         ):
             hidden = stack.hidden(input_ids)
         yield candidate, hidden, int((~removed[candidate][start:]).sum())
@@ -220,21 +232,6 @@ def _trie(stack: Stack, input_ids: Tensor, off: np.ndarray) -> Iterator[tuple[in
 def _block_states(stack: Stack, off: np.ndarray) -> list[tuple[bool, ...]]:
     """Which sublayers of each block are off."""
     return [tuple(bool(off[sublayer.gate]) for sublayer in block.sublayers) for block in stack.blocks]
-
-
-@contextlib.contextmanager
-def _silent(stack: Stack, off: np.ndarray) -> Iterator[None]:
-    """Context in which the sublayers `off` [gates] run but add nothing to the residual stream."""
-
-    def hook(module: Any, args: Any, output: Any) -> Any:
-        return replace_first(output, torch.zeros_like(first(output)))
-
-    handles = [s.module.register_forward_hook(hook) for s in stack.sublayers if off[s.gate]]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
@@ -256,14 +253,15 @@ def _branch_points(starts: Sequence[int], place: int) -> set[int]:
 @contextlib.contextmanager
 def _path(stack: Stack, removed: np.ndarray, start: int, saved: dict[int, Tensor], wanted: set[int]) -> Iterator[None]:
     """Context in which the stack resumes at block `start` from `saved[start]`, skipping `removed`, filling `saved`."""
-    replacements: dict[Any, Callable[..., Any]] = {b.module: pass_through for b in stack.blocks if b.index < start}
-    replacements |= {b.module: pass_through for b in stack.blocks[start:] if removed[b.index]}
+    through = pass_through(stack)
+    replacements: dict[Any, Callable[..., Any]] = {b.module: through for b in stack.blocks if b.index < start}
+    replacements |= {b.module: through for b in stack.blocks[start:] if removed[b.index]}
     if start > 0:
-        replacements[stack.blocks[start - 1].module] = lambda *_, **__: saved[start]
+        replacements[stack.blocks[start - 1].module] = lambda *_, **__: block_output(stack, saved[start])
 
     def keep(depth: int) -> Callable[..., None]:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            saved[depth] = args[0] if args else kwargs["hidden_states"]
+            saved[depth] = block_input(args, kwargs)
 
         return hook
 

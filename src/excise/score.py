@@ -124,7 +124,7 @@ def gate_gradients(
 def _recorded(stack: Stack, rows: Tensor, alpha: Tensor | None) -> Iterator[None]:
     """Hook every sublayer so that the backward pass writes its column of `rows`."""
 
-    def hook(module: torch.nn.Module, args: Any, output: Any, gate: int) -> Any:
+    def hook(module: torch.nn.Module, args: Any, output: Any, gate: int, share: float) -> Any:
         tensor = first(output)
         if not tensor.requires_grad:
             tensor.requires_grad_(True)  # the lowest sublayer: nothing below it needs a gradient
@@ -132,17 +132,18 @@ def _recorded(stack: Stack, rows: Tensor, alpha: Tensor | None) -> Iterator[None
 
         def column(gradient: Tensor) -> None:
             product = gradient.to(rows.dtype) * value.to(rows.dtype)
-            rows[:, gate] = product.flatten(1).sum(dim=1).to(rows.device)
+            per_sample = product.reshape(len(rows), -1).sum(dim=1)  # OPT's are [batch × tokens, width]
+            rows[:, gate] = share * per_sample.to(rows.device)
 
         if alpha is None:
             tensor.register_hook(column)
             return None
-        factors = alpha[:, gate].to(tensor.device, tensor.dtype)
-        scaled = tensor * factors.view(-1, *[1] * (tensor.dim() - 1))
+        factors = 1 - share * (1 - alpha[:, gate].to(tensor.device, tensor.dtype))
+        scaled = (tensor.reshape(len(rows), -1) * factors.unsqueeze(1)).reshape(tensor.shape)
         scaled.register_hook(column)
         return replace_first(output, scaled)
 
-    handles = [s.module.register_forward_hook(partial(hook, gate=s.gate)) for s in stack.sublayers]
+    handles = [s.module.register_forward_hook(partial(hook, gate=s.gate, share=s.share)) for s in stack.sublayers]
     try:
         yield
     finally:

@@ -132,8 +132,8 @@ def test_a_config_that_does_not_fit_the_weights_is_an_error(folder):
 
 
 def test_an_architecture_excise_does_not_know_is_named(folder):
-    edit_config(folder, model_type="opt")
-    with pytest.raises(ArchitectureError, match=r"'opt' is not known.*CONTRIBUTING\.md"):
+    edit_config(folder, model_type="stablelm")
+    with pytest.raises(ArchitectureError, match=r"'stablelm' is not known.*CONTRIBUTING\.md"):
         load(str(folder))
 
 

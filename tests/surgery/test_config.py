@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
 from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import ARCHITECTURES
-from excise.surgery.config import kept_blocks, pruned_config, quantisation
-from tests.tiny import MODEL_TYPES, tiny_config
+from excise.surgery.config import kept_blocks, pruned_config, quantisation, write_derived
+from tests.tiny import MODEL_TYPES, removable_pair, tiny_config
 
 
 def prune(config, removed):
@@ -20,13 +21,87 @@ def prune(config, removed):
 def test_block_count_shrinks_and_the_rest_stays(model_type):
     original = tiny_config(model_type)
     before = original.to_dict()
-    after = prune(original, [1, 4]).to_dict()
+    pruned = prune(original, removable_pair(model_type))
     assert original.to_dict() == before, "the original's config changed"
-    record = ARCHITECTURES[model_type]
-    in_step = {"num_hidden_layers", "n_layer", *record.per_block_keys, *record.positions, *record.index_lists}
-    changed = {key for key in before if before[key] != after[key]}
-    assert changed <= in_step
-    assert after["n_layer" if model_type == "gpt2" else "num_hidden_layers"] == 4
+    record, text = ARCHITECTURES[model_type], pruned.get_text_config(decoder=True)
+    assert text.num_hidden_layers == 4
+    named = {"num_hidden_layers", "n_layer", "per_layer_config", *record.per_block_keys, *record.positions}
+    named |= {*record.index_lists, *record.top_counts, *record.extra_blocks, "num_mtp_layers"}
+    named |= {key for period in record.periods for key in (period.period, period.offset)}
+    for place, values in (("", pruned.to_dict()), ("text_config", text.to_dict())):
+        was = before.get("text_config", before) if place else {k: v for k, v in before.items() if k != "text_config"}
+        assert {key for key in was if was[key] != values[key]} <= named
+
+
+def test_the_text_config_inside_a_multimodal_one_is_cut():
+    pruned = prune(tiny_config("gemma3", vocab_size=300), [0, 5])
+    assert pruned.text_config.num_hidden_layers == len(pruned.text_config.layer_types) == 4
+    assert pruned.vision_config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize(("removed", "expected"), [([0], 1), ([2, 5], 2), ([0, 1, 3], 0)])
+def test_dense_blocks_at_the_bottom_are_recounted(model_type, removed, expected):
+    assert prune(tiny_config(model_type), removed).first_k_dense_replace == expected
+
+
+def test_blocks_for_multi_token_prediction_are_gone():
+    """Transformers does not load them, so a pruned checkpoint has none."""
+    config = tiny_config("deepseek_v3", num_nextn_predict_layers=1)
+    assert config.num_nextn_predict_layers == 1
+    assert prune(config, [0]).num_nextn_predict_layers == 0
+
+
+def test_nemotron_h_keeps_its_pattern_in_step(tmp_path):
+    config = tiny_config("nemotron_h")
+    assert config.hybrid_override_pattern == "MEM*-E"
+    pruned = prune(config, [1, 5])
+    assert pruned.layers_block_type == ["linear_attention", "linear_attention", "full_attention", "mlp"]
+    pruned.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert "hybrid_override_pattern" not in written
+    write_derived(tmp_path, pruned, ARCHITECTURES["nemotron_h"])
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert (written["num_hidden_layers"], written["hybrid_override_pattern"]) == (4, "MM*-")
+    assert type(config).from_pretrained(tmp_path).to_dict() == pruned.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("removed", "attention", "experts"),
+    [
+        ([0, 1], (4, 2), (2, 1)),  # one attention left, at 2 of 4
+        ([1, 2, 3, 4], (3, 2), (2, 1)),  # none left: an offset past the end
+        ([2, 3, 4, 5], (3, 1), (2, 1)),
+        ([0, 2, 4], (3, 0), (1, 0)),  # nothing but experts
+    ],
+)
+def test_periods_are_found_anew(removed, attention, experts):
+    pruned = prune(tiny_config("jamba"), removed)
+    assert (pruned.attn_layer_period, pruned.attn_layer_offset) == attention
+    assert (pruned.expert_layer_period, pruned.expert_layer_offset) == experts
+
+
+def test_a_removal_that_no_period_describes_is_refused():
+    with pytest.raises(
+        ArchitectureError, match=r"expert_layer_offset, and no such pair puts them at \[1, 2, 4\] of the 5"
+    ):
+        prune(tiny_config("jamba"), [2])
+
+
+def test_shared_keys_and_values_stay_those_of_the_same_block():
+    """Of six blocks, sliding and full in turn, 4 uses the keys and values of 2, and 5 those of 3."""
+    config = tiny_config("gemma4_text")
+    pruned = prune(config, [0, 4])
+    assert (pruned.num_kv_shared_layers, pruned.layer_types) == (1, [config.layer_types[i] for i in (1, 2, 3, 5)])
+    assert list(pruned.to_dict()["per_layer_config"]) == ["0", "2", "3"], "full-attention blocks have wider heads"
+    with pytest.raises(ArchitectureError, match="block 2 cannot be removed while block 4 stays"):
+        prune(config, [2])
+
+
+def test_a_last_block_that_transformers_would_change_is_refused():
+    config = tiny_config("gemma4_text", num_kv_shared_layers=0)
+    with pytest.raises(ArchitectureError, match=r"would read layer_types of the pruned gemma4_text as .*choose other"):
+        prune(config, [5])
 
 
 def test_the_alias_of_the_block_count_follows():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
@@ -14,14 +16,20 @@ def inspect(
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    find: Annotated[
+        bool, typer.Option("--find", help="Propose the record of an unknown architecture from a forward pass.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the blocks of a model: kind, sublayers, parameters, bytes, whether removable."""
+    if find:
+        _propose(model, as_json, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        return
     from excise.cli.terminal import load_model, output
     from excise.report.tables import human_bytes, stack_table
 
     stack = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code).stack
-    removable = range(len(stack.blocks)) if len(stack.blocks) > 1 else range(0)
+    removable = [b.index for b in stack.blocks if b.index not in stack.fixed] if len(stack.blocks) > 1 else []
     total = sum(p.numel() for p in stack.model.parameters())
     if as_json:
         rows = [
@@ -32,6 +40,7 @@ def inspect(
                 "parameters": b.parameters,
                 "bytes": b.bytes,
                 "removable": b.index in removable,
+                "fixed": stack.fixed.get(b.index),
             }
             for b in stack.blocks
         ]
@@ -44,3 +53,21 @@ def inspect(
         f"{stack.model.config.model_type}: {len(stack.blocks)} blocks, {len(stack.sublayers)} gates, "
         f"{total:,} parameters ({in_blocks / total:.0%} in blocks, {human_bytes(stack.blocks[0].bytes)} a block)"
     )
+    for block, reason in sorted(stack.fixed.items()):
+        output.print(f"block {block} stays: {reason}")
+
+
+def _propose(model: str, as_json: bool, **options: Any) -> None:
+    from excise.cli.terminal import status
+    from excise.models.architectures import HOW_TO_ADD
+    from excise.models.finder import find_record
+    from excise.models.loading import load_unread
+
+    with status(f"loading {model}"):
+        loaded, _, _ = load_unread(model, **options)
+    found = find_record(loaded)
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "record": found.record()}, default=str))
+        return
+    typer.echo(found.record())
+    typer.echo(f"# checked by a forward pass: with these outputs at 0, every block returns its input. {HOW_TO_ADD}")

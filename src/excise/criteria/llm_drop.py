@@ -33,7 +33,7 @@ from excise.criteria.selection import (
     sublayer_selection,
 )
 from excise.errors import ArchitectureError, InputError
-from excise.models.stack import Stack, first
+from excise.models.stack import SCALE, Stack, first
 
 SUM_TOLERANCE = 0.05  # bfloat16 streams add up to about 1 %; a missing factor shows as tens of per cent
 
@@ -147,10 +147,11 @@ def _add_cosines(
     sums: np.ndarray, stack: Stack, outputs: dict[int, Tensor], real: Tensor, block: int, x_in: Tensor, x_out: Tensor
 ) -> None:
     real = real.to(x_in.device)
-    factor = getattr(stack.model.config, "residual_multiplier", 1.0)  # Granite scales what it adds
+    factor = getattr(stack.config, "residual_multiplier", 1.0)  # Granite scales what it adds
     x = x_in[real].double()
     for sublayer in stack.blocks[block].sublayers:
-        after = x + factor * outputs.pop(sublayer.gate)[real].double()
+        added = sublayer.share * outputs.pop(sublayer.gate).reshape(x_in.shape)[real].double()
+        after = x + (added if sublayer.kind == SCALE else factor * added)
         sums[sublayer.gate] += torch.nn.functional.cosine_similarity(x, after, dim=-1).sum().item()
         x = after
     end = x_out[real].double()

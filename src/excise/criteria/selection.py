@@ -16,7 +16,7 @@ from torch import Tensor
 from excise.calibration.batches import default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
 from excise.errors import InputError
-from excise.models.stack import Block, Stack, block_indices, bypass, first
+from excise.models.stack import Block, Stack, block_indices, block_input, bypass, first
 from excise.provenance import model_hash
 
 
@@ -143,7 +143,7 @@ def block_hooks(blocks: Sequence[Block], record: Callable[[int, Tensor, Tensor],
     """Context in which `record(index, x_in, x_out)` sees the residual stream before and after each of `blocks`."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, block: int) -> None:
-        record(block, args[0] if args else kwargs["hidden_states"], first(output))
+        record(block, block_input(args, kwargs), first(output))
 
     handles = [
         block.module.register_forward_hook(partial(hook, block=block.index), with_kwargs=True) for block in blocks
@@ -163,7 +163,7 @@ def removable_blocks(stack: Stack, budget: int, protected: Sequence[int] = ()) -
 
     """
     kept = set(block_indices(stack, protected))
-    removable = [block.index for block in stack.blocks if block.index not in kept]
+    removable = [b.index for b in stack.blocks if b.index not in kept and b.index not in stack.fixed]
     if not 1 <= budget <= len(removable):
         raise InputError(f"budget must be between 1 and {len(removable)} (removable blocks), got {budget}")
     return removable

@@ -58,13 +58,41 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
         ArchitectureError: a model type excise does not know.
 
     """
+    model, tokenizer, stored = load_unread(
+        source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, known=True
+    )
+    return Loaded(find_stack(model), tokenizer, source, stored)
+
+
+def load_unread(
+    source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False, known: bool = False
+) -> tuple[Any, Any, torch.dtype]:
+    """Load a model of any type, without reading it as a stack of blocks.
+
+    Args:
+        source: see `load`.
+        dtype: see `load`.
+        device: see `load`.
+        trust_remote_code: see `load`.
+        known: refuse a model type that excise does not know before its weights are read.
+
+    Returns:
+        The transformers model, its tokenizer, and the dtype of the weights in the checkpoint.
+
+    Raises:
+        InputError: no such model, or an unknown option.
+        CheckpointError: truncated, corrupt or incomplete weights.
+        ArchitectureError: a model type that transformers does not know, or, with `known`, excise.
+
+    """
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
     arguments = _source_arguments(source)
     arguments["trust_remote_code"] = trust_remote_code
     with _clear_errors(source):
         config = AutoConfig.from_pretrained(**arguments)
-    architecture_of(config.model_type)
+    if known:
+        architecture_of(config.model_type)
     place = _device_map(device)
     compute = _compute_dtype(dtype, config, on_gpu=place != "cpu")
     with _clear_errors(source), _quiet():
@@ -80,7 +108,7 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
     _require_complete(source, report)
     stored = torch.float32 if "gguf_file" in arguments else (getattr(config, "dtype", None) or compute)
-    return Loaded(find_stack(model), tokenizer, source, stored)
+    return model, tokenizer, stored
 
 
 def _source_arguments(source: str) -> dict[str, Any]:

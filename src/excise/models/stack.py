@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from excise.errors import ArchitectureError, InputError
-from excise.models.architectures import Architecture, architecture_of
+from excise.models.architectures import ARCHITECTURES, Architecture, SublayerRecord, architecture_of
+from excise.models.constraints import fixed_blocks
+
+SCALE = "scale"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +29,11 @@ class Sublayer:
         kind: "attention", "feed-forward", "moe", …
         module: the module whose output the gate multiplies.
         inner: modules before it in the same residual branch, where `module` is a post-norm.
+        writes: names inside the block of the parameters that are 0 where the sublayer adds nothing; empty where it
+            only goes with its block.
+        share: the part of the module's output that the gate multiplies, 1 but for the "scale" of a block that ends
+            by multiplying the residual stream by s: there, the module is the block and the share 1 − 1/s, so that a
+            gate at 0 undoes the multiplication.
 
     """
 
@@ -32,6 +42,8 @@ class Sublayer:
     kind: str
     module: nn.Module
     inner: tuple[nn.Module, ...] = ()
+    writes: tuple[str, ...] = ()
+    share: float = 1.0
 
     @property
     def name(self) -> str:
@@ -41,12 +53,16 @@ class Sublayer:
     @property
     def parameters(self) -> int:
         """Number of parameters."""
-        return sum(p.numel() for module in (self.module, *self.inner) for p in module.parameters())
+        return sum(p.numel() for p in self._own_parameters())
 
     @property
     def bytes(self) -> int:
         """Bytes of its parameters as loaded."""
-        return sum(p.numel() * p.element_size() for module in (self.module, *self.inner) for p in module.parameters())
+        return sum(p.numel() * p.element_size() for p in self._own_parameters())
+
+    def _own_parameters(self) -> list[nn.Parameter]:
+        modules = (self.module, *self.inner) if self.kind != SCALE else ()
+        return [parameter for module in modules for parameter in module.parameters()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +97,19 @@ class Stack:
         model: the transformers model, in evaluation mode.
         architecture: the record by which it was read.
         blocks: [N], bottom to top.
+        fixed: block index → why that block cannot be removed; the others can, in any choice.
 
     """
 
     model: Any
     architecture: Architecture
     blocks: tuple[Block, ...]
+    fixed: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Any:
+        """Config of the text model, which in a multimodal model lies inside the whole config."""
+        return self.model.config.get_text_config(decoder=True)
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
@@ -107,8 +130,11 @@ class Stack:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the vocabulary head to final hidden states [..., width], giving float32 logits [..., vocabulary]."""
-        config, record = self.model.config, self.architecture
-        logits = self.model.get_output_embeddings()(hidden)
+        config, record = self.config, self.architecture
+        head = self.model.get_output_embeddings()
+        if head.weight.is_floating_point():
+            hidden = hidden.to(head.weight.dtype)  # a residual stream in float32 ends wider than the head
+        logits = head(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if record.logit_divisor:
             logits = logits / getattr(config, record.logit_divisor)
@@ -122,7 +148,8 @@ class Stack:
 def find_stack(model: Any) -> Stack:
     """Read a loaded transformers causal language model as a stack of blocks.
 
-    Puts the model in evaluation mode, and checks on a few tokens that hidden states and head reproduce its logits.
+    Puts the model in evaluation mode, and checks on a few tokens that hidden states and head reproduce its logits, and
+    that every block gives its input back where its sublayers add nothing.
 
     Args:
         model: a `PreTrainedModel` with a language-model head.
@@ -131,46 +158,126 @@ def find_stack(model: Any) -> Stack:
         ArchitectureError: the model type is unknown, or this model does not fit its record.
 
     """
-    config = model.config
-    record = architecture_of(config.model_type)
+    record = _record_of(model)
+    config = model.config.get_text_config(decoder=True)
     for key, wanted in record.required.items():
         if getattr(config, key, wanted) != wanted:
             raise ArchitectureError(
-                f"this {config.model_type} has {key}={getattr(config, key)!r}, so its blocks depend on their place "
+                f"this {record.model_type} has {key}={getattr(config, key)!r}, so its blocks depend on their place "
                 f"in the stack and none can be removed without changing the others; only {key}={wanted!r} is supported"
             )
     try:
         modules = list(model.get_submodule(record.stack))
-        blocks, gate = [], 0
-        for index, module in enumerate(modules):
-            sublayers = []
-            for entry in record.sublayers:
-                inner = tuple(module.get_submodule(path) for path in entry.inner)
-                sublayers.append(Sublayer(gate, index, entry.kind, module.get_submodule(entry.module), inner))
-                gate += 1
-            blocks.append(Block(index, module, tuple(sublayers)))
     except AttributeError as error:
         raise ArchitectureError(
-            f"this model does not look like the {config.model_type} excise knows: {error}"
+            f"this model does not look like the {record.model_type} excise knows: {error}"
         ) from None
+    blocks: list[Block] = []
+    gate = 0
+    for index, module in enumerate(modules):
+        sublayers = _sublayers(module, record, index, gate)
+        gate += len(sublayers)
+        blocks.append(Block(index, module, sublayers))
     if model.get_output_embeddings() is None:
         raise ArchitectureError(f"{type(model).__name__} has no language-model head; load it with AutoModelForCausalLM")
     model.eval()
-    stack = Stack(model, record, tuple(blocks))
+    stack = Stack(model, record, tuple(blocks), fixed_blocks(config, record))
     _check_head(stack)
+    _check_gates(stack)
     return stack
+
+
+def _record_of(model: Any) -> Architecture:
+    if model.config.model_type in ARCHITECTURES:
+        return ARCHITECTURES[model.config.model_type]
+    from excise.models.finder import find_record  # which imports this module
+
+    try:
+        proposal = f"a forward pass of this one suggests:\n{find_record(model).record()}"
+    except ArchitectureError as reason:
+        proposal = f"but {reason}"
+    try:
+        return architecture_of(model.config.model_type)
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{error}; {proposal}") from None
+
+
+def submodule(module: nn.Module, path: str) -> Any:
+    """Return what stands at a dotted path inside a module (a module or a parameter), or None."""
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _sublayers(block: nn.Module, record: Architecture, index: int, gate: int) -> tuple[Sublayer, ...]:
+    """Sublayers that this block has, in the record's order; `gate` is the first one's."""
+    found: dict[str, SublayerRecord] = {}
+    for entry in record.sublayers:
+        fits = not entry.present or submodule(block, entry.present) is not None
+        if fits and entry.module not in found and submodule(block, entry.module) is not None:
+            found[entry.module] = entry
+    if not found:
+        expected = ", ".join(dict.fromkeys(entry.module for entry in record.sublayers))
+        raise ArchitectureError(
+            f"this model does not look like the {record.model_type} excise knows: block {index} "
+            f"({type(block).__name__}) has none of {expected}"
+        )
+    names = [name for name, _ in block.named_parameters()]
+    sublayers = []
+    for entry in found.values():
+        inner = tuple(module for path in entry.inner if (module := submodule(block, path)) is not None)
+        writes = tuple(n for n in names for path in entry.writes if n == path or n.startswith(f"{path}."))
+        sublayers.append(Sublayer(gate, index, entry.kind, submodule(block, entry.module), inner, writes))
+        gate += 1
+    if record.scale and (scale := float(submodule(block, record.scale))) != 1:
+        if scale == 0:
+            raise ArchitectureError(f"block {index} multiplies the residual stream by 0: nothing below it can matter")
+        sublayers.append(Sublayer(gate, index, SCALE, block, share=1 - 1 / scale))
+    return tuple(sublayers)
+
+
+def _probe(stack: Stack) -> Tensor:
+    return torch.arange(4, device=stack.device).unsqueeze(0) % stack.config.vocab_size
 
 
 @torch.no_grad()
 def _check_head(stack: Stack) -> None:
-    tokens = torch.arange(4, device=stack.device).unsqueeze(0) % stack.model.config.vocab_size
+    tokens = _probe(stack)
     expected = stack.model(input_ids=tokens, use_cache=False).logits.float()
     ours = stack.logits(stack.hidden(tokens)).float()
     difference = (expected - ours).abs().max().item()
     if difference > 1e-3 * max(1.0, expected.abs().max().item()):
         raise ArchitectureError(
-            f"final hidden states and head of this {stack.model.config.model_type} give logits that differ from the "
+            f"final hidden states and head of this {stack.architecture.model_type} give logits that differ from the "
             f"model's own by {difference:.3g}; its record in excise.models.architectures lacks a step between the two"
+        )
+
+
+@torch.no_grad()
+def _check_gates(stack: Stack) -> None:
+    """With all gates at 0, every block must return what it was given: gate 0 ≡ block removed."""
+    wrong: dict[int, float] = {}
+
+    def compare(module: nn.Module, args: Any, kwargs: Any, output: Any, index: int) -> None:
+        given, returned = block_input(args, kwargs), first(output)
+        difference = (returned.double() - given.double()).abs().max().item()
+        if not difference <= 1e-3 * given.double().abs().max().item():
+            wrong[index] = difference
+
+    off = np.ones(len(stack.sublayers), dtype=bool)
+    with contextlib.ExitStack() as hooks:
+        hooks.enter_context(silent(stack, off))
+        for block in stack.blocks:
+            hook = partial(compare, index=block.index)
+            hooks.callback(block.module.register_forward_hook(hook, with_kwargs=True).remove)
+        stack.hidden(_probe(stack))
+    if wrong:
+        index, difference = next(iter(wrong.items()))
+        raise ArchitectureError(
+            f"with the sublayers that the {stack.architecture.model_type} record names at 0, {len(wrong)} of "
+            f"{len(stack.blocks)} blocks still change the residual stream (block {index} by {difference:.3g}), so "
+            f"gates would not mean removal; `excise inspect MODEL --find` shows what this model adds to its stream"
         )
 
 
@@ -191,6 +298,21 @@ def block_indices(stack: Stack, removed: Sequence[int]) -> tuple[int, ...]:
     return tuple(indices)
 
 
+def removable_indices(stack: Stack, removed: Sequence[int]) -> tuple[int, ...]:
+    """Return `removed` as `block_indices` does, if these blocks can be removed.
+
+    Raises:
+        InputError: an index is outside the stack, or given twice.
+        ArchitectureError: a block is tied to others that stay, or to its place.
+
+    """
+    indices = block_indices(stack, removed)
+    for index in indices:
+        if index in stack.fixed:
+            raise ArchitectureError(f"block {index} cannot be removed: {stack.fixed[index]}")
+    return indices
+
+
 @contextlib.contextmanager
 def override_forward(replacements: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward of some modules for the duration; wrappers from before (accelerate's) come back."""
@@ -207,14 +329,30 @@ def override_forward(replacements: Mapping[nn.Module, Callable[..., Any]]) -> It
 
 
 def bypass(stack: Stack, removed: Sequence[int]) -> contextlib.AbstractContextManager[None]:
-    """Context in which the blocks `removed` pass their input on unchanged and cost nothing."""
-    modules = (stack.blocks[i].module for i in block_indices(stack, removed))
-    return override_forward(dict.fromkeys(modules, pass_through))
+    """Context in which the blocks `removed` pass their input on unchanged and cost nothing.
+
+    Raises:
+        InputError: an index is outside the stack, or given twice.
+        ArchitectureError: other blocks depend on one of them.
+
+    """
+    modules = (stack.blocks[i].module for i in removable_indices(stack, removed))
+    return override_forward(dict.fromkeys(modules, pass_through(stack)))
 
 
-def pass_through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Forward of a bypassed block."""
-    return hidden_states
+def pass_through(stack: Stack) -> Callable[..., Any]:
+    """Forward of a bypassed block: returns the hidden states it is given, in the form that blocks of `stack` do."""
+    return lambda *args, **kwargs: block_output(stack, block_input(args, kwargs))
+
+
+def block_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """Return the hidden states among the arguments of a block's forward."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def block_output(stack: Stack, hidden_states: Tensor) -> Any:
+    """Return hidden states in the form that blocks of `stack` return them."""
+    return (hidden_states,) if stack.architecture.returns_tuple else hidden_states
 
 
 @contextlib.contextmanager
@@ -235,15 +373,33 @@ def gated(stack: Stack, alpha: Tensor) -> Iterator[None]:
             f"gates must number {len(stack.sublayers)} (sublayers) or {len(stack.blocks)} (blocks), got {alpha.numel()}"
         )
 
-    def hook_of(index: int) -> Callable[..., Any]:
-        return lambda module, args, output: replace_first(output, first(output) * alpha[index])
+    def hook_of(index: int, share: float) -> Callable[..., Any]:
+        if share == 1:
+            return lambda module, args, output: replace_first(output, first(output) * alpha[index])
+        return lambda module, args, output: replace_first(output, first(output) * (1 - share * (1 - alpha[index])))
 
     handles = []
     try:
         for sublayer in stack.sublayers:
             index = sublayer.block if per_block else sublayer.gate
             if alpha.requires_grad or alpha[index] != 1:
-                handles.append(sublayer.module.register_forward_hook(hook_of(index)))
+                handles.append(sublayer.module.register_forward_hook(hook_of(index, sublayer.share)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def silent(stack: Stack, off: np.ndarray) -> Iterator[None]:
+    """Context in which the sublayers `off` [gates, boolean] run but add nothing to the residual stream."""
+
+    def hook(module: nn.Module, args: Any, output: Any, share: float) -> Any:
+        tensor = first(output)
+        return replace_first(output, torch.zeros_like(tensor) if share == 1 else tensor * (1 - share))
+
+    handles = [s.module.register_forward_hook(partial(hook, share=s.share)) for s in stack.sublayers if off[s.gate]]
+    try:
         yield
     finally:
         for handle in handles:

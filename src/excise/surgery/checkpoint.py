@@ -14,11 +14,13 @@ from torch import nn
 
 from excise.artefacts import atomic_path, write_json
 from excise.errors import ArchitectureError, CheckpointError, OutputError
-from excise.models.stack import Stack, block_indices
+from excise.models.architectures import Architecture
+from excise.models.stack import Stack, block_indices, submodule
 from excise.surgery.card import model_card
-from excise.surgery.config import kept_blocks, pruned_config, quantisation
+from excise.surgery.config import kept_blocks, pruned_config, quantisation, recounted, write_derived
 
 RECIPE = "excise.json"
+INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
 
 
 @contextlib.contextmanager
@@ -42,36 +44,68 @@ def pruned(stack: Stack, removed: Sequence[int]) -> Iterator[Any]:
 
     """
     removed = block_indices(stack, removed)
-    model, record = stack.model, stack.architecture
-    if model.config.num_hidden_layers != len(stack.blocks):
+    model, record, text_config = stack.model, stack.architecture, stack.config
+    if text_config.num_hidden_layers != len(stack.blocks):
         raise ArchitectureError(
-            f"the config counts {model.config.num_hidden_layers} blocks, the model has {len(stack.blocks)}; "
+            f"the config counts {text_config.num_hidden_layers} blocks, the model has {len(stack.blocks)}; "
             f"load the model again from its checkpoint"
         )
-    config = pruned_config(model.config, record, removed)
-    kept = [stack.blocks[i] for i in kept_blocks(len(stack.blocks), removed)]
+    config = pruned_config(text_config, record, removed)
+    kept = kept_blocks(len(stack.blocks), removed)
     parent_path, _, name = record.stack.rpartition(".")
+    parent = model.get_submodule(parent_path)
     with contextlib.ExitStack() as undo:
-        _set_attribute(undo, model.get_submodule(parent_path), name, nn.ModuleList(block.module for block in kept))
-        for position, block in enumerate(kept):
-            for path in record.index_attributes:
-                owner_path, _, attribute = path.rpartition(".")
-                _set_attribute(undo, block.module.get_submodule(owner_path), attribute, position)
-        _set_contents(undo, model.config, config)
+        _set_attribute(undo, parent, name, nn.ModuleList(stack.blocks[i].module for i in kept))
+        for position, i in enumerate(kept):
+            _renumber(undo, stack.blocks[i].module, i, position, record)
+        for attribute in record.position_attributes:
+            _set_attribute(undo, parent, attribute, recounted(getattr(parent, attribute), removed))
+        for path, dimension in record.sliced:
+            _cut(undo, parent, path, dimension, kept, len(stack.blocks))
+        _restore_contents(undo, model.config)  # saving writes into it
+        _restore_contents(undo, text_config)
+        vars(text_config).clear()
+        vars(text_config).update(vars(config))
         yield model
 
 
+def _renumber(undo: contextlib.ExitStack, block: nn.Module, index: int, position: int, record: Architecture) -> None:
+    """Set the attributes of a block that hold its index; none of those that look like one may be left out."""
+    for path in record.index_attributes:
+        owner_path, _, attribute = path.rpartition(".")
+        owner = submodule(block, owner_path) if owner_path else block
+        if owner is not None and hasattr(owner, attribute):  # a hybrid's blocks differ in what they have
+            _set_attribute(undo, owner, attribute, position)
+    for name, module in block.named_modules():
+        for attribute in INDEX_NAMES:
+            if vars(module).get(attribute, position) not in (position, None):
+                raise ArchitectureError(
+                    f"{type(block).__name__} (block {index}) holds its index in {name or 'itself'} as '{attribute}', "
+                    f"which its record in excise.models.architectures does not name"
+                )
+
+
+def _cut(
+    undo: contextlib.ExitStack, parent: nn.Module, path: str, dimension: int, kept: Sequence[int], blocks: int
+) -> None:
+    """Keep the kept blocks' slices of a parameter that holds one for each block; a model may be without it."""
+    owner_path, _, name = path.rpartition(".")
+    owner = submodule(parent, owner_path)
+    if owner is None:
+        return
+    parameter = getattr(owner, name)
+    slices = parameter.data.chunk(blocks, dim=dimension)
+    cut = nn.Parameter(torch.cat([slices[i] for i in kept], dim=dimension), parameter.requires_grad)
+    _set_attribute(undo, owner, name, cut)
+
+
 def _set_attribute(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    if not hasattr(owner, name):
-        raise ArchitectureError(
-            f"{type(owner).__name__} has no attribute '{name}', which its record in excise.models.architectures names"
-        )
     undo.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
 
 
-def _set_contents(undo: contextlib.ExitStack, config: Any, other: Any) -> None:
-    """Change a config from within: the base model and every attention hold the same object."""
+def _restore_contents(undo: contextlib.ExitStack, config: Any) -> None:
+    """Let a config be changed from within: the base model and every attention hold the same object."""
     original = dict(vars(config))
 
     def restore() -> None:
@@ -79,8 +113,6 @@ def _set_contents(undo: contextlib.ExitStack, config: Any, other: Any) -> None:
         vars(config).update(original)
 
     undo.callback(restore)
-    vars(config).clear()
-    vars(config).update(vars(other))
 
 
 def write_pruned(
@@ -128,6 +160,7 @@ def write_pruned(
         before = _parameter_count(stack.model)
         with _without_gguf_marks(stack.model), pruned(stack, removed) as model, _stored_as(model, dtype):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
+            write_derived(folder, model.config, stack.architecture)
             recipe = {
                 **(card or {}),
                 "original": (card or {}).get("original") or model.config.name_or_path or None,

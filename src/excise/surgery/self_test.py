@@ -75,7 +75,7 @@ def self_test(
 def _probe(stack: Stack, input_ids: Tensor | None) -> Tensor:
     if input_ids is None:
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(stack.model.config.vocab_size, (2, TOKENS), generator=generator)
+        return torch.randint(stack.config.vocab_size, (2, TOKENS), generator=generator)
     if input_ids.dim() != 2 or 0 in input_ids.shape:
         raise InputError(f"expected token ids [sequences, tokens], got shape {list(input_ids.shape)}")
     return input_ids[:SEQUENCES, :TOKENS].long()

@@ -6,10 +6,10 @@ Adding one is a record in a family file here and a line in `FAMILIES`; see CONTR
 from __future__ import annotations
 
 from excise.errors import ArchitectureError
-from excise.models.architectures import dense, moe, parallel, post_norm
+from excise.models.architectures import dense, hybrid, moe, parallel, post_norm
 from excise.models.architectures.record import Architecture, SublayerRecord
 
-FAMILIES = (dense, post_norm, parallel, moe)
+FAMILIES = (dense, post_norm, parallel, moe, hybrid)
 
 ARCHITECTURES: dict[str, Architecture] = {
     record.model_type: record for family in FAMILIES for record in family.ARCHITECTURES
@@ -32,8 +32,8 @@ def architecture_of(model_type: str) -> Architecture:
     if model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise ArchitectureError(
-            f"model_type '{model_type}' is not known to excise (known: {known}); "
-            f"adding one takes a few lines, see {HOW_TO_ADD}"
+            f"model_type '{model_type}' is not known to excise (known: {known}); adding one takes a few lines, which "
+            f"`excise inspect MODEL --find` proposes, see {HOW_TO_ADD}"
         )
     return ARCHITECTURES[model_type]
 

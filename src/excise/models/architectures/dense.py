@@ -15,8 +15,21 @@ ARCHITECTURES = (
         "gpt2",
         stack="transformer.h",
         tensor_prefixes=("transformer.h", "h"),
-        sublayers=(SublayerRecord("attention", "attn"), SublayerRecord("feed-forward", "mlp")),
+        sublayers=(
+            SublayerRecord("attention", "attn", writes=("attn.c_proj",)),
+            SublayerRecord("feed-forward", "mlp", writes=("mlp.c_proj",)),
+        ),
         index_attributes=("attn.layer_idx",),
         required={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    ),
+    Architecture(
+        "opt",
+        stack="model.decoder.layers",
+        tensor_prefixes=("model.decoder.layers", "decoder.layers"),
+        sublayers=(
+            SublayerRecord("attention", "self_attn", writes=("self_attn.out_proj",)),
+            SublayerRecord("feed-forward", "fc2", inner=("fc1",), writes=("fc2",)),
+        ),
+        required={"do_layer_norm_before": True},
     ),
 )

@@ -6,7 +6,10 @@ ARCHITECTURES = (
     Architecture(
         "gpt_neox",
         stack="gpt_neox.layers",
-        sublayers=(SublayerRecord("attention", "attention"), SublayerRecord("feed-forward", "mlp")),
+        sublayers=(
+            SublayerRecord("attention", "attention", writes=("attention.dense",)),
+            SublayerRecord("feed-forward", "mlp", writes=("mlp.dense_4h_to_h",)),
+        ),
         index_attributes=("attention.layer_idx",),
     ),
 )
