@@ -41,6 +41,7 @@ class Spectrum:
         complete: Whether the list holds every state the problem has.
         proved: How many of the first states are proved to be the lowest; all of them when certified.
         notes: Remarks for the user (time limit, ties, …).
+        labels: Names of the units, where they are not the blocks: "3.attention", …
 
     """
 
@@ -57,6 +58,7 @@ class Spectrum:
     complete: bool = False
     proved: int = 0
     notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.states)
@@ -134,9 +136,10 @@ class Spectrum:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: `states` as [{"removed": […], "energy": …}, …] and the other fields by name."""
-        fields = {name: value for name, value in asdict(self).items() if name not in ("states", "notes")}
+        fields = {name: value for name, value in asdict(self).items() if name not in ("states", "notes", "labels")}
         states = [{"removed": list(state.removed), "energy": state.energy} for state in self.states]
-        return {"states": states, **fields, "notes": list(self.notes)}
+        labels = {"labels": list(self.labels)} if self.labels else {}
+        return {"states": states, **fields, "notes": list(self.notes), **labels}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spectrum:
@@ -149,7 +152,7 @@ class Spectrum:
         try:
             fields = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
             fields["states"] = _states((state["removed"], state["energy"]) for state in value["states"])
-            fields["notes"] = tuple(value.get("notes", ()))
+            fields |= {name: tuple(value.get(name, ())) for name in ("notes", "labels")}
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise InputError(f"not a spectrum ({error!r}); expected what `excise solve` writes") from None

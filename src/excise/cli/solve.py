@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from excise.problem import Constraint, Problem
     from excise.spectrum import Spectrum
 
-GRANULARITIES = ("block", "sublayer")
-
 
 @dataclass(frozen=True)
 class _Units:
@@ -27,6 +25,7 @@ class _Units:
 
     energy: Energy
     kinds: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     sizes: Mapping[str, Sequence[float]] | None = None
 
 
@@ -49,7 +48,9 @@ def solve(
     weights: Annotated[Path | None, typer.Option(help="With --hessian: one weight a unit (.npy), for …")] = None,
     remove_weight: Annotated[str, typer.Option(help="… removing at least this weight, such as 25% or 7.5.")] = "",
     energy: Annotated[str, typer.Option(help="Energy built from gradients: fisher or fisher+linear.")] = "fisher",
-    granularity: Annotated[str, typer.Option(help="Units of the gradients: block or sublayer.")] = "block",
+    granularity: Annotated[
+        str, typer.Option(help="Units of the gradients: block, sublayer, attention, feed-forward or kind=moe, …")
+    ] = "block",
     kinds: Annotated[str, typer.Option(help="Remove only units of these kinds, such as moe or attention.")] = "",
     at_most: Annotated[str, typer.Option(help="At most so many of a kind, such as attention=2,moe=3.")] = "",
     states: Annotated[int, typer.Option(min=1, help="Number K of lowest states.")] = 20,
@@ -96,12 +97,13 @@ def solve(
     options: dict[str, Any] = {"states": states, "solver": solver, "seed": seed}
     options |= {"time_limit": time_limit, "min_distance": min_distance}
     if len(wanted) == 1:
-        spectrum = solve_problem(problem, **options)
+        spectrum = replace(solve_problem(problem, **options), labels=units.labels)
         if choose is not None:
             spectrum = replace(spectrum, states=spectrum.select(choose, by=by), complete=False)
         _show(spectrum, problem, touching, out, as_json)
     else:
         spectra = solve_all(problem, [m for m in wanted if m is not None], **options)
+        spectra = {m: replace(spectrum, labels=units.labels) for m, spectrum in spectra.items()}
         _show_all(spectra, out, figure, as_json)
 
 
@@ -114,19 +116,16 @@ def _units(gradients: Path | None, hessian: Path | None, weights: Path | None, n
         energy = Energy.load(hessian)
         sizes = None if weights is None else {"weight": _weights(weights, len(energy))}
         return _Units(energy, sizes=sizes)
-    if name not in ENERGIES or granularity not in GRANULARITIES:
-        raise InputError(
-            f"expected --energy in {', '.join(ENERGIES)} and --granularity in {', '.join(GRANULARITIES)}, "
-            f"got '{name}' and '{granularity}'"
-        )
+    if name not in ENERGIES:
+        raise InputError(f"expected --energy in {', '.join(ENERGIES)}, got '{name}'")
     from excise.gradients import Gradients
+    from excise.units import units_of
 
     assert gradients is not None
     measured = Gradients.load(gradients)
-    if granularity == "sublayer":
-        labels = [f"{block}.{kind}" for block, kind in zip(measured.gate_blocks, measured.gate_kinds, strict=True)]
-        return _Units(ENERGIES[name](measured.A, labels), measured.gate_kinds, measured.sizes.get("gates"))
-    return _Units(ENERGIES[name](measured.blocks()), measured.block_kinds(), measured.sizes.get("blocks"))
+    units = units_of(measured.gate_blocks, measured.gate_kinds, granularity)
+    labels = units.labels if granularity != "block" else ()
+    return _Units(ENERGIES[name](units.columns(measured.A), units.labels), units.kinds, labels, units.sizes(measured))
 
 
 def _weights(path: Path, n: int) -> list[float]:

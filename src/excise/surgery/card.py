@@ -31,8 +31,9 @@ def model_card(facts: Mapping[str, Any], *, name: str) -> str:
 
     Args:
         facts: any of `original` (hub id or path), `base_model` (hub id, if `original` is not one), `license`,
-            `language`, `removed` and `original_blocks` (original indices), `merge` ({"rule", "runs"}, where runs of
-            removed blocks were merged into a kept one), `proposed_by` (method), `energy` (predicted),
+            `language`, `removed` and `original_blocks` (original indices), `zeroed_sublayers` (names),
+            `merge` ({"rule", "runs"}, where runs of removed blocks were merged into a kept one), `proposed_by`
+            (method), `energy` (predicted),
             `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
             `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
             Others are not shown; they stay in excise.json.
@@ -88,13 +89,20 @@ def _summary(facts: Mapping[str, Any]) -> str:
         return f"{original} with whole blocks removed by excise.\n"
     of_how_many = f" of {len(removed) + len(kept)}" if kept is not None else ""
     blocks = "block" if len(removed) == 1 and kept is None else "blocks"
-    return f"{original} with {len(removed)}{of_how_many} {blocks} removed by excise; the others are unchanged.\n"
+    summary = f"{original} with {len(removed)}{of_how_many} {blocks} removed by excise"
+    if zeroed := facts.get("zeroed_sublayers"):
+        return (
+            f"{summary}, and {len(zeroed)} sublayers of the others silenced: the weights by which these add to the "
+            f"residual stream are 0. That removes what they did exactly; it makes the model no smaller and no faster.\n"
+        )
+    return f"{summary}; the others are unchanged.\n"
 
 
 def _recipe_table(facts: Mapping[str, Any]) -> str:
     rows = [
         ("Original", _original_name(facts)),
         ("Blocks removed (original indices, from 0)", _listed(facts.get("removed"))),
+        ("Sublayers set to 0 (no smaller and no faster for it)", _listed(facts.get("zeroed_sublayers"))),
         ("Merged", _merged(facts)),
         ("Proposed by", facts.get("proposed_by")),
         ("Predicted energy", _energy(facts)),

@@ -18,6 +18,7 @@ from excise.models.architectures import Architecture
 from excise.models.stack import Stack, block_indices, submodule
 from excise.surgery.card import model_card
 from excise.surgery.config import kept_blocks, pruned_config, quantisation, recounted, write_derived
+from excise.surgery.sublayers import as_removal, zeroed
 
 RECIPE = "excise.json"
 INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
@@ -120,6 +121,7 @@ def write_pruned(
     removed: Sequence[int],
     out: str | Path,
     *,
+    sublayers: Sequence[int] = (),
     tokenizer: Any = None,
     dtype: torch.dtype | None = None,
     card: Mapping[str, Any] | None = None,
@@ -135,6 +137,8 @@ def write_pruned(
         stack: the original model.
         removed: original indices; negative ones count from the top.
         out: folder to write.
+        sublayers: gates of sublayers to remove by themselves: their weights that write to the residual stream become 0,
+            which is exact, and neither smaller nor faster. A block that loses all of its sublayers is removed.
         tokenizer: carried along, if given.
         dtype: floating dtype of the weights on disk; None keeps that of the loaded model. Weights are cast in place and
             back, so no second copy is held, save of those tensors that the cast would round.
@@ -143,33 +147,42 @@ def write_pruned(
         overwrite: replace an existing checkpoint folder.
 
     Returns:
-        The recipe, as in excise.json: the facts of `card` and, among others, `removed` and `original_blocks` (for each
-        block of the pruned model, its index in the original).
+        The recipe, as in excise.json: the facts of `card` and, among others, `removed`, `original_blocks` (for each
+        block of the pruned model, its index in the original) and, if there are any, `zeroed_sublayers` (by name).
 
     Raises:
-        InputError: `removed` does not fit the stack, or would leave no block.
+        InputError: `removed` or `sublayers` does not fit the stack, or no block would be left.
+        ArchitectureError: other blocks depend on a removed one, no config describes what is left, or a sublayer cannot
+            go without its block.
         OutputError: the folder exists, is not a checkpoint, or is the original's own; or the disk is full.
         CheckpointError: the weights are quantised or offloaded in a way that cannot be saved.
 
     """
-    removed = block_indices(stack, removed)
+    removal = as_removal(stack, removed, sublayers)
     out = Path(out).expanduser()
     _check_destination(out, stack.model, overwrite)
     with _no_space_as_output_error(out), atomic_path(out) as folder:
         folder.mkdir()
         before = _parameter_count(stack.model)
-        with _without_gguf_marks(stack.model), pruned(stack, removed) as model, _stored_as(model, dtype):
+        with (
+            _without_gguf_marks(stack.model),
+            zeroed(stack, removal.zeroed),
+            pruned(stack, removal.blocks) as model,
+            _stored_as(model, dtype),
+        ):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
             write_derived(folder, model.config, stack.architecture)
             recipe = {
                 **(card or {}),
                 "original": (card or {}).get("original") or model.config.name_or_path or None,
                 "model_type": model.config.model_type,
-                "removed": list(removed),
-                "original_blocks": list(kept_blocks(len(stack.blocks), removed)),
+                "removed": list(removal.blocks),
+                "original_blocks": list(kept_blocks(len(stack.blocks), removal.blocks)),
                 "parameters": {"before": before, "after": _parameter_count(model)},
                 "dtype": str(model.dtype).removeprefix("torch."),
             }
+            if removal.zeroed:
+                recipe["zeroed_sublayers"] = [stack.sublayers[gate].name for gate in removal.zeroed]
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_json(folder / RECIPE, recipe)

@@ -28,12 +28,13 @@ def self_test(
     folder: str | Path,
     input_ids: Tensor | None = None,
     *,
+    sublayers: Sequence[int] = (),
     new_tokens: int = 12,
     timeout_s: float = 1800.0,
 ) -> dict[str, Any]:
     """Load a pruned checkpoint with stock transformers in a fresh process and compare it with the original.
 
-    The reference is the original model with the gates of the blocks `removed` at 0: multiplied, not bypassed, so that
+    The reference is the original model with the gates of what is removed at 0: multiplied, not bypassed, so that
     it shares nothing with the surgery. The process is the same interpreter, isolated and offline; the original stays
     in memory meanwhile.
 
@@ -43,6 +44,7 @@ def self_test(
         folder: the checkpoint that `write_pruned` wrote.
         input_ids: token ids [sequences, tokens] without padding, of which the first 4 × 32 are used; None takes
             random ones, always the same.
+        sublayers: gates of sublayers removed by themselves.
         new_tokens: length of the greedy continuation, with and without KV cache.
         timeout_s: seconds the process may take.
 
@@ -60,8 +62,9 @@ def self_test(
 
     """
     input_ids = _probe(stack, input_ids)
-    alpha = torch.ones(len(stack.blocks))  # on the CPU: a scalar there multiplies a tensor anywhere
-    alpha[list(block_indices(stack, removed))] = 0
+    alpha = torch.ones(len(stack.sublayers))  # on the CPU: a scalar there multiplies a tensor anywhere
+    gone = set(block_indices(stack, removed))
+    alpha[[s.gate for s in stack.sublayers if s.block in gone or s.gate in sublayers]] = 0
     with torch.no_grad(), gated(stack, alpha):
         logits = stack.model(input_ids=input_ids.to(stack.device), use_cache=False).logits
     with tempfile.TemporaryDirectory(prefix="excise-self-test-") as place:
