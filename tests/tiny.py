@@ -116,6 +116,7 @@ def _specific(model_type: str, layers: int) -> dict[str, Any]:
             "n_groups": 2,
             "ssm_state_size": 8,
             "chunk_size": 4,
+            "time_step_min": 1e-9,  # a prompt is read with time steps of at least this, single tokens are not
         },
         "granitemoehybrid": {
             **heads,

@@ -70,7 +70,6 @@ def test_nemotron_h_keeps_its_pattern_in_step(tmp_path):
     ("removed", "attention", "experts"),
     [
         ([0, 1], (4, 2), (2, 1)),  # one attention left, at 2 of 4
-        ([1, 2, 3, 4], (3, 2), (2, 1)),  # none left: an offset past the end
         ([2, 3, 4, 5], (3, 1), (2, 1)),
         ([0, 2, 4], (3, 0), (1, 0)),  # nothing but experts
     ],
@@ -86,6 +85,16 @@ def test_a_removal_that_no_period_describes_is_refused():
         ArchitectureError, match=r"expert_layer_offset, and no such pair puts them at \[1, 2, 4\] of the 5"
     ):
         prune(tiny_config("jamba"), [2])
+
+
+@pytest.mark.parametrize("model_type", ["nemotron_h", "qwen3_next", "granitemoehybrid", "lfm2", "jamba", "qwen3_5"])
+def test_a_hybrid_without_any_attention_is_refused(model_type):
+    """As stock transformers cannot generate with a cache from one."""
+    config = tiny_config(model_type)
+    types = config.get_text_config(decoder=True).layer_types
+    attention = [i for i, entry in enumerate(types) if entry == "full_attention"]
+    with pytest.raises(ArchitectureError, match=r"one of the full_attention blocks .* must stay"):
+        prune(config, attention)
 
 
 def test_shared_keys_and_values_stay_those_of_the_same_block():

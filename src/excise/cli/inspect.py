@@ -26,6 +26,7 @@ def inspect(
         _propose(model, as_json, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         return
     from excise.cli.terminal import load_model, output
+    from excise.models.constraints import listed
     from excise.report.tables import human_bytes, stack_table
 
     stack = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code).stack
@@ -45,6 +46,7 @@ def inspect(
             for b in stack.blocks
         ]
         facts = {"model_type": stack.model.config.model_type, "parameters": total, "blocks": rows}
+        facts["one_of_these_must_stay"] = stack.needed
         typer.echo(json.dumps(facts))
         return
     output.print(stack_table(stack, removable))
@@ -55,6 +57,8 @@ def inspect(
     )
     for block, reason in sorted(stack.fixed.items()):
         output.print(f"block {block} stays: {reason}")
+    if stack.needed:
+        output.print(f"one of blocks {listed(stack.needed)} must stay: the cache counts its tokens there")
 
 
 def _propose(model: str, as_json: bool, **options: Any) -> None:

@@ -114,6 +114,8 @@ def print_self_test(report: dict[str, Any]) -> None:
 
     loads = "loads in stock transformers" if report["loads_in_stock_transformers"] else "does NOT load cleanly"
     cache = "agrees" if report["cache_agrees"] else "does NOT agree"
+    if report.get("original_cache_agrees") is False:
+        cache += ", nor does the original's"
     output.print(
         f"self-test: {loads}; logits differ from the gated original by at most "
         f"{report['max_abs_logit_difference']:.3g}; generation with and without KV cache {cache}"

@@ -44,6 +44,19 @@ def fixed_blocks(config: Any, architecture: Architecture) -> Mapping[int, str]:
     return fixed
 
 
+def needed_blocks(config: Any, architecture: Architecture) -> tuple[int, ...]:
+    """Blocks of which at least one must stay; () where there is no such condition.
+
+    Args:
+        config: config of the text model.
+        architecture: names the type.
+
+    """
+    if architecture.needed_type is None:
+        return ()
+    return tuple(i for i, entry in enumerate(config.layer_types) if entry == architecture.needed_type)
+
+
 def listed(blocks: Sequence[int]) -> str:
     """Write sorted indices with runs shortened.
 

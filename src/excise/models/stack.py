@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import ARCHITECTURES, Architecture, SublayerRecord, architecture_of
-from excise.models.constraints import fixed_blocks
+from excise.models.constraints import fixed_blocks, needed_blocks
 
 SCALE = "scale"
 
@@ -97,7 +97,8 @@ class Stack:
         model: the transformers model, in evaluation mode.
         architecture: the record by which it was read.
         blocks: [N], bottom to top.
-        fixed: block index → why that block cannot be removed; the others can, in any choice.
+        fixed: block index → why that block cannot be removed.
+        needed: blocks of which at least one must stay, for generation with a cache to work; () where all may go.
 
     """
 
@@ -105,6 +106,7 @@ class Stack:
     architecture: Architecture
     blocks: tuple[Block, ...]
     fixed: Mapping[int, str] = field(default_factory=dict)
+    needed: tuple[int, ...] = ()
 
     @property
     def config(self) -> Any:
@@ -181,7 +183,7 @@ def find_stack(model: Any) -> Stack:
     if model.get_output_embeddings() is None:
         raise ArchitectureError(f"{type(model).__name__} has no language-model head; load it with AutoModelForCausalLM")
     model.eval()
-    stack = Stack(model, record, tuple(blocks), fixed_blocks(config, record))
+    stack = Stack(model, record, tuple(blocks), fixed_blocks(config, record), needed_blocks(config, record))
     _check_head(stack)
     _check_gates(stack)
     return stack

@@ -11,7 +11,7 @@ from typing import Any
 from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import Architecture
 from excise.models.architectures.record import Period
-from excise.models.constraints import kv_sources
+from excise.models.constraints import kv_sources, listed, needed_blocks
 
 
 def kept_blocks(blocks: int, removed: Sequence[int]) -> tuple[int, ...]:
@@ -131,6 +131,12 @@ def _check_ties(config: Any, architecture: Architecture, kept: Sequence[int]) ->
             raise ArchitectureError(
                 f"block {source} cannot be removed while block {block} stays, which uses its keys and values"
             )
+    needed = needed_blocks(config, architecture)
+    if needed and not set(needed) & set(kept):
+        raise ArchitectureError(
+            f"one of the {architecture.needed_type} blocks {listed(needed)} must stay: transformers counts the tokens "
+            f"in the cache of this {architecture.model_type} there, and cannot generate with a cache without one"
+        )
 
 
 def _set_period(text: Any, original: Any, period: Period, kept: Sequence[int]) -> None:
@@ -139,7 +145,7 @@ def _set_period(text: Any, original: Any, period: Period, kept: Sequence[int]) -
     blocks, places = len(kept), [place for place, i in enumerate(kept) if i % every == first]
     if places != list(range(first, blocks, every)):
         if not places:
-            every, first = blocks + 1, blocks  # past the end
+            every, first = blocks + 1, blocks  # past the end: of experts, none may be left
         elif len(places) == 1:
             every, first = max(blocks, places[0] + 1), places[0]
         else:

@@ -12,6 +12,7 @@ INDICES = ("mamba.layer_idx", "self_attn.layer_idx")
 QWEN3_5 = Architecture(
     "qwen3_5_text",
     sublayers=(LINEAR_ATTENTION, ATTENTION, FEED_FORWARD),
+    needed_type="full_attention",
     index_attributes=("linear_attn.layer_idx", "self_attn.layer_idx"),
 )
 
@@ -28,6 +29,7 @@ ARCHITECTURES = (
         per_block_keys=("layers_block_type",),
         extra_blocks=("num_nextn_predict_layers",),
         derived_keys=("num_hidden_layers", "hybrid_override_pattern"),
+        needed_type="full_attention",
         index_attributes=("layer_idx", "mixer.layer_idx"),
     ),
     Architecture(
@@ -42,6 +44,7 @@ ARCHITECTURES = (
             ),
             SublayerRecord("feed-forward", "shared_mlp", writes=("shared_mlp.output_linear",)),
         ),
+        needed_type="full_attention",
         index_attributes=INDICES,
         logit_divisor="logits_scaling",
     ),
@@ -60,12 +63,14 @@ ARCHITECTURES = (
             Period("attn_layer_period", "attn_layer_offset", "layers_block_type"),
             Period("expert_layer_period", "expert_layer_offset", "layers_num_experts"),
         ),
+        needed_type="full_attention",
         index_attributes=INDICES,
     ),
     Architecture(
         "qwen3_next",
         sublayers=(LINEAR_ATTENTION, ATTENTION, MOE, FEED_FORWARD),
         index_lists=("mlp_only_layers",),
+        needed_type="full_attention",
         index_attributes=("linear_attn.layer_idx", "self_attn.layer_idx"),
         required={"decoder_sparse_step": 1},
     ),
@@ -92,6 +97,7 @@ ARCHITECTURES = (
             SublayerRecord("feed-forward", "feed_forward", writes=("feed_forward.w2",)),
         ),
         index_lists=("full_attn_idxs",),
+        needed_type="full_attention",
         index_attributes=("self_attn.layer_idx", "conv.layer_idx"),
     ),
     Architecture(

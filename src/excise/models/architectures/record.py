@@ -82,6 +82,8 @@ class Architecture:
         kv_sharing: config property that says of each block whether it stores keys and values for others ("store") or
             uses theirs ("reuse").
         last_type: what transformers makes of the last entry of `layer_types`, whatever it says.
+        needed_type: entry of `layer_types` of which one must stay: transformers counts the tokens of a hybrid's cache
+            in a block of this type, and fails to generate where there is none.
         index_attributes: paths inside a block of attributes that hold the block's index.
         position_attributes: attributes, relative to the module that holds the block list, recounted as `positions`.
         returns_tuple: whether a block returns a tuple, the hidden states first.
@@ -107,6 +109,7 @@ class Architecture:
     derived_keys: tuple[str, ...] = ()
     kv_sharing: str | None = None
     last_type: str | None = None
+    needed_type: str | None = None
     index_attributes: tuple[str, ...] = ("self_attn.layer_idx",)
     position_attributes: tuple[str, ...] = ()
     returns_tuple: bool = False
