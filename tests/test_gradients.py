@@ -309,3 +309,28 @@ def test_files_that_hold_no_gradients_are_refused(tmp_path):
     save_file({"A": np.zeros((2, 2))}, path)
     with pytest.raises(InputError, match="holds no gradients"):
         Gradients.load(path)
+
+
+def test_the_gate_of_a_block_that_scales_the_stream():
+    """Gemma 4's trained blocks multiply the whole stream by s; at 0, that gate undoes it."""
+    model = tiny_model("gemma4_text", 4, dtype=torch.float64, num_kv_shared_layers=0)
+    for block, scale in zip(model.model.layers, (0.5, 1.0, 2.0, 0.25), strict=True):
+        block.layer_scalar.fill_(scale)
+    stack, samples = find_stack(model), random_samples()
+    assert [s.kind for s in stack.sublayers].count("scale") == 3
+    ours = score(stack, samples, batch_tokens=BATCH_TOKENS)
+    assert_close(ours.A, autograd_gradients(stack, samples, len(stack.sublayers)), FLOAT32_NORM)
+    assert_close(ours.blocks(), autograd_gradients(stack, samples, len(stack.blocks)), FLOAT32_NORM)
+
+
+def test_gates_away_from_one_where_a_sublayer_gives_tokens_in_one_row():
+    """OPT's feed-forward returns [batch × tokens, width]."""
+    stack, samples = float64_stack("opt"), random_samples((6, 6))
+    (batch,) = make_batches(samples, 64)
+    alpha = torch.rand(2, len(stack.sublayers), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows, _ = gate_gradients(stack, batch, alpha=alpha)
+    for row, i in zip(rows, batch.indices, strict=True):
+        gates = alpha[list(batch.indices).index(i)].clone().requires_grad_(True)
+        with gated(stack, gates):
+            expected = torch.autograd.grad(plain_loss(stack.model, samples[i]), gates)[0]
+        assert_close(row.numpy(), expected.numpy(), 1e-11)
