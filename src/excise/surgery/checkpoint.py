@@ -18,9 +18,9 @@ from excise.models.architectures import Architecture
 from excise.models.stack import Stack, block_indices, submodule
 from excise.surgery.card import model_card
 from excise.surgery.config import kept_blocks, pruned_config, quantisation, recounted, write_derived
+from excise.surgery.destination import RECIPE, check_destination
 from excise.surgery.sublayers import as_removal, zeroed
 
-RECIPE = "excise.json"
 INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
 
 
@@ -160,7 +160,7 @@ def write_pruned(
     """
     removal = as_removal(stack, removed, sublayers)
     out = Path(out).expanduser()
-    _check_destination(out, stack.model, overwrite)
+    check_destination(out, stack.model.config.name_or_path, overwrite)
     with _no_space_as_output_error(out), atomic_path(out) as folder:
         folder.mkdir()
         before = _parameter_count(stack.model)
@@ -192,24 +192,6 @@ def write_pruned(
 
 def _parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _check_destination(out: Path, model: Any, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    source = Path(model.config.name_or_path or "")
-    if model.config.name_or_path and source.exists() and source.resolve().is_relative_to(out.resolve()):
-        raise OutputError(f"{out} holds the original model; choose another place with --out")
-    if not out.is_dir():
-        raise OutputError(f"{out} is a file; expected a folder to write, choose another place with --out")
-    if not any(out.iterdir()):
-        return
-    if not (out / "config.json").is_file():
-        raise OutputError(
-            f"{out} exists and is not a checkpoint (no config.json); it is not replaced, choose another --out"
-        )
-    if not overwrite:
-        raise OutputError(f"{out} exists; choose another place with --out, or replace it with --force")
 
 
 @contextlib.contextmanager

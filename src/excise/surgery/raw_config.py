@@ -1,0 +1,64 @@
+"""The config.json of a pruned checkpoint: the original's file, of which only what concerns blocks changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from excise.models.architectures import Architecture
+from excise.surgery.config import kept_blocks, pruned_config
+
+
+def pruned_raw_config(
+    raw: dict[str, Any], config: Any, architecture: Architecture, removed: Sequence[int]
+) -> dict[str, Any]:
+    """Return a config.json for the model without the blocks `removed`, with all fields that transformers does not know.
+
+    `pruned_config` says what changes; those values replace the original's, under every spelling that stands in the
+    file. Lists with one entry a block are written even where the original leaves them to a default, since defaults
+    count from the new bottom.
+
+    Args:
+        raw: parsed config.json of the original; left as it is.
+        config: the transformers config read from it.
+        architecture: names the fields.
+        removed: sorted original indices.
+
+    Raises:
+        InputError: `removed` does not fit the stack.
+        ArchitectureError: a per-block list has another length than the stack.
+
+    """
+    pruned = pruned_config(config, architecture, removed)
+    result = copy.deepcopy(raw)
+    own_names = dict(getattr(config, "attribute_map", None) or {})
+    _write_changes(result, config.to_dict(), pruned.to_dict(), own_names, always=architecture.per_block_keys)
+    kept = kept_blocks(config.num_hidden_layers, removed)
+    for key in {"num_hidden_layers", *architecture.per_block_keys} & raw.keys():
+        if result[key] == raw[key]:  # a spelling of other loaders, which the transformers config does not write
+            result[key] = len(kept) if key == "num_hidden_layers" else _cut(raw[key], kept)
+    return result
+
+
+def _write_changes(
+    result: dict[str, Any],
+    before: dict[str, Any],
+    after: dict[str, Any],
+    own_names: dict[str, str],
+    always: Sequence[str],
+) -> None:
+    """Put what differs between two configs into `result`; `own_names` maps aliases to the architecture's own fields."""
+    for key, value in after.items():
+        if value is None or (before.get(key) == value and key not in always):
+            continue
+        if isinstance(value, dict) and isinstance(result.get(key), dict) and isinstance(before.get(key), dict):
+            _write_changes(result[key], before[key], value, own_names, always)
+            continue
+        aliases = (alias for alias, own in own_names.items() if own == key and alias in result)
+        result.update(dict.fromkeys((key, *aliases), value))
+
+
+def _cut(values: Any, kept: Sequence[int]) -> Any:
+    cut = [values[i] for i in kept]
+    return "".join(cut) if isinstance(values, str) else cut
