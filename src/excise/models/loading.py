@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from excise.errors import ArchitectureError, CheckpointError, InputError
+from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
+from excise.models.headers import read_checkpoint
+from excise.models.quantised import Format, find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -56,6 +58,7 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
         InputError: no such model, or an unknown option.
         CheckpointError: truncated, corrupt or incomplete weights.
         ArchitectureError: a model type excise does not know.
+        MissingExtraError: the weights are quantised by a tool whose package is not installed.
 
     """
     model, tokenizer, stored = load_unread(
@@ -96,15 +99,17 @@ def load_unread(
     place = _device_map(device)
     compute = _compute_dtype(dtype, config, on_gpu=place != "cpu")
     with _clear_errors(source), _quiet():
-        _check_shards(source)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            **arguments,
-            config=config,
-            dtype=compute,
-            device_map=None if place == "cpu" else place,
-            ignore_mismatched_sizes=True,  # they are in the report, and refused below by name
-            output_loading_info=True,
-        )
+        _check_headers(source)
+        options = {
+            "dtype": compute,
+            "device_map": None if place == "cpu" else place,
+            "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
+            "output_loading_info": True,
+        }
+        if (float8 := _float8_format(source, config)) is None:
+            model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options)
+        else:
+            model, report = load_dequantised(Path(source).expanduser(), float8, config, **options)
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
     _require_complete(source, report)
     stored = torch.float32 if "gguf_file" in arguments else (getattr(config, "dtype", None) or compute)
@@ -132,15 +137,24 @@ def _source_arguments(source: str) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": source, "use_safetensors": True}
 
 
-def _check_shards(source: str) -> None:
-    """Open every local shard's header: a truncated file is named before minutes of loading."""
+def _check_headers(source: str) -> None:
+    """Read every local shard's header: a truncated or hostile file is named before minutes of loading."""
+    if Path(source).expanduser().is_dir():
+        read_checkpoint(Path(source).expanduser())
+
+
+def _float8_format(source: str, config: Any) -> Format | None:
+    """In which format float8 weights are to be dequantised here; None where transformers reads the weights rightly."""
     path = Path(source).expanduser()
-    for shard in sorted(path.glob("*.safetensors")) if path.is_dir() else ():
-        try:
-            with safe_open(shard, framework="np"):
-                pass
-        except SafetensorError as error:
-            raise CheckpointError(f"{shard} is truncated or corrupt ({error}); download or copy it again") from None
+    settings = getattr(config, "quantization_config", None)
+    if path.is_dir():
+        return find_format(path, settings)
+    if isinstance(settings, dict) and settings.get("quant_method") == "modelopt":
+        raise InputError(
+            f"{source} is quantised by ModelOpt, whose weights transformers reads without their scales; download it "
+            f"(`hf download {source} --local-dir FOLDER`) and pass the folder"
+        )
+    return None
 
 
 def _device_map(device: str) -> str:
@@ -181,6 +195,9 @@ def _clear_errors(source: str) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise CheckpointError(f"{source}: weights are truncated or corrupt ({error})") from error
+    except ImportError as error:
+        text = str(error).strip().split("\n")[0]
+        raise MissingExtraError(f"{source} needs a package that is not installed: {text}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         text = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):

@@ -14,12 +14,13 @@ from typing import Any
 from excise.artefacts import atomic_path, read_json, write_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from excise.models.architectures import Architecture, architecture_of
+from excise.models.headers import Checkpoint, Tensor, read_checkpoint
 from excise.surgery import quantisation
 from excise.surgery.card import model_card
 from excise.surgery.config import kept_blocks
 from excise.surgery.destination import RECIPE, check_destination
 from excise.surgery.raw_config import pruned_raw_config
-from excise.surgery.shards import Checkpoint, Tensor, read_checkpoint, write_shards
+from excise.surgery.shards import write_shards
 
 # What a checkpoint folder may hold besides: other copies of the original's weights, and what is written anew.
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz"}
