@@ -337,7 +337,7 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path):
 
 def test_what_cannot_fit_is_refused_before_the_first_byte(tmp_path):
     with pytest.raises(OutputError, match="are free there"):
-        on_disk._require_space(tmp_path / "a" / "b", 2**60)
+        on_disk.require_space(tmp_path / "a" / "b", 2**60)
 
 
 def test_an_interrupt_leaves_nothing(folder, tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def prune_folder(
     checkpoint = read_checkpoint(source)
     new_index = _new_indices(checkpoint, raw, architecture, blocks, removed)
     kept = _kept_tensors(checkpoint, architecture, new_index)
-    _require_space(out, sum(tensor.bytes for tensor in kept))
+    require_space(out, sum(tensor.bytes for tensor in kept))
     new_config = pruned_raw_config(raw, config, architecture, removed)
     settings = [key for key in quantisation.CONFIG_KEYS if raw.get(key)]
     for key in settings:
@@ -195,8 +195,13 @@ def _sizes(checkpoint: Checkpoint, kept: Sequence[Tensor], quantised: bool) -> d
     return sizes
 
 
-def _require_space(out: Path, needed: int) -> None:
-    """Refuse before the first byte what cannot fit."""
+def require_space(out: Path, needed: int) -> None:
+    """Refuse before the first byte what cannot fit.
+
+    Raises:
+        OutputError: fewer than `needed` bytes are free where `out` is to be.
+
+    """
     place = out.absolute()
     while not place.exists():
         place = place.parent
