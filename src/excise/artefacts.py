@@ -48,6 +48,10 @@ def _as_output_error(error: OSError, final: Path) -> Exception:
         return OutputError(
             f"no space left to write {final} ({free:.2f} GB free); nothing was left there. Free some and run again"
         )
+    if error.errno == errno.EFBIG:
+        return OutputError(
+            f"{final} is larger than files may be there; nothing was left. Choose another place with --out"
+        )
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return OutputError(f"cannot write {final}: {error.strerror}; choose another place with --out")
     return error

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.tiny import tiny_folder
+from tests.gguf_files import write_gguf
+from tests.tiny import tiny_folder, tiny_model
 
 from excise.cli import main
 from excise.cli.options import indices
@@ -216,3 +217,20 @@ def test_queries_on_the_spectrum(excise, matrix):
     first = next(k for k, s in enumerate(whole["states"]) if 7 in s["removed"])
     assert whole["first_touching"] == first
     assert "removed in (of 20 states)" in excise("solve", "--hessian", matrix, "--remove", 3)[1]
+
+
+def test_prune_goes_from_folder_to_folder_and_from_gguf_to_gguf(excise, model, tmp_path):
+    code, out, _ = excise("prune", model, "--removed", "1,-1", "--out", tmp_path / "small", "--no-self-test", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["removed"], facts["original_blocks"]) == ([1, 4], [0, 2, 3])
+    assert facts["bytes"]["after"] < facts["bytes"]["before"]
+    assert "self_test" not in facts
+    write_gguf(tiny_model("llama", 3), tmp_path / "a.gguf")
+    code, out, _ = excise("prune", tmp_path / "a.gguf", "--removed", 1, "--out", tmp_path / "b.gguf")
+    assert code == 0
+    assert "parameters" in out
+    assert "loads in stock transformers; logits differ from the gated original by at most 0;" in out
+    code, _, err = excise("prune", model, "--removed", 1, "--out", tmp_path / "c.gguf")
+    assert code == 2
+    assert "a GGUF file is pruned from a GGUF file" in err

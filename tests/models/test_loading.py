@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
-import gguf
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from excise.errors import ArchitectureError, CheckpointError, InputError
 from excise.models.loading import load
+from tests.gguf_files import write_gguf
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([[7, 81, 250, 33, 9, 120]])
@@ -147,45 +146,6 @@ def test_a_broken_config_is_an_error(folder):
     (folder / "config.json").write_text('{"model_type": "llama", ')
     with pytest.raises(CheckpointError, match="cannot load"):
         load(str(folder))
-
-
-def paired_halves_to_neighbours(weight, heads):
-    """Rows of a query or key matrix in GGUF's order of rotary dimensions."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def write_gguf(model, path):
-    config, tokenizer = model.config, json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(tokenizer["vocab"], key=tokenizer["vocab"].get))
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["merges"]])
-    writer.add_token_types([gguf.TokenType.CONTROL] * 6 + [gguf.TokenType.NORMAL] * (config.vocab_size - 6))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        array = tensor.numpy()
-        if name.endswith("q_proj.weight"):
-            array = paired_halves_to_neighbours(array, config.num_attention_heads)
-        if name.endswith("k_proj.weight"):
-            array = paired_halves_to_neighbours(array, config.num_key_value_heads)
-        writer.add_tensor(names.get_name(name, (".weight",)), np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def test_a_gguf_file_loads(tmp_path):

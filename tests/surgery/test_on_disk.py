@@ -15,12 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
-from excise.models.architectures import ARCHITECTURES
 from excise.models.stack import find_stack
 from excise.surgery import on_disk
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
-from excise.surgery.self_test import self_test
 from tests.tiny import MODEL_TYPES, tiny_folder
 
 REMOVED = [1, 4]
@@ -80,15 +78,6 @@ def test_the_same_as_pruned_in_memory(model_type, tied, tmp_path):
     assert configs[0] == configs[1]
     assert on_disk.pop("bytes")["after"] == sum(len(raw) for _, _, raw in tensors_of(tmp_path / "disk").values())
     assert on_disk == in_memory
-
-
-def test_it_loads_and_equals_the_gated_original(folder, tmp_path):
-    prune_folder(folder, REMOVED, tmp_path / "out", max_shard_size="20KB")
-    report = self_test(find_stack(AutoModelForCausalLM.from_pretrained(folder)), REMOVED, tmp_path / "out")
-    assert report["loads_in_stock_transformers"]
-    assert report["max_abs_logit_difference"] == 0
-    assert report["cache_agrees"]
-    assert report["tokenizer_loads"]
 
 
 def test_shards_in_shards_out(folder, tmp_path):
@@ -191,9 +180,12 @@ def test_both_spellings_of_tensors(tmp_path):
     weights = {k.removeprefix("transformer."): v for k, v in load_file(source / "model.safetensors").items()}
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     prune_folder(source, REMOVED, tmp_path / "out")
-    report = self_test(find_stack(AutoModelForCausalLM.from_pretrained(source)), REMOVED, tmp_path / "out")
-    assert report["loads_in_stock_transformers"]
-    assert report["max_abs_logit_difference"] == 0
+    pruned, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    original = AutoModelForCausalLM.from_pretrained(source).state_dict()
+    for new, old in enumerate((0, 2, 3, 5)):
+        name = "transformer.h.{}.mlp.c_fc.weight"
+        assert torch.equal(pruned.state_dict()[name.format(new)], original[name.format(old)])
 
 
 def test_blocks_for_multi_token_prediction_stay_above_the_stack(folder, tmp_path):
@@ -327,7 +319,7 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path):
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OutputError, match="larger than files may be there"):
             prune_folder(folder, REMOVED, tmp_path / "place" / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -348,7 +340,3 @@ def test_an_interrupt_leaves_nothing(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prune_folder(folder, REMOVED, tmp_path / "place" / "out")
     assert list((tmp_path / "place").iterdir()) == []
-
-
-def test_every_record_names_its_tensors():
-    assert all(record.tensor_prefixes for record in ARCHITECTURES.values())

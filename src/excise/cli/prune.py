@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from excise.errors import InputError
 
 def prune(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, or a .gguf file.", show_default=False)],
     removed: Annotated[str, typer.Option(help="Blocks to remove, such as 12-18,26.")] = "",
     removed_sublayers: Annotated[
         str,
@@ -30,33 +31,31 @@ def prune(
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
-    test: Annotated[bool, typer.Option("--self-test/--no-self-test", help="Load it in a fresh process.")] = True,
+    test: Annotated[
+        bool, typer.Option("--self-test/--no-self-test", help="Load what was written; only what fits in memory.")
+    ] = True,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Write a model without some of its blocks as a checkpoint that stock transformers loads."""
+    """Write a model without some of its blocks as a checkpoint that stock transformers loads.
+
+    A folder is pruned on disk, whatever its size and quantisation; a .gguf file into a .gguf file, if --out is one.
+    """
     if bool(removed or removed_sublayers) == (spectrum is not None):
         raise InputError(
             "expected either --removed 12-18,26 (or --removed-sublayers 3.attention, or both) or --spectrum FILE, "
             "got both or neither"
         )
 
-    from dataclasses import asdict
-
-    from excise.cli.terminal import load_model, output, status
+    from excise.cli.terminal import output
     from excise.provenance import provenance
-    from excise.surgery.checkpoint import write_pruned
-    from excise.surgery.merge import RULES, merging, runs_of
-    from excise.surgery.self_test import self_test
-    from excise.surgery.sublayers import as_removal, named_sublayers
+    from excise.surgery.merge import RULES
 
     if merge and merge not in RULES:
         raise InputError(f"expected --merge in {', '.join(RULES)}, got '{merge}'")
-
     proposed_by = "given" if spectrum is None else f"{spectrum.stem.removeprefix('spectrum-')}:{state}"
     names = [name for name in removed_sublayers.split(",") if name.strip()]
-    wanted = (indices(removed, "--removed"), names) if spectrum is None else _of_state(spectrum, state)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    blocks, names = (indices(removed, "--removed"), names) if spectrum is None else _of_state(spectrum, state)
     origin = provenance()
     card: dict[str, Any] = {
         "original": model,
@@ -64,34 +63,28 @@ def prune(
         "versions": origin["versions"],
         "command": origin["command"],
     }
-    removal = as_removal(loaded.stack, wanted[0], named_sublayers(loaded.stack, wanted[1]))
-    blocks, gates = removal.blocks, removal.zeroed
-    if merge:
-        card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
-    with merging(loaded.stack, blocks, merge or None):
-        with status(f"writing {out}"):
-            recipe = write_pruned(
-                loaded.stack,
-                blocks,
-                out,
-                sublayers=gates,
-                tokenizer=loaded.tokenizer,
-                dtype=loaded.stored_dtype,
-                card=card,
-                overwrite=force,
+    options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    if out.suffix == ".gguf":
+        if Path(model).suffix != ".gguf" or merge or names:
+            raise InputError(
+                f"a GGUF file is pruned from a GGUF file, whole blocks only and without --merge, got {model}; name a "
+                f"folder with --out, and convert that with llama.cpp"
             )
-        result = {"out": str(out), **recipe}
-        if test:
-            with status("loading it in a fresh process"):
-                result["self_test"] = self_test(loaded.stack, blocks, out, sublayers=gates)
+        result = _from_gguf_to_gguf(model, blocks, out, test, force, options)
+    elif Path(model).expanduser().is_dir() and not merge and not names:
+        result = _from_folder_to_folder(model, blocks, out, card, test, force, options)
+    else:
+        result = _in_memory(model, blocks, names, out, card, merge, test, force, options)
+    result = {"out": str(out), **result}
     if as_json:
         typer.echo(json.dumps(result, default=str))
         return
-    before, after = recipe["parameters"]["before"], recipe["parameters"]["after"]
-    output.print(f"wrote {out}: {after:,} of {before:,} parameters ({after / before:.1%})")
-    if gates:
+    unit = "parameters" if "parameters" in result else "bytes"
+    before, after = result[unit]["before"], result[unit]["after"]
+    output.print(f"wrote {out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
+    if result.get("zeroed_sublayers"):
         output.print(
-            f"{', '.join(recipe['zeroed_sublayers'])}: weights set to 0, which makes nothing smaller or faster"
+            f"{', '.join(result['zeroed_sublayers'])}: weights set to 0, which makes nothing smaller or faster"
         )
     if test:
         print_self_test(result["self_test"])
@@ -108,11 +101,100 @@ def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], list[str]]:
     return ((), [states.labels[i] for i in removed]) if states.labels else (removed, [])
 
 
+def _from_gguf_to_gguf(
+    model: str, blocks: Sequence[int], out: Path, test: bool, force: bool, options: dict[str, Any]
+) -> dict[str, Any]:
+    from excise.cli.terminal import status
+    from excise.surgery.gguf import prune_gguf
+
+    with status(f"writing {out}"):
+        result = prune_gguf(model, blocks, out, overwrite=force)
+    return {**result, **_tested(model, result["removed"], out, test, options)}
+
+
+def _from_folder_to_folder(
+    model: str, blocks: Sequence[int], out: Path, card: dict[str, Any], test: bool, force: bool, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Without loading the model, whatever its size."""
+    from excise.cli.terminal import status
+    from excise.surgery.on_disk import prune_folder
+
+    with status(f"writing {out}"):
+        recipe = prune_folder(model, blocks, out, card=card, overwrite=force)
+    return {**recipe, **_tested(model, recipe["removed"], out, test, options)}
+
+
+def _tested(model: str, removed: Sequence[int], out: Path, test: bool, options: dict[str, Any]) -> dict[str, Any]:
+    if not test:
+        return {}
+    from excise.cli.terminal import status
+    from excise.surgery.check import check_pruned
+
+    with status("loading it"):
+        return {"self_test": check_pruned(model, removed, out, **options)}
+
+
+def _in_memory(
+    model: str,
+    blocks: Sequence[int],
+    names: Sequence[str],
+    out: Path,
+    card: dict[str, Any],
+    merge: str,
+    test: bool,
+    force: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """For hub ids, GGUF files written as safetensors, sublayers, and merging, which make new weights."""
+    from dataclasses import asdict
+
+    from excise.cli.terminal import load_model, status
+    from excise.surgery.checkpoint import write_pruned
+    from excise.surgery.merge import merging, runs_of
+    from excise.surgery.self_test import self_test
+    from excise.surgery.sublayers import as_removal, named_sublayers
+
+    loaded = load_model(model, **options)
+    removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, names))
+    blocks, gates = removal.blocks, removal.zeroed
+    if merge:
+        card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
+    with merging(loaded.stack, blocks, merge or None):
+        with status(f"writing {out}"):
+            result = write_pruned(
+                loaded.stack,
+                blocks,
+                out,
+                sublayers=gates,
+                tokenizer=loaded.tokenizer,
+                dtype=loaded.stored_dtype,
+                card=card,
+                overwrite=force,
+            )
+        if test:
+            with status("loading it in a fresh process"):
+                report = self_test(loaded.stack, blocks, out, sublayers=gates)
+                result["self_test"] = {"level": "logits", **report}
+    return result
+
+
 def print_self_test(report: dict[str, Any]) -> None:
     """Print what the self-test found in one line."""
     from excise.cli.terminal import output
 
-    loads = "loads in stock transformers" if report["loads_in_stock_transformers"] else "does NOT load cleanly"
+    level = report.get("level", "logits")
+    if level == "none":
+        output.print(f"no self-test: {report['reason']}")
+        return
+    loads = {
+        True: "loads in stock transformers",
+        False: "does NOT load cleanly",
+        None: "dequantised by excise, since stock transformers would not read its scales",
+    }[report["loads_in_stock_transformers"]]
+    if level == "names":
+        found = "all are there" if report["names_agree"] else "they do NOT agree with the model"
+        output.print(f"self-test: {loads}; weights compared by name and shape only, {found} ({report['reason']})")
+        return
     cache = "agrees" if report["cache_agrees"] else "does NOT agree"
     if report.get("original_cache_agrees") is False:
         cache += ", nor does the original's"

@@ -10,7 +10,7 @@ Every other way in which a checkpoint holds float8 values is refused rather than
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ def lazy_weights(folder: str | Path, form: Format) -> dict[str, Any]:
     names = {tensor.name: tensor for tensor in checkpoint.tensors}
     weights: dict[str, Any] = {}
     for name, tensor in names.items():
-        if _is_scale(name, form, names):
+        if is_scale(name, form, names):
             continue
         scale = slices.get(name + form.scale)
         if tensor.dtype in FLOAT8:
@@ -188,11 +188,11 @@ def lazy_weights(folder: str | Path, form: Format) -> dict[str, Any]:
     return weights
 
 
-def _is_scale(name: str, form: Format, names: Mapping[str, Any]) -> bool:
-    stem, _, last = name.rpartition(".")
-    if last in OTHER_SCALES:
+def is_scale(name: str, form: Format, names: Container[str]) -> bool:
+    """Whether a tensor is the scale of a weight, of activations or of the KV cache; `names` are all tensors'."""
+    if name.rpartition(".")[2] in OTHER_SCALES:
         return True
-    return name.endswith(form.scale) and name.removesuffix(form.scale) in names and bool(stem)
+    return name.endswith(form.scale) and name.removesuffix(form.scale) in names
 
 
 def _slices(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -165,9 +165,9 @@ def _require_place_independent(reader: gguf.GGUFReader, architecture: str, kept:
         moved = [old for new, old in enumerate(kept) if ((old + 1) % period == 0) != ((new + 1) % period == 0)]
         if moved:
             raise ArchitectureError(
-                f"llama.cpp takes every {period}th block of {architecture} for one of another kind, by its index; after "
-                f"this removal block {moved[0]} would be taken wrongly. Remove blocks so that the others keep their "
-                f"place within {period}, or prune the safetensors checkpoint, whose config lists the kinds"
+                f"llama.cpp takes one block in {period} of {architecture} for another kind, by its index, and after "
+                f"this removal would take block {moved[0]} wrongly. Remove blocks so that the others keep their place in "
+                f"{period}, or prune the safetensors checkpoint, whose config lists the kinds"
             )
 
 

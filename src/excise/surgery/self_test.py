@@ -63,7 +63,7 @@ def self_test(
         CheckpointError: the checkpoint does not load; the message ends as the process's error output did.
 
     """
-    input_ids = _probe(stack, input_ids)
+    input_ids = probe(stack, input_ids)
     alpha = torch.ones(len(stack.sublayers))  # on the CPU: a scalar there multiplies a tensor anywhere
     gone = set(block_indices(stack, removed))
     alpha[[s.gate for s in stack.sublayers if s.block in gone or s.gate in sublayers]] = 0
@@ -74,14 +74,20 @@ def self_test(
         tensors = {"input_ids": input_ids.cpu().contiguous(), "logits": logits.cpu().contiguous()}
         save_file(tensors, reference, metadata=_settings(stack, new_tokens))
         del logits, tensors
-        report = _in_fresh_process(Path(folder), reference, timeout_s)
+        report = in_fresh_process(STOCK_LOAD, Path(folder), str(reference), timeout_s=timeout_s)
     if not report["cache_agrees"]:  # is that the model's own doing?
         original = compare_generation(stack.model, input_ids.to(stack.device), new_tokens)
         report["original_cache_agrees"] = original["cache_agrees"]
     return report
 
 
-def _probe(stack: Stack, input_ids: Tensor | None) -> Tensor:
+def probe(stack: Stack, input_ids: Tensor | None) -> Tensor:
+    """Token ids [sequences, tokens] to compare on: the first of those given, or random ones, always the same.
+
+    Raises:
+        InputError: `input_ids` is not [sequences, tokens].
+
+    """
     if input_ids is None:
         generator = torch.Generator().manual_seed(0)
         return torch.randint(stack.config.vocab_size, (2, TOKENS), generator=generator)
@@ -100,8 +106,14 @@ def _settings(stack: Stack, new_tokens: int) -> dict[str, str]:
     }
 
 
-def _in_fresh_process(folder: Path, reference: Path, timeout_s: float) -> dict[str, Any]:
-    command = [sys.executable, "-I", str(STOCK_LOAD), str(folder.resolve()), str(reference)]
+def in_fresh_process(script: Path, folder: Path, *arguments: str, timeout_s: float) -> dict[str, Any]:
+    """Run a script on a checkpoint folder, by the same interpreter, isolated and offline; return the JSON it prints.
+
+    Raises:
+        CheckpointError: it fails, or takes too long.
+
+    """
+    command = [sys.executable, "-I", str(script), str(folder.resolve()), *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
