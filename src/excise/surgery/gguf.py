@@ -166,7 +166,7 @@ def _require_place_independent(reader: gguf.GGUFReader, architecture: str, kept:
         if moved:
             raise ArchitectureError(
                 f"llama.cpp takes one block in {period} of {architecture} for another kind, by its index, and after "
-                f"this removal would take block {moved[0]} wrongly. Remove blocks so that the others keep their place in "
+                f"this removal would take block {moved[0]} wrongly. Remove so that the others keep their place in "
                 f"{period}, or prune the safetensors checkpoint, whose config lists the kinds"
             )
 
