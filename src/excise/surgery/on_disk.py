@@ -19,15 +19,12 @@ from excise.surgery import quantisation
 from excise.surgery.card import model_card
 from excise.surgery.config import kept_blocks
 from excise.surgery.destination import RECIPE, check_destination
-from excise.surgery.raw_config import pruned_raw_config
+from excise.surgery.raw_config import PREDICTING_BLOCKS, pruned_raw_config
 from excise.surgery.shards import write_shards
 
 # What a checkpoint folder may hold besides: other copies of the original's weights, and what is written anew.
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz"}
 WRITTEN_ANEW = {"config.json", "README.md", RECIPE}
-PREDICTING_BLOCKS = (
-    "num_nextn_predict_layers"  # they stand above the stack in a checkpoint, and outside the config's count
-)
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 CARRIED_FOLDERS = ("additional_chat_templates",)
 
@@ -46,7 +43,7 @@ def prune_folder(
     Tensors of removed blocks are dropped and those above renumbered; every other byte is copied as it is. The config
     and the lists of modules in quantisation settings follow; tokenizer, chat template, generation config and Python
     files are carried along and never run. Blocks above the stack, which some checkpoints keep for multi-token
-    prediction, stay above it. The folder appears under its name only when whole.
+    prediction, are dropped. The folder appears under its name only when whole.
 
     Args:
         source: a checkpoint folder with safetensors weights.
@@ -70,7 +67,7 @@ def prune_folder(
     source, out = Path(source).expanduser(), Path(out).expanduser()
     check_destination(out, source, overwrite)
     raw, config, architecture = _read_config(source)
-    blocks = config.num_hidden_layers
+    blocks = config.get_text_config(decoder=True).num_hidden_layers
     removed = original_indices(removed, blocks)
     checkpoint = read_checkpoint(source)
     new_index = _new_indices(checkpoint, raw, architecture, blocks, removed)
@@ -152,14 +149,17 @@ def _new_indices(
             f"the config counts {blocks} blocks, but there are no tensors of block {absent[0]} under "
             f"{' or '.join(architecture.tensor_prefixes)}; config and weights do not belong together"
         )
+    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
+    counts = [text.get(key) for key in PREDICTING_BLOCKS]
+    predicting = sum(count for count in counts if isinstance(count, int))
     above = sorted(found - set(range(blocks)))
-    predicting = raw.get(PREDICTING_BLOCKS)
-    if above and (not isinstance(predicting, int) or above != list(range(blocks, blocks + predicting))):
+    if above and above != list(range(blocks, blocks + predicting)):
         raise CheckpointError(
             f"the config counts {blocks} blocks, but there are tensors of block {above[-1]} under "
             f"{' or '.join(architecture.tensor_prefixes)}; config and weights do not belong together"
         )
-    return {i: None if i in removed else i - sum(r < i for r in removed) for i in (*range(blocks), *above)}
+    gone = {*removed, *above}
+    return {i: None if i in gone else i - sum(r < i for r in removed) for i in (*range(blocks), *above)}
 
 
 def _place(name: str, prefixes: Sequence[str]) -> tuple[str, int, str] | None:

@@ -8,6 +8,10 @@ from typing import Any
 
 from excise.models.architectures import Architecture
 from excise.surgery.config import kept_blocks, pruned_config
+from excise.surgery.quantisation import CONFIG_KEYS as SETTINGS
+
+# Blocks for multi-token prediction stand above the stack in a checkpoint, and outside the config's count of blocks.
+PREDICTING_BLOCKS = frozenset({"num_nextn_predict_layers"})
 
 
 def pruned_raw_config(
@@ -17,7 +21,7 @@ def pruned_raw_config(
 
     `pruned_config` says what changes; those values replace the original's, under every spelling that stands in the
     file. Lists with one entry a block are written even where the original leaves them to a default, since defaults
-    count from the new bottom.
+    count from the new bottom. Blocks for multi-token prediction, which guess from the whole stack's output, are gone.
 
     Args:
         raw: parsed config.json of the original; left as it is.
@@ -31,29 +35,26 @@ def pruned_raw_config(
 
     """
     pruned = pruned_config(config, architecture, removed)
+    original, text = config.get_text_config(decoder=True), pruned.get_text_config(decoder=True)
     result = copy.deepcopy(raw)
-    own_names = dict(getattr(config, "attribute_map", None) or {})
-    _write_changes(result, config.to_dict(), pruned.to_dict(), own_names, always=architecture.per_block_keys)
-    kept = kept_blocks(config.num_hidden_layers, removed)
-    for key in {"num_hidden_layers", *architecture.per_block_keys} & raw.keys():
-        if result[key] == raw[key]:  # a spelling of other loaders, which the transformers config does not write
-            result[key] = len(kept) if key == "num_hidden_layers" else _cut(raw[key], kept)
+    whole = original is config
+    place, raw_place = (result, raw) if whole else (result["text_config"], raw["text_config"])
+    _write_changes(place, original, text, always=architecture.per_block_keys)
+    kept = kept_blocks(original.num_hidden_layers, removed)
+    for key in {"num_hidden_layers", *architecture.per_block_keys} & raw_place.keys():
+        if place[key] == raw_place[key]:  # a spelling of other loaders, which the transformers config does not write
+            place[key] = len(kept) if key == "num_hidden_layers" else _cut(raw_place[key], kept)
+    for key in PREDICTING_BLOCKS & raw_place.keys():
+        place[key] = 0
     return result
 
 
-def _write_changes(
-    result: dict[str, Any],
-    before: dict[str, Any],
-    after: dict[str, Any],
-    own_names: dict[str, str],
-    always: Sequence[str],
-) -> None:
-    """Put what differs between two configs into `result`; `own_names` maps aliases to the architecture's own fields."""
+def _write_changes(result: dict[str, Any], config: Any, pruned: Any, always: Sequence[str]) -> None:
+    """Put what differs between two configs into `result`, under every spelling that stands there."""
+    before, after = config.to_dict(), pruned.to_dict()
+    own_names = dict(getattr(config, "attribute_map", None) or {})
     for key, value in after.items():
-        if value is None or (before.get(key) == value and key not in always):
-            continue
-        if isinstance(value, dict) and isinstance(result.get(key), dict) and isinstance(before.get(key), dict):
-            _write_changes(result[key], before[key], value, own_names, always)
+        if value is None or key in SETTINGS or (before.get(key) == value and key not in always):
             continue
         aliases = (alias for alias, own in own_names.items() if own == key and alias in result)
         result.update(dict.fromkeys((key, *aliases), value))
