@@ -6,7 +6,7 @@ import json
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,16 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
+class Slices:
+    """A part of a tensor: of its bytes, seen as [outer, total, unit], those of `kept` in the middle."""
+
+    outer: int
+    total: int
+    unit: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Tensor:
     """A tensor where it lies.
 
@@ -35,6 +45,7 @@ class Tensor:
         shard: the file.
         start: absolute offset of its first byte in the file.
         bytes: their number.
+        slices: if only a part is meant, which; `shape` and `bytes` are then those of the part.
 
     """
 
@@ -44,6 +55,7 @@ class Tensor:
     shard: Path
     start: int
     bytes: int
+    slices: Slices | None = None
 
     @property
     def elements(self) -> int:
@@ -53,6 +65,22 @@ class Tensor:
     def renamed(self, name: str) -> Tensor:
         """Return the same bytes under another name."""
         return replace(self, name=name)
+
+    def sliced(self, dimension: int, total: int, kept: Sequence[int]) -> Tensor:
+        """Return the part made of the slices `kept`, of `total` equal ones along a dimension.
+
+        Raises:
+            CheckpointError: the dimension is not divided evenly, or a slice would not be whole bytes.
+
+        """
+        outer = math.prod(self.shape[:dimension])
+        width, odd = divmod(self.shape[dimension], total) if dimension < len(self.shape) else (0, 1)
+        unit, broken = divmod(self.bytes, outer * total) if outer else (0, 0)
+        if odd or broken:
+            raise CheckpointError(f"{self.name}, {self.dtype} {list(self.shape)}, is no row of {total} equal slices")
+        shape = (*self.shape[:dimension], width * len(kept), *self.shape[dimension + 1 :])
+        size = outer * unit * len(kept)
+        return replace(self, shape=shape, bytes=size, slices=Slices(outer, total, unit, tuple(kept)))
 
 
 @dataclass(frozen=True)

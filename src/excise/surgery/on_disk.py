@@ -19,7 +19,7 @@ from excise.surgery import quantisation
 from excise.surgery.card import model_card
 from excise.surgery.config import kept_blocks
 from excise.surgery.destination import RECIPE, check_destination
-from excise.surgery.raw_config import PREDICTING_BLOCKS, pruned_raw_config
+from excise.surgery.raw_config import pruned_raw_config
 from excise.surgery.shards import write_shards
 
 # What a checkpoint folder may hold besides: other copies of the original's weights, and what is written anew.
@@ -71,7 +71,7 @@ def prune_folder(
     removed = original_indices(removed, blocks)
     checkpoint = read_checkpoint(source)
     new_index = _new_indices(checkpoint, raw, architecture, blocks, removed)
-    kept = _kept_tensors(checkpoint, architecture, new_index)
+    kept = _kept_tensors(checkpoint, architecture, new_index, blocks)
     require_space(out, sum(tensor.bytes for tensor in kept))
     new_config = pruned_raw_config(raw, config, architecture, removed)
     settings = [key for key in quantisation.CONFIG_KEYS if raw.get(key)]
@@ -149,8 +149,8 @@ def _new_indices(
             f"the config counts {blocks} blocks, but there are no tensors of block {absent[0]} under "
             f"{' or '.join(architecture.tensor_prefixes)}; config and weights do not belong together"
         )
-    text = raw["text_config"] if isinstance(raw.get("text_config"), dict) else raw
-    counts = [text.get(key) for key in PREDICTING_BLOCKS]
+    text = raw.get("text_config") or raw
+    counts = [text.get(key) for key in architecture.extra_blocks]
     predicting = sum(count for count in counts if isinstance(count, int))
     above = sorted(found - set(range(blocks)))
     if above and above != list(range(blocks, blocks + predicting)):
@@ -171,15 +171,30 @@ def _place(name: str, prefixes: Sequence[str]) -> tuple[str, int, str] | None:
 
 
 def _kept_tensors(
-    checkpoint: Checkpoint, architecture: Architecture, new_index: Mapping[int, int | None]
+    checkpoint: Checkpoint, architecture: Architecture, new_index: Mapping[int, int | None], blocks: int
 ) -> list[Tensor]:
+    """What is to be written, under its new names; of tensors with a slice a block, the kept blocks' slices."""
     kept = []
+    kept_indices = [old for old, new in new_index.items() if new is not None]
+    sliced = {
+        f"{prefix.rpartition('.')[0]}.{path}".removeprefix("."): dimension
+        for prefix in architecture.tensor_prefixes
+        for path, dimension in architecture.sliced
+    }
     for tensor in checkpoint.tensors:
         place = _place(tensor.name, architecture.tensor_prefixes)
-        if place is None:
+        if place is not None:
+            if (new := new_index[place[1]]) is not None:
+                kept.append(tensor.renamed(f"{place[0]}.{new}.{place[2]}"))
+        elif tensor.name in sliced:
+            if tensor.dtype not in DTYPES:
+                raise CheckpointError(
+                    f"{tensor.name} has a slice for each block and is quantised ({tensor.dtype}); it can only be cut "
+                    f"where its weights are plain. Prune the original in bfloat16, and quantise that"
+                )
+            kept.append(tensor.sliced(sliced[tensor.name], blocks, kept_indices))
+        else:
             kept.append(tensor)
-        elif (new := new_index[place[1]]) is not None:
-            kept.append(tensor.renamed(f"{place[0]}.{new}.{place[2]}"))
     return kept
 
 

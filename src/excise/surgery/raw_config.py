@@ -10,9 +10,6 @@ from excise.models.architectures import Architecture
 from excise.surgery.config import kept_blocks, pruned_config
 from excise.surgery.quantisation import CONFIG_KEYS as SETTINGS
 
-# Blocks for multi-token prediction stand above the stack in a checkpoint, and outside the config's count of blocks.
-PREDICTING_BLOCKS = frozenset({"num_nextn_predict_layers"})
-
 
 def pruned_raw_config(
     raw: dict[str, Any], config: Any, architecture: Architecture, removed: Sequence[int]
@@ -44,8 +41,9 @@ def pruned_raw_config(
     for key in {"num_hidden_layers", *architecture.per_block_keys} & raw_place.keys():
         if place[key] == raw_place[key]:  # a spelling of other loaders, which the transformers config does not write
             place[key] = len(kept) if key == "num_hidden_layers" else _cut(raw_place[key], kept)
-    for key in PREDICTING_BLOCKS & raw_place.keys():
+    for key in (key for key in architecture.extra_blocks if raw_place.get(key)):
         place[key] = 0
+    place.update({key: getattr(text, key) for key in architecture.derived_keys})
     return result
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from excise.errors import InputError
 from excise.models.headers import INDEX, SINGLE, Tensor
-from excise.surgery.byte_copy import copy_range
+from excise.surgery.byte_copy import copy_range, copy_slices
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -96,18 +96,22 @@ def _write_shard(path: Path, tensors: list[Tensor], metadata: Mapping[str, str])
     with path.open("wb") as target:
         target.write(struct.pack("<Q", len(text)) + text)
         target.flush()
-        for shard, start, count in _ranges(tensors):
-            with shard.open("rb") as source:
-                copy_range(source.fileno(), target.fileno(), start, count, str(shard))
+        for first, count in _runs(tensors):
+            with first.shard.open("rb") as source:
+                if first.slices is None:
+                    copy_range(source.fileno(), target.fileno(), first.start, count, str(first.shard))
+                else:
+                    copy_slices(source.fileno(), target.fileno(), first.start, first.slices, str(first.shard))
 
 
-def _ranges(tensors: list[Tensor]) -> list[tuple[Path, int, int]]:
-    """Byte ranges to copy, in order; neighbours in the source become one."""
-    ranges: list[tuple[Path, int, int]] = []
+def _runs(tensors: list[Tensor]) -> list[tuple[Tensor, int]]:
+    """First tensor and bytes of each run to copy, in order; neighbours in the source become one run."""
+    runs: list[tuple[Tensor, int]] = []
+    end = (Path(), -1)
     for tensor in tensors:
-        if ranges and ranges[-1][0] == tensor.shard and sum(ranges[-1][1:]) == tensor.start:
-            shard, start, count = ranges[-1]
-            ranges[-1] = (shard, start, count + tensor.bytes)
+        if (tensor.shard, tensor.start) == end and tensor.slices is None:
+            runs[-1] = (runs[-1][0], runs[-1][1] + tensor.bytes)
         else:
-            ranges.append((tensor.shard, tensor.start, tensor.bytes))
-    return ranges
+            runs.append((tensor, tensor.bytes))
+        end = (tensor.shard, tensor.start + tensor.bytes) if tensor.slices is None else (Path(), -1)
+    return runs
