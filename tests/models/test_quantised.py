@@ -34,7 +34,7 @@ def plain_copy(folder, out):
     return out
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "nemotron_h"])
 @pytest.mark.parametrize("form", FORMS)
 def test_scores_are_those_of_the_dequantised_model(model_type, form, tmp_path):
     folder = quantise(

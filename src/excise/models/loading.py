@@ -149,10 +149,11 @@ def _float8_format(source: str, config: Any) -> Format | None:
     settings = getattr(config, "quantization_config", None)
     if path.is_dir():
         return find_format(path, settings)
-    if isinstance(settings, dict) and settings.get("quant_method") == "modelopt":
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method in ("modelopt", "fp8"):
         raise InputError(
-            f"{source} is quantised by ModelOpt, whose weights transformers reads without their scales; download it "
-            f"(`hf download {source} --local-dir FOLDER`) and pass the folder"
+            f"{source} is quantised ({method}) in a way that transformers does not read rightly everywhere; download "
+            f"it (`hf download {source} --local-dir FOLDER`) and pass the folder, which excise dequantises"
         )
     return None
 

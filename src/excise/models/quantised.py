@@ -1,7 +1,8 @@
 """Float8 checkpoints read with their scales.
 
-transformers 5.23 does not know ModelOpt's format: it warns and loads the raw float8 values, without their scales. The
-formats below are dequantised here, weight by weight as the model takes them, and the model is then an ordinary one.
+transformers 5.23 does not know ModelOpt's format: it warns and loads the raw float8 values, without their scales; and
+fine-grained float8 it dequantises to bfloat16 only, beside whatever dtype is asked for. The formats below are
+dequantised here, weight by weight as the model takes them, and the model is then an ordinary one.
 Every other way in which a checkpoint holds float8 values is refused rather than read wrongly.
 
     weight = float8 values × scale,    scale per tensor, per row, or per block of the matrix
