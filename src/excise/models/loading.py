@@ -108,6 +108,9 @@ def load_unread(
         }
         if (float8 := _float8_format(source, config)) is None:
             model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options)
+            if place == "cpu" and getattr(model, "quantization_method", None) == "bitsandbytes":
+                # Its CPU kernels repack the weights at the first forward pass; gradients are wrong from then on.
+                model = model.dequantize()
         else:
             model, report = load_dequantised(Path(source).expanduser(), float8, config, **options)
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
