@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from excise.errors import CheckpointError
 from excise.models.architectures import Architecture
 from excise.surgery.config import kept_blocks, pruned_config
 from excise.surgery.quantisation import CONFIG_KEYS as SETTINGS
@@ -28,13 +29,16 @@ def pruned_raw_config(
 
     Raises:
         InputError: `removed` does not fit the stack.
-        ArchitectureError: a per-block list has another length than the stack.
+        ArchitectureError: a per-block list has another length than the stack, or no config describes what is left.
+        CheckpointError: a multimodal model's file does not say what its text model is.
 
     """
     pruned = pruned_config(config, architecture, removed)
     original, text = config.get_text_config(decoder=True), pruned.get_text_config(decoder=True)
     result = copy.deepcopy(raw)
     whole = original is config
+    if not whole and not isinstance(raw.get("text_config"), dict):
+        raise CheckpointError("config.json leaves its text_config to defaults; expected it written out. Add it")
     place, raw_place = (result, raw) if whole else (result["text_config"], raw["text_config"])
     _write_changes(place, original, text, always=architecture.per_block_keys)
     kept = kept_blocks(original.num_hidden_layers, removed)
