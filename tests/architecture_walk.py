@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from excise.score import score
 from excise.solvers import solve
 from excise.surgery.checkpoint import pruned, write_pruned
 from excise.surgery.config import pruned_config
+from excise.surgery.on_disk import prune_folder
 from excise.surgery.stock_load import compare_generation
 from tests.random_samples import random_samples
 from tests.tiny import EAGER_EXPERTS, tiny_folder
@@ -52,7 +52,7 @@ class Walk:
         loading: keys that are missing, unexpected or mismatched in stock transformers.
         disk_error: likewise of logits, reloaded in stock transformers.
         cache_agrees: generation with and without KV cache.
-        same_bytes: whether pruning from folder to folder gives the same tensors and config; None where it is not there.
+        same_bytes: whether pruning from folder to folder gives the same tensors and config.
 
     """
 
@@ -70,7 +70,7 @@ class Walk:
     loading: dict[str, Any]
     disk_error: float
     cache_agrees: bool
-    same_bytes: bool | None
+    same_bytes: bool
 
 
 def walk(model_type: str, place: Path) -> Walk:
@@ -156,12 +156,8 @@ def _autograd(stack: Stack) -> np.ndarray:
     return torch.stack(rows).numpy()
 
 
-def _same_on_disk(original: Path, removed: Sequence[int], expected: Path, out: Path) -> bool | None:
-    try:
-        on_disk = importlib.import_module("excise.surgery.on_disk")
-    except ModuleNotFoundError:
-        return None
-    on_disk.prune_folder(original, removed, out)
+def _same_on_disk(original: Path, removed: Sequence[int], expected: Path, out: Path) -> bool:
+    prune_folder(original, removed, out)
     return _stored(out) == _stored(expected)
 
 

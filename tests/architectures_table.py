@@ -60,7 +60,7 @@ def row(found: Walk) -> str:
         _figure(found.memory_error, found.memory_error < 1e-9),
         _figure(found.disk_error, found.disk_error < 1e-9) if not found.loading else f"**{found.loading}**",
         _yes(found.cache_agrees),
-        "–" if found.same_bytes is None else _yes(found.same_bytes),
+        _yes(found.same_bytes),
         "; ".join(_notes(found)),
     )
     return f"| {' | '.join(cells)} |"
