@@ -17,6 +17,7 @@ from excise.cli.export import export
 from excise.cli.inspect import inspect
 from excise.cli.prune import prune
 from excise.cli.refine import refine
+from excise.cli.report import report
 from excise.cli.run import run
 from excise.cli.score import score
 from excise.cli.solve import solve
@@ -53,7 +54,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, refine, compare, inspect, score, solve, verify, prune, evaluate, export):
+for verb in (run, refine, compare, inspect, score, solve, verify, prune, evaluate, report, export):
     app.command()(_reported(verb))
 
 
