@@ -53,7 +53,7 @@ class Material:
         sizes: parameters of each block; empty where they are not known.
         compare: contents of compare.json.
         scores: all scores.
-        healing: contents of heal.json, one a healed model.
+        healing: contents of heal.json, by the name of its folder.
         left_out: files that were found and not used, with the reason.
 
     """
@@ -68,7 +68,7 @@ class Material:
     sizes: tuple[int, ...] = ()
     compare: Mapping[str, Any] = field(default_factory=dict)
     scores: Scores = field(default_factory=Scores)
-    healing: tuple[Mapping[str, Any], ...] = ()
+    healing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
     @property
@@ -145,7 +145,7 @@ def gather(folder: str | Path) -> Material:
         sizes=sizes,
         compare=next((content for _, content in known.get("compare", [])), {}),
         scores=scores,
-        healing=tuple(content for _, content in known.get("heal", [])),
+        healing={path.resolve().parent.name: content for path, content in known.get("heal", [])},
         left_out=tuple(left_out),
     )
 

@@ -105,16 +105,14 @@ def benchmarks(material: Material) -> Figure:
 
 
 def healing(material: Material) -> Figure:
-    """Loss on held-out text against the tokens trained on; the intact model as a dashed line."""
+    """Distillation loss by step, running means."""
     figure = Figure(figsize=(6.4, 4.2))
     axes = figure.subplots()
-    for k, (name, points) in enumerate(curves(material.healing)):
-        tokens, losses = zip(*points, strict=True)
-        axes.plot(tokens, losses, f"{MARKERS[k % len(MARKERS)]}-", color=COLOURS[k % len(COLOURS)], ms=4, label=name)
-    if "base_loss" in material.run:
-        axes.axhline(material.run["base_loss"], color="#8a8a8a", ls="--", lw=1, label="intact")
-    axes.set_xlabel("tokens trained on")
-    axes.set_ylabel("loss on held-out samples (nats/token)")
+    for k, (name, points) in enumerate(curves(material.healing).items()):
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, color=COLOURS[k % len(COLOURS)], label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("distillation loss (nats/token)")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
