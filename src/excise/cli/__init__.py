@@ -21,6 +21,7 @@ from excise.cli.report import report
 from excise.cli.run import run
 from excise.cli.score import score
 from excise.cli.solve import solve
+from excise.cli.table import table
 from excise.cli.verify import verify
 from excise.errors import ExciseError
 
@@ -54,7 +55,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, refine, compare, inspect, score, solve, verify, prune, evaluate, report, export):
+for verb in (run, refine, compare, inspect, score, solve, verify, prune, evaluate, table, report, export):
     app.command()(_reported(verb))
 
 
