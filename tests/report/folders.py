@@ -28,11 +28,11 @@ def lowest(energy: Energy, budget: int, count: int = 20) -> Spectrum:
 
 def gradients(blocks: int = 12, seed: int = 0) -> Gradients:
     """Random gradients of two gates a block."""
-    A = np.random.default_rng(seed).normal(size=(40, 2 * blocks)) / np.arange(1, 2 * blocks + 1)
+    A = np.random.default_rng(seed).normal(size=(60, 2 * blocks)) / np.arange(1, 2 * blocks + 1)
     owners = tuple(gate // 2 for gate in range(2 * blocks))
     sizes = {"blocks": {"parameters": [1000 + block for block in range(blocks)]}}
-    names = tuple(f"sample {k}" for k in range(40))
-    return Gradients(A, np.ones(40), owners, ("attention", "feed-forward") * blocks, names, sizes=sizes)
+    names = tuple(f"sample {k}" for k in range(60))
+    return Gradients(A, np.ones(60), owners, ("attention", "feed-forward") * blocks, names, sizes=sizes)
 
 
 def run_folder(
@@ -87,7 +87,7 @@ def run_folder(
         "candidates": candidates,
         "spectra": {"fisher": "spectrum-fisher.json"},
         "certified": {"fisher": True},
-        "calibration": {"data": "starter", "samples": 40, "total_tokens": 4000, "hash": "a" * 64},
+        "calibration": {"data": "starter", "samples": 60, "total_tokens": 4000, "hash": "a" * 64},
         "held_out": {"data": "starter", "samples": 8, "total_tokens": 800, "hash": "b" * 64},
         "settings": {"seed": 0},
         "checkpoint": "model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,7 @@ def gather(folder: str | Path) -> Material:
     scores = Scores()
     for path, _ in known.get("scores", []):
         loaded = Scores.load(path)
+        scores = replace(scores, provenance=loaded.provenance)
         for result in loaded.results:
             scores = scores.adding(loaded.models[result.model], result)
     return Material(
