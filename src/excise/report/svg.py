@@ -43,14 +43,14 @@ class Axis:
             low, high, at = math.log(low), math.log(high), math.log(max(value, self.low))
         return self.start + (self.end - self.start) * (at - low) / (high - low)
 
-    def ticks(self, count: int = 5) -> list[float]:
+    def ticks(self, count: int = 5, *, integers: bool = False) -> list[float]:
         """Round values within the scale, about `count` of them."""
         if self.logarithmic:
             decades = math.log10(self.high / self.low)
             subs = (1.0,) if decades > count else (1.0, 3.0) if decades > 1.5 else (1.0, 2.0, 5.0)
             found = LogLocator(subs=subs, numticks=50).tick_values(self.low, self.high)
             return [float(tick) for tick in found if self.low * 0.999 <= tick <= self.high * 1.001]
-        found = MaxNLocator(count).tick_values(self.low, self.high)
+        found = MaxNLocator(count, integer=integers).tick_values(self.low, self.high)
         slack = 1e-9 * (self.high - self.low)
         return [float(tick) for tick in found if self.low - slack <= tick <= self.high + slack]
 
@@ -120,8 +120,7 @@ def frame(x: Axis, y: Axis, x_label: str, y_label: str, *, integers: bool = Fals
             line(x.start, y(tick), x.end, y(tick), "grid"),
             text(x.start - 8, y(tick) + 4, number(tick), anchor="end"),
         ]
-    ticks = [tick for tick in x.ticks(4 if narrow else 8) if not integers or tick == int(tick)]
-    for tick in ticks:
+    for tick in x.ticks(4 if narrow else 8, integers=integers):
         parts += [line(x(tick), y.start, x(tick), y.start + 4, "axis"), text(x(tick), y.start + 19, number(tick))]
     parts.append(line(x.start, y.start, x.end, y.start, "axis"))
     parts.append(text((x.start + x.end) / 2, y.start + 40, x_label, style="title"))
