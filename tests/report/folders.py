@@ -170,6 +170,22 @@ def add_healing(folder: Path, name: str = "healed", steps: int = 300) -> None:
     (folder / name / "heal.json").write_text(json.dumps({**facts, "curve": curve}))
 
 
+def add_refinement(folder: Path, budget: int = 3) -> None:
+    """What `excise refine` writes into its folder."""
+    place = folder / "refined"
+    place.mkdir()
+    finalist = {"removed": [1, 4, 5], "predicted": 0.4, "damage": 0.5, "error": 0.02, "tokens": 768}
+    rounds = [
+        {"proposed": [[1, 4, 5], [1, 4, 6]], "best": 0.5, "predicted": [0.4, 0.7], "measured": [0.5, float("inf")]}
+    ]
+    facts = {"removed": [1, 4, 5], "finalists": [finalist], "rounds": rounds, "anchors": [[2.9, 3.1], [0.9, 0.8]]}
+    found = {str(budget): {**facts, "random_rho": 0.97, "low_rho": None}}
+    (place / "candidates.json").write_text(json.dumps({"model": "org/model", "budgets": found}))
+    energy = fisher(gradients().blocks())
+    energy.save(place / f"energy-{budget}.safetensors")
+    lowest(energy, budget, 5).save(place / f"spectrum-fitted-{budget}.json")
+
+
 def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
     """A run with everything there is."""
     facts = run_folder(folder, **options)
@@ -177,4 +193,5 @@ def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
     add_comparison(folder)
     scores().save(folder / "scores.json")
     add_healing(folder)
+    add_refinement(folder)
     return facts

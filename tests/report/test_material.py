@@ -23,6 +23,9 @@ def test_everything_in_a_folder_is_found(tmp_path):
     assert found.kinds[0] == "attention+feed-forward"
     assert found.compare["rows"]
     assert len(found.scores.models) == 3
+    assert list(found.spectra["fitted"]) == [3]
+    assert set(found.energies) == {"fisher", "fisher+linear", "fitted-3"}
+    assert found.refined[3]["removed"] == [1, 4, 5]
     assert found.healing["healed"]["losses"]["healed"] == 3.25
 
 

@@ -9,9 +9,11 @@ import pytest
 from excise.report.material import gather
 from excise.report.page import render, write_page
 from excise.report.sections import SECTIONS
+from excise.report.sections.couplings import shown_energy
 from excise.report.sections.damage import damage_rows
 from excise.report.sections.healing import curves
 from excise.report.sections.prediction import group_of, spearman
+from excise.report.sections.refinement import predictions
 from excise.report.static_figures import write_static_figures
 from excise.spectrum import Spectrum, State
 from excise.verify import Candidate
@@ -167,7 +169,7 @@ def test_removals_are_grouped_by_who_proposed_them(folder):
         expected = "random" if all(m.startswith("random") for m in methods) else "states of the energy"
         assert group == expected
     other = gather(folder).measured[3][0]
-    assert {group_of(other, "another")} <= {"states of others", "random"}
+    assert {group_of(other, "another")} <= {"other energies and refinement", "random"}
 
 
 def test_damage_of_runs_stands_in_for_a_comparison(tmp_path):
@@ -176,6 +178,19 @@ def test_damage_of_runs_stands_in_for_a_comparison(tmp_path):
     rows = damage_rows(gather(tmp_path))
     assert {row["remove"] for row in rows} == {2, 3}
     assert "against the number of removed blocks" in render(gather(tmp_path))
+
+
+def test_predictions_of_a_refinement_are_those_made_before_measuring(folder):
+    loop, random = predictions(gather(folder).refined[3])
+    assert loop == [(0.4, 0.5)]  # the other's measured damage is infinite
+    assert random == [(2.9, 3.1), (0.9, 0.8)]
+
+
+def test_a_run_by_a_fitted_energy_shows_that_ones_couplings(tmp_path):
+    facts = full_folder(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({**facts, "energy": "fitted"}))
+    name, _ = shown_energy(gather(tmp_path))
+    assert name == "fitted-3"
 
 
 def test_a_healing_curve_is_a_running_mean_of_few_points():

@@ -53,6 +53,7 @@ class Material:
         sizes: parameters of each block; empty where they are not known.
         compare: contents of compare.json.
         scores: all scores.
+        refined: what `excise refine` found, by budget.
         healing: contents of heal.json, by the name of its folder.
         left_out: files that were found and not used, with the reason.
 
@@ -68,6 +69,7 @@ class Material:
     sizes: tuple[int, ...] = ()
     compare: Mapping[str, Any] = field(default_factory=dict)
     scores: Scores = field(default_factory=Scores)
+    refined: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     healing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -129,6 +131,8 @@ def gather(folder: str | Path) -> Material:
     units = next((run["blocks"] for _, run in runs), None)
     spectra, left_out = _spectra(known.get("spectrum", []), units)
     energies, kinds, sizes = _from_gradients(gradients)
+    energies |= _saved_energies(places, units)
+    refined = {int(m): facts for _, content in known.get("candidates", []) for m, facts in content["budgets"].items()}
     scores = Scores()
     for path, _ in known.get("scores", []):
         loaded = Scores.load(path)
@@ -146,6 +150,7 @@ def gather(folder: str | Path) -> Material:
         sizes=sizes,
         compare=next((content for _, content in known.get("compare", [])), {}),
         scores=scores,
+        refined=dict(sorted(refined.items())),
         healing={path.resolve().parent.name: content for path, content in known.get("heal", [])},
         left_out=tuple(left_out),
     )
@@ -159,6 +164,8 @@ def _kind(path: Path, content: Any) -> str | None:
         return path.stem
     if str(content.get("format", "")).startswith("excise scores"):
         return "scores"
+    if path.name == "candidates.json":
+        return path.stem if "budgets" in content else None
     if "spectra" in content or {"states", "solver", "units"} <= content.keys():
         return "spectrum"
     return "verified" if {"candidates", "base_loss"} <= content.keys() else None
@@ -178,14 +185,15 @@ def _spectra(files: Sequence[tuple[Path, Any]], units: int | None) -> tuple[dict
         for value in content.get("spectra", [content]):
             spectrum = Spectrum.from_json(value)
             units = units or spectrum.units
+            energy = name.removesuffix(f"-{spectrum.budget}")
             if spectrum.units != units:
                 left_out.append(f"{path.name}: {spectrum.units} units, where the model has {units} blocks")
             elif spectrum.budget is None:
                 left_out.append(f"{path.name}: no fixed number of removed blocks")
             elif spectrum.states:
-                known = spectra.setdefault(name, {}).get(spectrum.budget)
+                known = spectra.setdefault(energy, {}).get(spectrum.budget)
                 if known is None or len(known) < len(spectrum):
-                    spectra[name][spectrum.budget] = spectrum
+                    spectra[energy][spectrum.budget] = spectrum
     return {name: dict(sorted(found.items())) for name, found in sorted(spectra.items()) if found}, left_out
 
 
@@ -199,6 +207,16 @@ def _from_gradients(path: Path | None) -> tuple[dict[str, Energy], tuple[str, ..
         warnings.simplefilter("ignore")  # few samples: said when they were scored
         energies = {name: build(columns) for name, build in ENERGIES.items()}
     return energies, gradients.block_kinds(), tuple(int(size) for size in sizes)
+
+
+def _saved_energies(places: Sequence[Path], units: int | None) -> dict[str, Energy]:
+    """Energies that no function of the gradients gives: `energy-NAME.safetensors`, NAME being refinement's budget."""
+    found = {}
+    for path in (path for place in places for path in sorted(place.glob("energy-*.safetensors"))):
+        name, energy = path.stem.removeprefix("energy-"), Energy.load(path)
+        if units in (None, len(energy)):
+            found[f"fitted-{name}" if name.isdigit() else name] = energy
+    return found
 
 
 def _measured(contents: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Measured, ...]]:

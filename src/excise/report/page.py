@@ -15,6 +15,11 @@ from excise.report.sections import SECTIONS
 from excise.report.text import ranges
 
 PAGE = "report.html"
+CHOSEN_BY = {
+    "measured": "least measured damage",
+    "refined": "winner of the refinement",
+    "energy": "ground state of the energy",
+}
 
 
 def write_page(material: Material, out: str | Path | None = None) -> Path:
@@ -87,9 +92,7 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
             f"{'−' if damage < 0 else '+'}{abs(damage):.3f} on held-out text",
         ),
         ("Perplexity", _perplexity(run["pruned_perplexity"]), f"was {_perplexity(run['base_perplexity'])}"),
-        ("Proposed by", ", ".join(run["proposed_by"]), f"chosen by {run['selected_by']} damage")
-        if run["selected_by"] == "measured"
-        else ("Proposed by", ", ".join(run["proposed_by"]), "ground state of the energy"),
+        ("Proposed by", ", ".join(run["proposed_by"]), CHOSEN_BY.get(run["selected_by"], run["selected_by"])),
     ]
     test = run.get("self_test")
     if test:

@@ -161,33 +161,38 @@ def removal_rows(found: Sequence[Material], *, random: bool = False) -> list[tup
     """
     rows: dict[tuple[str, int, str, str], None] = {}
     for material in found:
-        for removed, method, merged in _removals(material):
-            if removed and (random or not method.startswith("random")):
-                blocks = _merged(removed) if merged else ranges(removed).replace(",", ", ")
-                rows[material.model, len(removed), method, blocks] = None
+        for count, method, blocks in _removals(material):
+            if blocks and (random or not method.startswith("random")):
+                rows[material.model, count, method, blocks] = None
     if not rows:
         raise InputError("these folders say nothing of removed blocks; expected run.json, compare.json or scores.json")
     ordered = sorted(rows, key=lambda key: (key[0], key[1]))
     return [(count, model, method, blocks) for model, count, method, blocks in ordered]
 
 
-def _removals(material: Material) -> Iterator[tuple[tuple[int, ...], str, bool]]:
+def _removals(material: Material) -> Iterator[tuple[int, str, str]]:
+    """Number of blocks, method, and what it removes."""
     for row in material.compare.get("rows", ()):
-        yield tuple(row["removed"]), row["method"], bool(row.get("merge"))
+        blocks = _merged(row["removed"]) if row.get("merge") else _spaced(row["removed"])
+        yield row["remove"], row["method"], ", ".join(row.get("sublayers", ())) or blocks
     for every in material.measured.values():
         for measured in every:
             for method in measured.methods:
-                yield measured.removed, method, False
+                yield len(measured.removed), method, _spaced(measured.removed)
     for model in material.scores.models.values():
         if model.method and ", " not in model.method:
-            yield model.removed, model.method, False
+            yield len(model.removed), model.method, _spaced(model.removed)
+
+
+def _spaced(removed: Sequence[int]) -> str:
+    return ranges(removed).replace(",", ", ")
 
 
 def _merged(removed: Sequence[int]) -> str:
     from excise.surgery.merge import runs_of
 
     groups = [sorted((run.kept, *run.removed)) for run in runs_of(removed)]
-    return ", ".join(f"[{ranges(group).replace(',', ', ')}]" for group in groups)
+    return ", ".join(f"[{_spaced(group)}]" for group in groups)
 
 
 def benchmark_table(rows: Sequence[Row], style: str) -> str:

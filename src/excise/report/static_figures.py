@@ -7,9 +7,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from excise.energies import Energy
 from excise.report import figures
 from excise.report.material import Material
 from excise.report.sections.benchmarks import names_of, ordered_models
+from excise.report.sections.couplings import shown_energy
 from excise.report.sections.damage import damage_rows
 from excise.report.sections.healing import curves
 from excise.verify import Candidate, Verified
@@ -40,13 +42,14 @@ def write_static_figures(material: Material) -> list[Path]:
 
 def _figures(material: Material) -> Iterator[tuple[str, Figure]]:
     run = material.run
-    energy = material.energies.get(str(run.get("energy")))
-    if energy is not None:
-        yield "couplings", figures.couplings(energy)
+    if shown := shown_energy(material):
+        yield "couplings", figures.couplings(shown[1])
+    if run:
         candidates = tuple(Candidate(**{**c, "removed": tuple(c["removed"])}) for c in run["candidates"])
         chosen = next(c for c in candidates if list(c.removed) == run["removed"])
         verified = Verified(run["base_loss"], candidates, run["spearman"], 0.0)
-        yield "energy_and_loss", figures.energy_and_loss(energy, verified, chosen)
+        named = Energy(None, [[0.0]], source={"kind": run["energy"]})  # the figure shows its name only
+        yield "energy_and_loss", figures.energy_and_loss(named, verified, chosen)
         spectrum = material.spectra.get(run["energy"], {}).get(run["budget"])
         if spectrum is not None:
             yield "removal_frequency", figures.removal_frequency(spectrum, chosen)

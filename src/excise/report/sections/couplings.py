@@ -21,11 +21,18 @@ from excise.report.svg import number, table
 STRONGEST = 12
 
 
+def shown_energy(material: Material) -> tuple[str, Energy] | None:
+    """Name and energy of the run, else any that the folder has; None where it has none."""
+    wanted = str(material.run.get("energy"))
+    names = (wanted, f"{wanted}-{material.run.get('budget')}", *material.energies)
+    return next(((name, material.energies[name]) for name in names if name in material.energies), None)
+
+
 def _render(material: Material) -> Markup | None:
-    name = str(material.run.get("energy") or next(iter(material.energies), ""))
-    energy = material.energies.get(name)
-    if energy is None:
+    shown = shown_energy(material)
+    if shown is None:
         return None
+    name, energy = shown
     magnitude = np.abs(energy.J)
     floor = magnitude[magnitude > 0].min(initial=1.0) if magnitude.any() else 1.0
     logarithm = np.log10(np.maximum(magnitude, floor))

@@ -94,9 +94,7 @@ def _against_budget(rows: Sequence[Row]) -> Markup:
 
     named = [(name, *styles[name]) for name in order[:COLOURED]]
     others = [(f"{len(order) - COLOURED} others", "random", 0)] if len(order) > COLOURED else []
-    cells = [
-        (row["method"], row["remove"], number(row["delta"]), _interval(row), ranges(row["removed"])) for row in rows
-    ]
+    cells = [(row["method"], row["remove"], number(row["delta"]), _interval(row), _what(row)) for row in rows]
     behind = table(("method", "M", "Δ loss", "95 % interval", "blocks removed"), cells, label)
     caption = Markup("Lower is better. Whiskers are 95 % intervals where there are any.")
     return figure(legend([*named, *others]) + responsive(draw), caption, behind)
@@ -126,13 +124,15 @@ def _at_budget(rows: Sequence[Row], budget: int) -> Markup:
             parts.append(marker(x(row["delta"]), at, colour, _tip(row)))
         return svg(width, height, label, parts)
 
-    cells = [
-        (row["method"], number(row["delta"]), _interval(row), _tie(row), ranges(row["removed"]), _tokens(row))
-        for row in rows
-    ]
+    cells = [(row["method"], number(row["delta"]), _interval(row), _tie(row), _what(row), _tokens(row)) for row in rows]
     head = ("method", "Δ loss", "95 % interval", "behind the best", "blocks removed", "cost, tokens")
     entries = [("best, or not told apart from it", "chosen", 0), ("more damage than the best", "ours", 0)]
     return figure(legend(entries) + responsive(draw), Markup("Least damage first."), table(head, cells, label))
+
+
+def _what(row: Row) -> str:
+    """Blocks, or the sublayers of a sublayer method."""
+    return ", ".join(row.get("sublayers", ())) or ranges(row["removed"]).replace(",", ", ")
 
 
 def _tip(row: Row) -> str:

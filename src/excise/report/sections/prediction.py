@@ -13,10 +13,11 @@ from excise.report.section import Section
 from excise.report.svg import NARROW, axis, figure, frame, legend, marker, number, responsive, svg, table, text
 from excise.report.text import ranges
 
+OTHERS = "other energies and refinement"
 # Colour and shape of each group, as in the PNG figures.
 STYLES = {
     "states of the energy": ("ours", 0),
-    "states of others": ("lighter", 2),
+    OTHERS: ("lighter", 2),
     "rivals": ("rival", 3),
     "random": ("random", 1),
 }
@@ -38,7 +39,7 @@ def group_of(measured: Measured, energy: str) -> str:
         return "states of the energy"
     if all(name == "random" for name, _, _ in names):
         return "random"
-    return "states of others" if any(colon and name != "random" for name, colon, _ in names) else "rivals"
+    return OTHERS if any(colon and name != "random" for name, colon, _ in names) else "rivals"
 
 
 def _render(material: Material) -> Markup | None:
