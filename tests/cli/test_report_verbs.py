@@ -57,6 +57,8 @@ def test_what_is_asked_wrongly_is_told(excise, tmp_path):
 
 def test_tables_and_page_come_from_one_folder(excise, tmp_path):
     full_folder(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("---\ntags:\n- excise\n---\n# small\n")
     code, out, _ = excise("table", tmp_path, "--which", "2", "--format", "csv")
     assert code == 0
     assert out.startswith("# br,model,method,blocks removed\n")
@@ -65,3 +67,4 @@ def test_tables_and_page_come_from_one_folder(excise, tmp_path):
     assert code == 0
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "figures" / "damage.svg").exists()
+    assert "## Spectrum" in (tmp_path / "model" / "README.md").read_text()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from excise.report.material import Material
 
 
 def report(
@@ -32,4 +35,21 @@ def report(
     if figures:
         written = write_static_figures(material)
         output.print(f"figures: {len(written)} in {folder / 'figures'}")
+    for checkpoint in _updated_cards(material) if card else ():
+        output.print(f"model card: {checkpoint / 'README.md'}")
     output.print(f"report: {page} ({human_bytes(page.stat().st_size)})")
+
+
+def _updated_cards(material: Material) -> list[Path]:
+    """Bring spectrum and scores into the cards of the runs' checkpoints; returns those that have one."""
+    from excise.evaluation.scores import name_of
+    from excise.surgery.card_scores import update_card
+
+    changed = []
+    for run, place in zip(material.runs, material.places, strict=True):
+        checkpoint = place / str(run.get("checkpoint", "model"))
+        spectrum = material.spectra.get(str(run.get("energy")), {}).get(run["budget"])
+        judged = (m.hash for m in material.scores.models.values() if m.name == name_of(str(checkpoint)))
+        if update_card(checkpoint, material.scores, next(judged, ""), spectrum, str(run.get("energy"))):
+            changed.append(checkpoint)
+    return changed

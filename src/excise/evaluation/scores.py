@@ -189,18 +189,18 @@ def describe(source: str, model: Any, fingerprint: str) -> Model:
     tensors = [*model.parameters(), *model.buffers()]
     return Model(
         hash=fingerprint,
-        name=_name(source),
+        name=name_of(source),
         removed=removed,
         blocks=model.config.get_text_config().num_hidden_layers + len(removed),
         method=recipe.get("proposed_by"),
-        original=_name(original) if original else None,
+        original=name_of(original) if original else None,
         healed=bool(recipe.get("healing")),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     )
 
 
-def _name(source: str) -> str:
+def name_of(source: str) -> str:
     """A hub id in full; of a path its last part, or the last two where that is a run's `model`."""
     path = Path(source).expanduser()
     if not path.exists():

@@ -10,7 +10,21 @@ from markupsafe import Markup
 
 from excise.report.material import Material
 from excise.report.section import Section
-from excise.report.svg import NARROW, axis, figure, frame, legend, line, marker, number, responsive, svg, table, text
+from excise.report.svg import (
+    NARROW,
+    Axis,
+    axis,
+    figure,
+    frame,
+    legend,
+    line,
+    marker,
+    number,
+    responsive,
+    svg,
+    table,
+    text,
+)
 from excise.report.text import ranges
 
 COLOURED = 8
@@ -76,8 +90,7 @@ def _against_budget(rows: Sequence[Row]) -> Markup:
     def draw(width: int) -> Markup:
         height = 320 if width == NARROW else 420
         x = axis([row["remove"] for row in rows], 58, width - 16)
-        ends = [value for row in rows for value in (row.get("interval") or ()) if _finite(value)]
-        y = axis([*(row["delta"] for row in rows), *ends], height - 52, 34, zero=True, log=False)
+        y = _damage_axis(rows, height - 52, 34)
         parts = frame(x, y, "blocks removed, M", "Δ loss, nats/token", integers=True)
         for name in reversed(order):
             colour, shape = styles[name]
@@ -107,8 +120,7 @@ def _at_budget(rows: Sequence[Row], budget: int) -> Markup:
         narrow = width == NARROW
         step, left = (36, 12) if narrow else (26, 230)
         height = 14 + step * len(rows) + 52
-        ends = [value for row in rows for value in (row.get("interval") or (row["delta"],)) if _finite(value)]
-        x, bottom = axis(ends, left, width - 16, zero=True), height - 50
+        x, bottom = _damage_axis(rows, left, width - 16), height - 50
         parts = []
         for tick in x.ticks(4 if narrow else 8):
             parts += [line(x(tick), 8, x(tick), bottom, "grid"), text(x(tick), bottom + 19, number(tick))]
@@ -133,6 +145,15 @@ def _at_budget(rows: Sequence[Row], budget: int) -> Markup:
 def _what(row: Row) -> str:
     """Blocks, or the sublayers of a sublayer method."""
     return ", ".join(row.get("sublayers", ())) or ranges(row["removed"]).replace(",", ", ")
+
+
+def _damage_axis(rows: Sequence[Row], start: float, end: float) -> Axis:
+    """Linear from 0; logarithmic where damages differ by more than a factor of 30, as between good and bad methods."""
+    deltas = [row["delta"] for row in rows]
+    ends = [value for row in rows for value in (row.get("interval") or ()) if _finite(value)]
+    if min(deltas) > 0 and max(deltas) > 30 * min(deltas):
+        return axis([*deltas, *(value for value in ends if value >= min(deltas))], start, end, log=True)
+    return axis([*deltas, *ends], start, end, zero=True)
 
 
 def _tip(row: Row) -> str:
