@@ -123,6 +123,7 @@ def add_comparison(folder: Path, budgets: tuple[int, ...] = (2, 3)) -> None:
             "interval": [delta * budget - 0.05, delta * budget + 0.05],
             "behind": (delta - 0.1) * budget,
             "behind_interval": [(delta - 0.1) * budget - 0.2, (delta - 0.1) * budget + 0.2],
+            "perplexity": math.exp(3.0 + delta * budget),
             "forward_tokens": 1000.0,
             "backward_tokens": 0.0,
         }

@@ -48,6 +48,13 @@ def test_runs_of_several_budgets_lie_side_by_side(tmp_path):
     assert found.run["budget"] == 2
 
 
+def test_a_comparison_stands_in_where_no_run_measured(tmp_path):
+    full_folder(tmp_path)
+    found = gather(tmp_path)
+    assert [m.methods for m in found.measured[2]] == [("sleb", "norm-ratio", "random")]  # the merge is no removal
+    assert not any("sleb" in m.methods for m in found.measured[3])
+
+
 def test_verified_json_adds_measurements_under_any_name(tmp_path):
     run_folder(tmp_path)
     more = {"method": "given:0", "removed": [0], "energy": 1.0, "loss": 3.5, "delta": 0.5, "perplexity": 33.0}

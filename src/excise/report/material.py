@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Material:
         runs: contents of run.json, by budget.
         places: the folder of each of `runs`.
         spectra: by name of the energy and budget.
-        measured: by budget, lowest damage first; every removal once.
+        measured: by budget, lowest damage first; every removal once. Of runs and `excise verify`, and of a comparison
+            at budgets where they have none: its held-out text may be another.
         energies: by name.
         kinds: kind of each block; empty where it is not known.
         sizes: parameters of each block; empty where they are not known.
@@ -139,16 +140,19 @@ def gather(folder: str | Path) -> Material:
         scores = replace(scores, provenance=loaded.provenance)
         for result in loaded.results:
             scores = scores.adding(loaded.models[result.model], result)
+    compare = next((content for _, content in known.get("compare", [])), {})
+    compared = [row for row in compare.get("rows", ()) if len(row["removed"]) == row["remove"] and not row.get("merge")]
+    candidates = [row for kind in ("run", "verified") for _, c in known.get(kind, []) for row in c["candidates"]]
     return Material(
         folder=folder,
         runs=tuple(run for _, run in runs),
         places=tuple(path.parent for path, _ in runs),
         spectra=spectra,
-        measured=_measured([content for kind in ("run", "verified") for _, content in known.get(kind, [])]),
+        measured=_measured(compared) | _measured(candidates),
         energies=energies,
         kinds=kinds,
         sizes=sizes,
-        compare=next((content for _, content in known.get("compare", [])), {}),
+        compare=compare,
         scores=scores,
         refined=dict(sorted(refined.items())),
         healing={path.resolve().parent.name: content for path, content in known.get("heal", [])},
@@ -219,9 +223,9 @@ def _saved_energies(places: Sequence[Path], units: int | None) -> dict[str, Ener
     return found
 
 
-def _measured(contents: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Measured, ...]]:
+def _measured(candidates: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Measured, ...]]:
     found: dict[Removed, Measured] = {}
-    for candidate in _candidates(contents):
+    for candidate in candidates:
         removed = tuple(candidate["removed"])
         before = found.get(removed)
         methods = (*(before.methods if before else ()), str(candidate["method"]))
@@ -237,8 +241,3 @@ def _measured(contents: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Measured
         m: tuple(sorted((f for r, f in found.items() if len(r) == m), key=lambda f: (f.delta != f.delta, f.delta)))
         for m in budgets
     }
-
-
-def _candidates(contents: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    for content in contents:
-        yield from content.get("candidates", ())

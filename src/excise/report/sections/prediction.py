@@ -43,7 +43,7 @@ def group_of(measured: Measured, energy: str) -> str:
 
 
 def _render(material: Material) -> Markup | None:
-    energy = str(material.run.get("energy") or "")
+    energy = str(material.run.get("energy") or material.compare.get("energy") or "")
     charts = []
     for budget, every in material.measured.items():
         found = [m for m in every if m.energy is not None and math.isfinite(m.delta)]
