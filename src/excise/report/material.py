@@ -140,7 +140,7 @@ def gather(folder: str | Path) -> Material:
         scores = replace(scores, provenance=loaded.provenance)
         for result in loaded.results:
             scores = scores.adding(loaded.models[result.model], result)
-    compare = next((content for _, content in known.get("compare", [])), {})
+    compare: Mapping[str, Any] = next((content for _, content in known.get("compare", [])), {})
     compared = [row for row in compare.get("rows", ()) if len(row["removed"]) == row["remove"] and not row.get("merge")]
     candidates = [row for kind in ("run", "verified") for _, c in known.get(kind, []) for row in c["candidates"]]
     return Material(
