@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 
-from excise.errors import InputError
+from excise.errors import InputError, MissingExtraError
 from excise.evaluation import harness
 from excise.evaluation.evaluate import Plan, checkpoints, default_out, evaluate
 from excise.evaluation.scores import Scores
@@ -160,6 +160,13 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path):
         harness.task_manager(("toy",), tmp_path / "absent")
     with pytest.raises(InputError, match="absent"):
         evaluate(["model"], Plan(text=tmp_path / "absent.txt"), tmp_path / "s.json", refuse)
+
+
+def test_without_lm_eval_the_install_command_is_named(monkeypatch):
+    for module in ("lm_eval", "lm_eval.tasks"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'excise\[eval\]'"):
+        harness.task_manager(("toy",))
 
 
 def test_a_batch_size_is_a_number_or_auto(folder):
