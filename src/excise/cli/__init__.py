@@ -12,13 +12,16 @@ import typer
 
 from excise import __version__
 from excise.cli.compare import compare
+from excise.cli.evaluate import evaluate
 from excise.cli.export import export
 from excise.cli.inspect import inspect
 from excise.cli.prune import prune
 from excise.cli.refine import refine
+from excise.cli.report import report
 from excise.cli.run import run
 from excise.cli.score import score
 from excise.cli.solve import solve
+from excise.cli.table import table
 from excise.cli.verify import verify
 from excise.errors import ExciseError
 
@@ -52,7 +55,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, inspect, score, solve, verify, prune, compare, refine, export):
+for verb in (run, refine, compare, inspect, score, solve, verify, prune, evaluate, table, report, export):
     app.command()(_reported(verb))
 
 

@@ -1,0 +1,55 @@
+"""`excise report`: one self-contained page of a run, and its figures as PNG and SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from excise.report.material import Material
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of `excise run` or `excise compare`, or of several.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; by default report.html in the folder.", show_default=False)
+    ] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Draw each figure as PNG and SVG too.")
+    ] = True,
+    card: Annotated[bool, typer.Option("--card/--no-card", help="Add spectrum and scores to the model cards.")] = True,
+) -> None:
+    """Write one HTML page of everything a folder holds: what was removed, what it costs, what else was possible."""
+    from excise.cli.terminal import output
+    from excise.report.material import gather
+    from excise.report.page import write_page
+    from excise.report.static_figures import write_static_figures
+    from excise.report.text import human_bytes
+
+    material = gather(folder)
+    page = write_page(material, out)
+    if figures:
+        written = write_static_figures(material)
+        output.print(f"figures: {len(written)} in {folder / 'figures'}")
+    for checkpoint in _updated_cards(material) if card else ():
+        output.print(f"model card: {checkpoint / 'README.md'}")
+    output.print(f"report: {page} ({human_bytes(page.stat().st_size)})")
+
+
+def _updated_cards(material: Material) -> list[Path]:
+    """Bring spectrum and scores into the cards of the runs' checkpoints; returns those that have one."""
+    from excise.evaluation.scores import name_of
+    from excise.surgery.card_scores import update_card
+
+    changed = []
+    for run, place in zip(material.runs, material.places, strict=True):
+        checkpoint = place / str(run.get("checkpoint", "model"))
+        spectrum = material.spectra.get(str(run.get("energy")), {}).get(run["budget"])
+        judged = (m.hash for m in material.scores.models.values() if m.name == name_of(str(checkpoint)))
+        if update_card(checkpoint, material.scores, next(judged, ""), spectrum, str(run.get("energy"))):
+            changed.append(checkpoint)
+    return changed

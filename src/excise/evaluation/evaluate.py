@@ -1,0 +1,168 @@
+"""Judge several models in one go: whatever scores.json does not hold yet is measured and added at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from excise.artefacts import read_json
+from excise.errors import InputError
+from excise.evaluation import harness
+from excise.evaluation.perplexity import perplexity, text_settings
+from excise.evaluation.scores import MANIFEST, Result, Scores, describe
+from excise.evaluation.speed import speed, speed_settings
+from excise.models.loading import Loaded
+from excise.provenance import model_hash, provenance
+from excise.spectrum import Spectrum
+
+Announce = Callable[[str], AbstractContextManager[Any]]
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure of every model.
+
+    Attributes:
+        tasks: names of lm-eval's tasks, see `excise.evaluation.harness.task_names`.
+        shots: examples in the prompt; None leaves each task its own number.
+        limit: samples a task and windows a text; None takes all.
+        chat_template: put prompts through the tokenizer's chat template.
+        include_path: folder with task files of one's own.
+        batch_size: a number, or auto.
+        text: a text whose perplexity is measured.
+        window: tokens of its windows.
+        speed: measure speed and memory.
+        prompt_tokens: of the speed measurement.
+        new_tokens: of the speed measurement.
+
+    """
+
+    tasks: tuple[str, ...] = ()
+    shots: int | None = None
+    limit: int | None = None
+    chat_template: bool = False
+    include_path: Path | None = None
+    batch_size: str = "auto"
+    text: Path | None = None
+    window: int | None = None
+    speed: bool = False
+    prompt_tokens: int = 512
+    new_tokens: int = 64
+
+
+def evaluate(
+    sources: Sequence[str],
+    plan: Plan,
+    out: str | Path,
+    load: Callable[[str], Loaded],
+    *,
+    again: bool = False,
+    manager: Any = None,
+    announce: Announce = lambda text: nullcontext(),
+) -> tuple[Scores, dict[str, str]]:
+    """Judge models; every result is written to `out` as soon as it is there, so an interrupted call resumes.
+
+    Args:
+        sources: folders, .gguf files or hub ids.
+        plan: what to measure.
+        out: scores.json; results already in it are kept.
+        load: loads one of `sources`.
+        again: measure also what `out` already holds.
+        manager: an `lm_eval.tasks.TaskManager` that knows the tasks; None makes one.
+        announce: context shown while something is measured.
+
+    Returns:
+        All scores in `out`, and the fingerprint of each source.
+
+    Raises:
+        InputError: nothing to measure, an unknown task or unreadable text, or a task that failed.
+        MissingExtraError: tasks are named and lm-eval is not installed.
+
+    """
+    if not (plan.tasks or plan.text or plan.speed):
+        raise InputError("nothing to evaluate: give --tasks, --perplexity FILE or --speed")
+    scores = Scores.load(out) if Path(out).exists() else Scores()
+    if plan.text:
+        text_settings(plan.text, plan.window, plan.limit)
+    if plan.tasks and manager is None:
+        with announce("looking for the tasks"):
+            manager = harness.task_manager(plan.tasks, plan.include_path)
+    accelerator = harness.processes()
+    first = accelerator is None or accelerator.is_main_process
+    fingerprints: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        loaded = load(source)
+        fingerprint = fingerprints[source] = model_hash(loaded.stack.model)
+        model = describe(source, loaded.stack.model, fingerprint)
+        for name, result in _missing(plan, loaded, fingerprint, manager, Scores() if again else scores, first):
+            with announce(f"{model.label}: {name}"):
+                done = result()
+            if done is not None and first:
+                scores = replace(scores.adding(model, done), provenance=provenance())
+                scores.save(out)
+    return scores, fingerprints
+
+
+def _missing(
+    plan: Plan, loaded: Loaded, fingerprint: str, manager: Any, known: Scores, first: bool
+) -> Iterator[tuple[str, Callable[[], Result | None]]]:
+    """What is not known yet: its name, and the measurement."""
+    settings = harness.harness_settings(plan.shots, plan.limit, plan.chat_template) if plan.tasks else {}
+    tasks = [task for task in plan.tasks if known.find(fingerprint, "benchmark", task, settings) is None]
+    lm = harness.harness_model(loaded, plan.batch_size) if tasks else None
+    for task in tasks:
+        yield task, partial(harness.benchmark, lm, task, settings, manager, fingerprint=fingerprint)
+    model, tokenizer = loaded.stack.model, loaded.tokenizer
+    if plan.text and first:
+        name, window, limit = plan.text.name, plan.window, plan.limit
+        if known.find(fingerprint, "perplexity", name, text_settings(plan.text, window, limit)) is None:
+            options: dict[str, Any] = {"fingerprint": fingerprint, "window": window, "limit": limit}
+            yield f"perplexity of {name}", partial(perplexity, model, tokenizer, plan.text, **options)
+    if plan.speed and first:
+        lengths = {"prompt_tokens": plan.prompt_tokens, "new_tokens": plan.new_tokens}
+        if known.find(fingerprint, "speed", "speed", speed_settings(**lengths, batch=1)) is None:
+            yield "speed", partial(speed, model, fingerprint=fingerprint, **lengths)
+
+
+def checkpoints(sources: Sequence[str], with_original: bool) -> list[str]:
+    """Models to judge: a run's folder stands for its checkpoint and, if wished, for the model it was made from.
+
+    Raises:
+        InputError: a run's folder has lost its checkpoint.
+
+    """
+    found: list[str] = []
+    for source in sources:
+        folder = Path(source).expanduser()
+        if not (folder / RUN).is_file():
+            found.append(source)
+            continue
+        facts = read_json(folder / RUN)
+        if with_original:
+            found.append(str(facts["model"]))
+        checkpoint = folder / facts.get("checkpoint", "model")
+        if not checkpoint.is_dir():
+            raise InputError(f"{folder} is a run without its checkpoint {checkpoint}; run it again, or name a model")
+        found.append(str(checkpoint))
+    return list(dict.fromkeys(found))
+
+
+def default_out(sources: Sequence[str]) -> Path:
+    """Where scores go if nothing is said: into the run's folder if one is judged, else into the current one."""
+    runs = [Path(source).expanduser() for source in sources if (Path(source).expanduser() / RUN).is_file()]
+    return (runs[0] if len(runs) == 1 else Path()) / MANIFEST
+
+
+def chosen_from(checkpoint: str) -> tuple[Spectrum, str] | tuple[()]:
+    """The spectrum that a run's checkpoint was chosen from, and its energy's name; empty where there is none."""
+    folder = Path(checkpoint).expanduser().resolve().parent
+    if not (folder / RUN).is_file():
+        return ()
+    facts = read_json(folder / RUN)
+    path = folder / str(facts.get("spectra", {}).get(facts.get("energy"), ""))
+    return (Spectrum.load(path), facts["energy"]) if path.is_file() else ()

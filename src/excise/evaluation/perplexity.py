@@ -1,0 +1,143 @@
+"""Perplexity of a text: the whole text once, in windows that do not overlap (the convention of GPTQ and SparseGPT)."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from excise.errors import InputError
+from excise.evaluation.scores import Metric, Result
+
+WINDOW = 2048
+CHUNK = 512  # tokens whose logits are widened to float32 at a time
+
+
+def text_settings(path: str | Path, window: int | None, limit: int | None) -> dict[str, Any]:
+    """What the perplexity of a text depends on beside the model.
+
+    Args:
+        path: a UTF-8 text file.
+        window: tokens of a window; None takes 2,048, or as many as the model has positions.
+        limit: number of windows; None takes all.
+
+    Raises:
+        InputError: the file cannot be read as text, or is empty.
+
+    """
+    return {"sha256": hashlib.sha256(_read(path).encode()).hexdigest(), "window": window, "limit": limit}
+
+
+def perplexity(
+    model: Any,
+    tokenizer: Any,
+    path: str | Path,
+    *,
+    fingerprint: str,
+    window: int | None = None,
+    limit: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Result:
+    """Measure the perplexity of a text.
+
+    The text is tokenised as one piece and cut into windows; the first token of each has no context and is not
+    predicted. `bits_per_byte` compares models with different tokenizers.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        path: a UTF-8 text file.
+        fingerprint: the model's hash.
+        window: tokens of a window; None takes 2,048, or as many as the model has positions.
+        limit: number of windows; None takes all.
+        advance: called with the tokens of each finished window.
+
+    Returns:
+        Metrics `perplexity`, `loss` (nats per token) and `bits_per_byte`, each with the standard error over windows.
+
+    Raises:
+        InputError: the text cannot be read, or is shorter than two tokens.
+
+    """
+    started, settings, text = time.perf_counter(), text_settings(path, window, limit), _read(path)
+    windows = _windows(tokenizer, text, _width(model, window))[:limit]
+    losses = []
+    for ids in windows:
+        losses.append(_losses(model, ids))
+        if advance:
+            advance(len(ids))
+    sums = np.array([loss.sum() for loss in losses])
+    counts = np.array([len(loss) for loss in losses])
+    read = sum(len(tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode()) for ids in windows)
+    mean, error = _ratio(sums, counts)
+    bits, bits_error = (value and value * counts.sum() / math.log(2) / read for value in (mean, error))
+    assert bits is not None
+    value = math.exp(mean) if mean < 700 else math.inf
+    metrics = {
+        "perplexity": Metric(value, None if error is None else value * error, False),
+        "loss": Metric(mean, error, False),
+        "bits_per_byte": Metric(bits, bits_error, False),
+    }
+    details = {
+        "windows": len(windows),
+        "tokens": int(counts.sum()),
+        "bytes": read,
+        "window": _width(model, window),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return Result(fingerprint, "perplexity", Path(path).name, settings, metrics, details)
+
+
+def _read(path: str | Path) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--perplexity expects a text file in UTF-8, got {path} ({error})") from None
+    if not text.strip():
+        raise InputError(f"{path} is empty; expected a text to measure the perplexity of")
+    return text
+
+
+def _width(model: Any, window: int | None) -> int:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or WINDOW
+    return window or min(WINDOW, positions)
+
+
+def _windows(tokenizer: Any, text: str, width: int) -> list[list[int]]:
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    windows = [ids[start : start + width] for start in range(0, len(ids), width)]
+    windows = [piece for piece in windows if len(piece) >= 2]
+    if not windows:
+        raise InputError(f"the text has {len(ids)} tokens in windows of {width}; expected two tokens or more in each")
+    return windows
+
+
+@torch.no_grad()
+def _losses(model: Any, ids: list[int]) -> np.ndarray:
+    """Cross-entropy of every token after the first [tokens − 1], nats."""
+    input_ids = torch.tensor([ids], device=model.device)
+    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits[0, :-1]
+    targets = input_ids[0, 1:].to(logits.device)
+    pieces = [
+        cross_entropy(logits[start : start + CHUNK].float(), targets[start : start + CHUNK], reduction="none")
+        for start in range(0, len(targets), CHUNK)
+    ]
+    return torch.cat(pieces).double().cpu().numpy()
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
+    """Σ sums / Σ counts and its standard error over windows (the usual linearised ratio estimate)."""
+    mean = float(sums.sum() / counts.sum())
+    if len(sums) < 2:
+        return mean, None
+    residuals = sums - mean * counts
+    variance = len(sums) / (len(sums) - 1) * float((residuals**2).sum())
+    return mean, math.sqrt(variance) / float(counts.sum())

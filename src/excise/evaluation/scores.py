@@ -1,0 +1,209 @@
+"""Scores of models as an artefact: what was measured of which model under which settings, never measured twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from excise.artefacts import read_json, write_json
+from excise.errors import InputError
+
+FORMAT = "excise scores 1"
+MANIFEST = "scores.json"
+RECIPE = "excise.json"
+# Where a task reports several, the first of these that it has stands for it.
+HEADLINES = ("acc_norm", "acc", "exact_match", "perplexity", "word_perplexity", "decode_tokens_per_second")
+STRICT = ("strict-match", "none")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number and its error.
+
+    Attributes:
+        value: accuracies as a share of 1.
+        stderr: standard error of the mean over the samples; None where there is none.
+        higher_is_better: direction.
+
+    """
+
+    value: float
+    stderr: float | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was judged.
+
+    Attributes:
+        hash: its fingerprint, see `excise.provenance.model_hash`.
+        name: hub id, or the last part of its path.
+        removed: original indices of the removed blocks; empty for an original.
+        blocks: number of blocks of the original.
+        method: who proposed the removal; None for an original.
+        original: name of the model it was made from; None for an original.
+        healed: whether it was trained after the removal.
+        parameters: their number.
+        bytes: of the weights in memory.
+
+    """
+
+    hash: str
+    name: str
+    removed: tuple[int, ...]
+    blocks: int
+    method: str | None
+    original: str | None
+    healed: bool
+    parameters: int
+    bytes: int
+
+    @property
+    def label(self) -> str:
+        """A short name for rows and legends."""
+        if not self.removed:
+            return self.name
+        return f"{self.method or self.name}{' + healing' if self.healed else ''}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement of one model.
+
+    Attributes:
+        model: the model's fingerprint.
+        kind: benchmark, perplexity or speed.
+        name: of the task; of the text.
+        settings: everything else that the numbers depend on, plain JSON values.
+        metrics: by name; lm-eval's are called `metric,filter`.
+        details: sample counts, subtasks, versions, seconds.
+
+    """
+
+    model: str
+    kind: str
+    name: str
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, Metric]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What determines the result."""
+        return json.dumps([self.model, self.kind, self.name, self.settings], sort_keys=True)
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that stands for the result."""
+        bare = [(name.partition(",")[0], name.partition(",")[2], name) for name in self.metrics]
+        for wanted in HEADLINES:
+            matching = sorted((f not in STRICT, f, name) for metric, f, name in bare if metric == wanted)
+            if matching:
+                return matching[0][2]
+        return next(iter(self.metrics))
+
+    @property
+    def score(self) -> Metric:
+        """The metric that stands for the result."""
+        return self.metrics[self.headline]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All results, in the order in which they were measured.
+
+    Attributes:
+        models: by fingerprint.
+        results: no two of them have the same key.
+        provenance: of the last process that added to them.
+
+    """
+
+    models: Mapping[str, Model] = field(default_factory=dict)
+    results: tuple[Result, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def find(self, model: str, kind: str, name: str, settings: Mapping[str, Any]) -> Result | None:
+        """The result measured under exactly these settings."""
+        key = Result(model, kind, name, settings, {}).key
+        return next((result for result in self.results if result.key == key), None)
+
+    def adding(self, model: Model, *results: Result) -> Scores:
+        """These scores and more; a result of the same key is replaced."""
+        keys = {result.key for result in results}
+        kept = tuple(result for result in self.results if result.key not in keys)
+        return replace(self, models={**self.models, model.hash: model}, results=(*kept, *results))
+
+    def latest(self, model: str, kind: str) -> dict[str, Result]:
+        """The last result of every name, of one model and kind."""
+        return {result.name: result for result in self.results if result.model == model and result.kind == kind}
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically."""
+        models = {key: asdict(model) for key, model in self.models.items()}
+        results = [asdict(result) | {"headline": result.headline} for result in self.results]
+        write_json(path, {"format": FORMAT, "models": models, "results": results, "provenance": self.provenance})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or no scores.
+
+        """
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise InputError(f"{path} holds no scores; expected the file that `excise evaluate` writes")
+        try:
+            models = {
+                key: Model(**{**model, "removed": tuple(model["removed"])}) for key, model in value["models"].items()
+            }
+            return cls(models, tuple(_result(result) for result in value["results"]), value["provenance"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} is damaged ({error!r}); delete it and run `excise evaluate` again") from None
+
+
+def _result(value: Mapping[str, Any]) -> Result:
+    metrics = {name: Metric(**metric) for name, metric in value["metrics"].items()}
+    return Result(value["model"], value["kind"], value["name"], value["settings"], metrics, value["details"])
+
+
+def describe(source: str, model: Any, fingerprint: str) -> Model:
+    """What is known of a loaded model, from itself and from the recipe (excise.json) beside its weights.
+
+    Args:
+        source: what the user named: folder, file or hub id.
+        model: the transformers model.
+        fingerprint: its hash.
+
+    """
+    folder = Path(source).expanduser()
+    recipe = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}
+    removed = tuple(recipe.get("removed", ()))
+    original = recipe.get("original")
+    tensors = [*model.parameters(), *model.buffers()]
+    return Model(
+        hash=fingerprint,
+        name=name_of(source),
+        removed=removed,
+        blocks=model.config.get_text_config().num_hidden_layers + len(removed),
+        method=recipe.get("proposed_by"),
+        original=name_of(original) if original else None,
+        healed=bool(recipe.get("healing")),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    )
+
+
+def name_of(source: str) -> str:
+    """A hub id in full; of a path its last part, or the last two where that is a run's `model`."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return source
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if path.name == "model" else path.name

@@ -1,0 +1,109 @@
+"""One self-contained page of everything a folder holds: no network, keyboard, screen reader, light, dark, print."""
+
+from __future__ import annotations
+
+import math
+from importlib.metadata import version
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from excise.artefacts import atomic_path
+from excise.report.material import Material
+from excise.report.sections import SECTIONS
+from excise.report.text import ranges
+
+PAGE = "report.html"
+CHOSEN_BY = {
+    "measured": "least measured damage",
+    "refined": "winner of the refinement",
+    "energy": "ground state of the energy",
+}
+
+
+def write_page(material: Material, out: str | Path | None = None) -> Path:
+    """Write the page of a folder.
+
+    Args:
+        material: from `excise.report.material.gather`.
+        out: the page; None takes `report.html` in the folder.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        OutputError: the page cannot be written.
+
+    """
+    path = Path(out) if out is not None else material.folder / PAGE
+    page = render(material)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(material: Material) -> str:
+    """The page as HTML. Whatever comes from files is escaped."""
+    environment = Environment(
+        loader=PackageLoader("excise.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    parts = [(section, section.render(material)) for section in SECTIONS]
+    return environment.get_template("page.html").render(
+        title=material.model,
+        subtitle=_subtitle(material),
+        facts=_facts(material),
+        present=[(section, content) for section, content in parts if content is not None],
+        absent=[section for section, content in parts if content is None],
+        style=_asset(environment, "page.css"),
+        script=_asset(environment, "page.js"),
+        version=version("excise"),
+    )
+
+
+def _asset(environment: Environment, name: str) -> Markup:
+    assert environment.loader is not None
+    return Markup(environment.loader.get_source(environment, name)[0])
+
+
+def _subtitle(material: Material) -> str:
+    run = material.run
+    if not run:
+        return f"{material.blocks} blocks" if material.blocks else ""
+    return f"{run['budget']} of {run['blocks']} blocks removed: {ranges(run['removed']).replace(',', ', ')}"
+
+
+def _facts(material: Material) -> list[tuple[str, str, str]]:
+    """What one wants to know first: title, value, remark."""
+    run = material.run
+    if not run:
+        return []
+    before, after = run["parameters"], run["pruned_parameters"]
+    damage = run["pruned_loss"] - run["base_loss"]
+    facts = [
+        ("Parameters", _millions(after), f"of {_millions(before)} (−{1 - after / before:.0%})"),
+        (
+            "Loss, nats/token",
+            f"{run['pruned_loss']:.3f}",
+            f"{'−' if damage < 0 else '+'}{abs(damage):.3f} on held-out text",
+        ),
+        ("Perplexity", _perplexity(run["pruned_perplexity"]), f"was {_perplexity(run['base_perplexity'])}"),
+        ("Proposed by", ", ".join(run["proposed_by"]), CHOSEN_BY.get(run["selected_by"], run["selected_by"])),
+    ]
+    test = run.get("self_test")
+    if test:
+        passed = test["loads_in_stock_transformers"] and test["cache_agrees"]
+        facts.append(("Self-test", "passed" if passed else "failed", f"transformers {test.get('transformers', '')}"))
+    return facts
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if math.isfinite(value) else "∞"

@@ -1,0 +1,28 @@
+"""A section of the page: one file in `sections/`, one line in its list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from excise.report.material import Material
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        name: anchor, unique.
+        title: heading.
+        render: its contents as HTML; None where the folder has nothing for it.
+        missing: what adds it, shown in its place then: a command and what it gives.
+
+    """
+
+    name: str
+    title: str
+    render: Callable[[Material], Markup | None]
+    missing: tuple[str, str]

@@ -1,0 +1,96 @@
+"""Where it all came from: the command that makes it again, data, versions, machine, times, self-test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from excise.report.material import Material
+from excise.report.section import Section
+from excise.report.svg import table
+
+
+def _render(material: Material) -> Markup | None:
+    facts = material.run or material.compare or _of_scores(material)
+    origin = facts.get("provenance") or {}
+    if not origin:
+        return None
+    parts = []
+    commands = [run["provenance"].get("command") for run in material.runs] or [origin.get("command")]
+    commands.append((material.compare.get("provenance") or {}).get("command"))
+    commands.append(material.scores.provenance.get("command"))
+    for command in dict.fromkeys(filter(None, commands)):
+        parts.append(
+            Markup(
+                '<div class="command"><pre tabindex="0">{}</pre>'
+                '<button type="button" class="copy" aria-label="Copy the command">Copy</button></div>'
+            ).format(command)
+        )
+    rows = [(label, value) for label, value in _rows(facts, origin) if value not in (None, "")]
+    parts.append(table(("", ""), rows, "What it was made from", fold=""))
+    seconds = facts.get("seconds") or {}
+    if seconds:
+        total = ("all", f"{sum(seconds.values()):,.1f}")
+        parts.append(
+            table(
+                ("stage", "seconds"),
+                [*((name, f"{s:,.1f}") for name, s in seconds.items()), total],
+                "Seconds",
+                fold="Time by stage",
+            )
+        )
+    for line in material.left_out:
+        parts.append(Markup('<p class="note">Not shown: {}</p>').format(line))
+    return Markup("").join(parts)
+
+
+def _of_scores(material: Material) -> Mapping[str, Any]:
+    return {"provenance": material.scores.provenance} if material.scores.provenance else {}
+
+
+def _rows(facts: Mapping[str, Any], origin: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    test = facts.get("self_test") or {}
+    machine = origin.get("machine") or {}
+    settings = facts.get("settings") or {}
+    return [
+        ("Model", facts.get("model")),
+        ("Model's SHA-256", Markup('<span class="long">{}</span>').format(facts.get("model_hash", ""))),
+        ("Calibration", _samples(facts.get("calibration"))),
+        ("Held-out", _samples(facts.get("held_out"))),
+        ("Energy", facts.get("energy")),
+        ("Selected by", facts.get("selected_by")),
+        ("Seed", settings.get("seed")),
+        ("Lists proved", _phrase({k: "yes" if v else "no" for k, v in (facts.get("certified") or {}).items()})),
+        ("Self-test", _self_test(test) if test else None),
+        ("Time", origin.get("time")),
+        ("Machine", _phrase(machine)),
+        ("Versions", _phrase(origin.get("versions") or {})),
+    ]
+
+
+def _samples(facts: Mapping[str, Any] | None) -> str | None:
+    if not facts:
+        return None
+    digest = str(facts.get("hash", ""))[:12]
+    return f"{facts.get('data')}: {facts.get('samples')} samples, {facts.get('total_tokens'):,} tokens, hash {digest}…"
+
+
+def _self_test(test: Mapping[str, Any]) -> str:
+    loads = "loads in stock transformers" if test.get("loads_in_stock_transformers") else "does not load cleanly"
+    cache = "agrees" if test.get("cache_agrees") else "does not agree"
+    return (
+        f"{loads} {test.get('transformers', '')}; "
+        f"logits differ by at most {test.get('max_abs_logit_difference', 0):.3g}; "
+        f"generation with and without KV cache {cache}"
+    )
+
+
+def _phrase(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+
+
+SECTION = Section(
+    "provenance", "Provenance", _render, ("excise run MODEL --remove 8 --out DIR", "commands, data and versions")
+)

@@ -1,0 +1,165 @@
+"""The explorer: the stack of blocks, a slider over the budget, the spectrum, what was measured, removal frequency."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+
+from excise.report.material import Material
+from excise.report.section import Section
+from excise.report.spectra import certificate
+from excise.report.svg import code
+
+LOWEST = 20
+
+
+def explorer_data(material: Material) -> dict[str, Any]:
+    """What the page's script shows: plain JSON values.
+
+    Every view is one energy at one budget; `measured` lists damage by budget; `runs` says what was removed.
+    """
+    views = [
+        {
+            "energy": name,
+            "budget": budget,
+            "certificate": certificate(spectrum),
+            "certified": spectrum.certified,
+            "states": [{"removed": state.removed, "energy": state.energy} for state in spectrum],
+        }
+        for name, by_budget in material.spectra.items()
+        for budget, spectrum in by_budget.items()
+    ]
+    measured = {
+        str(budget): [
+            {
+                "removed": m.removed,
+                "methods": m.methods,
+                "energy": m.energy,
+                "delta": m.delta if math.isfinite(m.delta) else None,
+                "perplexity": m.perplexity if math.isfinite(m.perplexity) else None,
+            }
+            for m in found
+        ]
+        for budget, found in material.measured.items()
+    }
+    runs = [
+        {
+            "budget": run["budget"],
+            "removed": run["removed"],
+            "proposed_by": run["proposed_by"],
+            "base_loss": run["base_loss"],
+            "pruned_loss": run["pruned_loss"],
+        }
+        for run in material.runs
+    ]
+    return {
+        "blocks": material.blocks,
+        "kinds": material.kinds,
+        "sizes": material.sizes,
+        "parameters": material.run.get("parameters"),
+        "budgets": material.budgets,
+        "energy": material.run.get("energy"),
+        "budget": material.run.get("budget"),
+        "lowest": LOWEST,
+        "views": views,
+        "measured": measured,
+        "runs": runs,
+    }
+
+
+def _render(material: Material) -> Markup | None:
+    if not material.budgets or not material.blocks:
+        return None
+    data = explorer_data(material)
+    return Markup(PAGE).format(
+        data=htmlsafe_json_dumps(data, separators=(",", ":")),
+        energies=_energy_choice(list(material.spectra), material.run.get("energy")),
+        slider=_slider(material),
+        strip=Markup("").join(
+            Markup('<li data-block="{}"><span>{}</span><span class="sr"></span></li>').format(block, block)
+            for block in range(material.blocks)
+        ),
+        wide=_columns(material.blocks, 36),
+        narrow=_columns(material.blocks, 12),
+        blocks=material.blocks,
+    )
+
+
+def _columns(blocks: int, most: int) -> int:
+    """Columns of rows about equally long, none longer than `most`."""
+    return math.ceil(blocks / math.ceil(blocks / most))
+
+
+def _energy_choice(names: list[str], chosen: str | None) -> Markup:
+    if not names:
+        return Markup("")
+    first = chosen if chosen in names else names[0]
+    options = [
+        Markup('<label><input type="radio" name="energy" value="{}"{}><span>{}</span></label>').format(
+            name, Markup(" checked") if name == first else "", name
+        )
+        for name in names
+    ]
+    return Markup('<fieldset class="choice"><legend>Energy</legend>{}</fieldset>').format(Markup("").join(options))
+
+
+def _slider(material: Material) -> Markup:
+    budgets = list(material.budgets)
+    own = material.run.get("budget")
+    place = budgets.index(own) if own in budgets else 0
+    value = Markup('<output id="budget-value" for="budget">{} of {}</output>').format(budgets[place], material.blocks)
+    if len(budgets) == 1:
+        hint = code(f"excise solve gradients.safetensors --remove 1..{material.blocks - 1} --out spectra-fisher.json")
+        return Markup(
+            '<div class="slider"><span class="label">Blocks removed, M</span>{}'
+            '<p class="hint">{} in this folder adds a slider over M.</p></div>'
+        ).format(value, hint)
+    return Markup(
+        '<div class="slider"><label class="label" for="budget">Blocks removed, M</label>{}'
+        '<input type="range" id="budget" min="0" max="{}" step="1" value="{}" aria-valuetext="{} of {} blocks"></div>'
+    ).format(value, len(budgets) - 1, place, budgets[place], material.blocks)
+
+
+PAGE = """
+<script type="application/json" id="explorer-data">{data}</script>
+<div id="explorer">
+<div class="controls">{slider}{energies}</div>
+<ol id="strip" class="strip" style="--wide:{wide};--narrow:{narrow}"
+aria-label="The {blocks} blocks of the model, from input to output">{strip}</ol>
+<div class="selection">
+<p id="selection-name" aria-live="polite"></p>
+<dl>
+<div><dt>Removes</dt><dd id="selection-removed"></dd></div>
+<div><dt>Energy</dt><dd id="selection-energy"></dd></div>
+<div><dt>Measured damage</dt><dd id="selection-damage"></dd></div>
+<div><dt>Parameters left</dt><dd id="selection-parameters"></dd></div>
+</dl>
+<button type="button" id="back-to-run">Show what was removed</button>
+</div>
+<div class="columns">
+<div><h3 id="spectrum-title">Spectrum</h3><p class="note" id="certificate"></p>
+<div class="scroll tall" tabindex="0" role="region" aria-labelledby="spectrum-title">
+<table id="spectrum"><thead><tr><th scope="col">State</th><th scope="col" class="wide-cell">Blocks removed</th>
+<th scope="col" class="n">Energy</th><th scope="col" class="n">Δ loss</th></tr></thead><tbody></tbody></table>
+</div></div>
+<div><h3 id="measured-title">Measured proposals</h3><p class="note" id="measured-note"></p>
+<div class="scroll tall" tabindex="0" role="region" aria-labelledby="measured-title">
+<table id="measured"><thead><tr><th scope="col">Proposed by</th><th scope="col" class="wide-cell">Blocks removed</th>
+<th scope="col" class="n">Δ loss</th><th scope="col" class="n">Perplexity</th></tr></thead><tbody></tbody></table>
+</div></div>
+</div>
+<h3 id="frequency-title">How often each block is removed</h3>
+<p class="note" id="frequency-note"></p>
+<div id="frequency" class="frequency"></div>
+<details><summary>Numbers</summary><div class="scroll" tabindex="0" role="region" aria-labelledby="frequency-title">
+<table id="frequency-table"><thead><tr><th scope="col">Block</th>
+<th scope="col" class="n">States that remove it</th></tr></thead><tbody></tbody></table></div></details>
+</div>
+"""
+
+SECTION = Section(
+    "removal", "What is removed", _render, ("excise run MODEL --remove 8 --out DIR", "blocks, spectrum and damage")
+)

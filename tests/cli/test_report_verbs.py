@@ -1,0 +1,70 @@
+"""`excise evaluate`, `table` and `report` from the command line."""
+
+import json
+import sys
+
+import pytest
+from tests.report.folders import full_folder, run_folder
+from tests.tiny import tiny_folder
+
+from excise.cli import main
+
+
+@pytest.fixture
+def excise(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["excise", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def test_a_run_is_judged_beside_its_original_and_its_card_says_so(excise, tmp_path):
+    original, run = tiny_folder(tmp_path / "original", layers=3), tmp_path / "run"
+    run_folder(run, name=str(original))
+    tiny_folder(run / "model", layers=2, seed=1)
+    (run / "model" / "excise.json").write_text(json.dumps({"removed": [1], "original": str(original)}))
+    (run / "model" / "README.md").write_text("---\ntags:\n- excise\n---\n# small\n")
+    text = tmp_path / "text.txt"
+    text.write_text("A stack of blocks loses a few of them and still speaks. " * 9)
+    options = ["--perplexity", text, "--window", 32, "--speed", "--prompt-tokens", 8, "--new-tokens", 3]
+    code, out, err = excise("evaluate", run, "--with-original", *options, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found == json.loads((run / "scores.json").read_text())
+    assert [(r["kind"], r["name"]) for r in found["results"]] == 2 * [("perplexity", "text.txt"), ("speed", "speed")]
+    assert sorted(len(m["removed"]) for m in found["models"].values()) == [0, 1]
+    card = (run / "model" / "README.md").read_text()
+    assert "model-index" in card
+    assert "## Spectrum" in card
+    code, out, _ = excise("evaluate", run, "--with-original", *options)
+    assert code == 0
+    assert "perplexity" in out
+
+
+def test_what_is_asked_wrongly_is_told(excise, tmp_path):
+    assert "nothing to evaluate" in excise("evaluate", tmp_path)[2]
+    assert "TASK=METRIC" in excise("table", tmp_path, "--metric", "hellaswag")[2]
+    assert "--which" in excise("table", tmp_path, "--which", "3")[2]
+    assert "nothing to report" in excise("report", tmp_path)[2]
+    code, _, err = excise("report", tmp_path / "absent")
+    assert code == 2
+    assert "no folder" in err
+
+
+def test_tables_and_page_come_from_one_folder(excise, tmp_path):
+    full_folder(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("---\ntags:\n- excise\n---\n# small\n")
+    code, out, _ = excise("table", tmp_path, "--which", "2", "--format", "csv")
+    assert code == 0
+    assert out.startswith("# br,model,method,blocks removed\n")
+    assert excise("table", tmp_path)[1].count("| # br |") == 2
+    code, out, _ = excise("report", tmp_path)
+    assert code == 0
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "damage.svg").exists()
+    assert "## Spectrum" in (tmp_path / "model" / "README.md").read_text()

@@ -1,0 +1,198 @@
+"""Folders as `excise run`, `solve`, `compare`, `evaluate` and `heal` write them, made from numbers, without a model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from excise.energies import Energy, fisher
+from excise.evaluation.scores import Metric, Model, Result, Scores
+from excise.gradients import Gradients
+from excise.spectrum import Spectrum, State
+
+HOSTILE = "<script>alert('x')</script>\"&"
+
+
+def lowest(energy: Energy, budget: int, count: int = 20) -> Spectrum:
+    """The lowest states by brute force."""
+    every = list(itertools.combinations(range(len(energy)), budget))
+    ranked = sorted(zip(energy.energies(every), every, strict=True))[:count]
+    states = tuple(State(removed, value) for value, removed in ranked)
+    return Spectrum(states, len(energy), budget, "exhaustive", 0.01, certified=True, lower_bound=ranked[0][0], gap=0.0)
+
+
+def gradients(blocks: int = 12, seed: int = 0) -> Gradients:
+    """Random gradients of two gates a block."""
+    A = np.random.default_rng(seed).normal(size=(60, 2 * blocks)) / np.arange(1, 2 * blocks + 1)
+    owners = tuple(gate // 2 for gate in range(2 * blocks))
+    sizes = {"blocks": {"parameters": [1000 + block for block in range(blocks)]}}
+    names = tuple(f"sample {k}" for k in range(60))
+    return Gradients(A, np.ones(60), owners, ("attention", "feed-forward") * blocks, names, sizes=sizes)
+
+
+def run_folder(
+    folder: Path, blocks: int = 12, budget: int = 3, *, name: str = "org/model", seed: int = 0
+) -> dict[str, Any]:
+    """A run: gradients, a spectrum, five measured candidates, the manifest; returns the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = gradients(blocks)
+    measured.save(folder / "gradients.safetensors")
+    energy = fisher(measured.blocks())
+    spectrum = lowest(energy, budget)
+    spectrum.save(folder / "spectrum-fisher.json")
+    draw = np.random.default_rng(seed)
+    removals = [
+        ("fisher:0", spectrum[0].removed),
+        ("fisher:1", spectrum[1].removed),
+        ("norm-ratio", spectrum[0].removed),
+    ]
+    removals += [(f"random:{k}", tuple(sorted(draw.choice(blocks, budget, False).tolist()))) for k in range(2)]
+    losses = {removed: 3.2 + 0.3 * k + 0.01 * budget for k, (_, removed) in enumerate(dict(removals[::-1]).items())}
+    losses = {removed: losses.setdefault(removed, 4.0) for _, removed in removals}
+    candidates = [
+        {
+            "method": method,
+            "removed": list(removed),
+            "energy": energy.energy(removed),
+            "loss": losses[removed],
+            "delta": losses[removed] - 3.0,
+            "perplexity": math.exp(losses[removed]),
+            "parameters": 20_000 - sum(1000 + block for block in removed),
+        }
+        for method, removed in removals
+    ]
+    candidates.sort(key=lambda c: c["loss"])
+    chosen = candidates[0]
+    facts = {
+        "model": name,
+        "model_hash": "0" * 64,
+        "blocks": blocks,
+        "budget": budget,
+        "removed": chosen["removed"],
+        "proposed_by": [c["method"] for c in candidates if c["removed"] == chosen["removed"]],
+        "selected_by": "measured",
+        "base_loss": 3.0,
+        "pruned_loss": chosen["loss"],
+        "base_perplexity": math.exp(3.0),
+        "pruned_perplexity": chosen["perplexity"],
+        "parameters": 20_000,
+        "pruned_parameters": chosen["parameters"],
+        "energy": "fisher",
+        "spearman": 0.5,
+        "candidates": candidates,
+        "spectra": {"fisher": "spectrum-fisher.json"},
+        "certified": {"fisher": True},
+        "calibration": {"data": "starter", "samples": 60, "total_tokens": 4000, "hash": "a" * 64},
+        "held_out": {"data": "starter", "samples": 8, "total_tokens": 800, "hash": "b" * 64},
+        "settings": {"seed": 0},
+        "checkpoint": "model",
+        "provenance": {
+            "command": f"excise run {name} --remove {budget} --out run",
+            "time": "2026-01-01T00:00:00+00:00",
+            "versions": {"excise": "0.1.0"},
+            "machine": {"cpus": 2},
+        },
+        "self_test": {"loads_in_stock_transformers": True, "cache_agrees": True, "max_abs_logit_difference": 0.0},
+        "seconds": {"gradients": 1.0, "solve": 2.5},
+    }
+    (folder / "run.json").write_text(json.dumps(facts))
+    return facts
+
+
+def add_spectra(folder: Path, budgets: range, blocks: int = 12) -> None:
+    """What `excise solve --remove LOW..HIGH --out spectra-fisher.json` writes."""
+    energy = fisher(gradients(blocks).blocks())
+    spectra = [lowest(energy, budget).to_json() for budget in budgets]
+    (folder / "spectra-fisher.json").write_text(json.dumps({"spectra": spectra}))
+
+
+def add_comparison(folder: Path, budgets: tuple[int, ...] = (2, 3)) -> None:
+    """What `excise compare` writes: a clear winner, two that are not told apart, a merge."""
+    rows = [
+        {
+            "method": method,
+            "remove": budget,
+            "removed": list(range(1, budget + 1)),
+            "merge": "average" if method == "swm-code" else None,
+            "delta": delta * budget,
+            "interval": [delta * budget - 0.05, delta * budget + 0.05],
+            "behind": (delta - 0.1) * budget,
+            "behind_interval": [(delta - 0.1) * budget - 0.2, (delta - 0.1) * budget + 0.2],
+            "perplexity": math.exp(3.0 + delta * budget),
+            "forward_tokens": 1000.0,
+            "backward_tokens": 0.0,
+        }
+        for budget in budgets
+        for method, delta in (("sleb", 0.1), ("norm-ratio", 0.12), ("swm-code", 0.9), ("random", 1.5))
+    ]
+    facts = {"base_loss": 3.0, "rows": rows, "skipped": {"evopress": "too slow"}, "model": "org/model", "blocks": 12}
+    (folder / "compare.json").write_text(json.dumps(facts))
+
+
+ORIGINAL = Model("0" * 64, "org/model", (), 12, None, None, False, 20_000, 80_000)
+PRUNED = Model("1" * 64, "run/model", (1, 4, 5), 12, "norm-ratio", "org/model", False, 17_000, 68_000)
+HEALED = Model("2" * 64, "run/healed", (1, 4, 5), 12, "norm-ratio", "org/model", True, 17_000, 68_000)
+
+
+def scores() -> Scores:
+    """Two benchmarks, a perplexity and a speed of three models."""
+    found = Scores(provenance={"command": "excise evaluate run"})
+    for model, accuracy in ((ORIGINAL, 0.7), (PRUNED, 0.5), (HEALED, 0.62)):
+        settings = {"shots": None, "limit": None, "chat_template": False, "lm_eval": "0.4.13"}
+        details = {"samples": 100, "of_samples": 200, "shots": 0, "dataset": {"path": "org/arc", "name": "easy"}}
+        for task, error in (("arc_easy", 0.02), ("winogrande", 0.2)):
+            metrics = {"acc,none": Metric(accuracy, error), "acc_norm,none": Metric(accuracy + 0.01, error)}
+            found = found.adding(model, Result(model.hash, "benchmark", task, settings, metrics, details))
+        perplexity = {"perplexity": Metric(10 / accuracy, 0.3, False)}
+        text = Result(model.hash, "perplexity", "wiki.txt", {}, perplexity, {"tokens": 1000, "window": 128})
+        speed = {
+            "prefill_tokens_per_second": Metric(1000 / accuracy),
+            "decode_tokens_per_second": Metric(50.0),
+            "weight_bytes": Metric(model.bytes, None, False),
+            "cache_bytes_per_token": Metric(64, None, False),
+            "peak_bytes": Metric(1e8, None, False),
+        }
+        where = {"device": "cpu", "batch": 1}
+        timed = Result(model.hash, "speed", "speed", where, speed, {"dtype": "float32", "prompt_tokens": 512})
+        found = found.adding(model, text, timed)
+    return found
+
+
+def add_healing(folder: Path, name: str = "healed", steps: int = 300) -> None:
+    """What `excise heal` writes."""
+    (folder / name).mkdir()
+    curve = [{"step": k + 1, "loss": 2.0 / (k + 1) + 0.5} for k in range(steps)]
+    facts = {"student": "run/model", "losses": {"original": 3.0, "pruned": 4.0, "healed": 3.25}, "steps": steps}
+    (folder / name / "heal.json").write_text(json.dumps({**facts, "curve": curve}))
+
+
+def add_refinement(folder: Path, budget: int = 3) -> None:
+    """What `excise refine` writes into its folder."""
+    place = folder / "refined"
+    place.mkdir()
+    finalist = {"removed": [1, 4, 5], "predicted": 0.4, "damage": 0.5, "error": 0.02, "tokens": 768}
+    rounds = [
+        {"proposed": [[1, 4, 5], [1, 4, 6]], "best": 0.5, "predicted": [0.4, 0.7], "measured": [0.5, float("inf")]}
+    ]
+    facts = {"removed": [1, 4, 5], "finalists": [finalist], "rounds": rounds, "anchors": [[2.9, 3.1], [0.9, 0.8]]}
+    found = {str(budget): {**facts, "random_rho": 0.97, "low_rho": None}}
+    (place / "candidates.json").write_text(json.dumps({"model": "org/model", "budgets": found}))
+    energy = fisher(gradients().blocks())
+    energy.save(place / f"energy-{budget}.safetensors")
+    lowest(energy, budget, 5).save(place / f"spectrum-fitted-{budget}.json")
+
+
+def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
+    """A run with everything there is."""
+    facts = run_folder(folder, **options)
+    add_spectra(folder, range(1, 6))
+    add_comparison(folder)
+    scores().save(folder / "scores.json")
+    add_healing(folder)
+    add_refinement(folder)
+    return facts

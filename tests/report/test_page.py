@@ -1,0 +1,226 @@
+"""The page: complete in itself, whole where data are there, silent where they are not, hostile text escaped."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from excise.report.material import gather
+from excise.report.page import render, write_page
+from excise.report.sections import SECTIONS
+from excise.report.sections.couplings import shown_energy
+from excise.report.sections.damage import damage_rows
+from excise.report.sections.healing import curves
+from excise.report.sections.prediction import group_of, spearman
+from excise.report.sections.refinement import predictions
+from excise.report.static_figures import write_static_figures
+from excise.spectrum import Spectrum, State
+from excise.verify import Candidate
+from tests.report.folders import HOSTILE, add_spectra, full_folder, gradients, run_folder
+
+VOID = {"meta", "link", "img", "input", "br", "hr"}
+
+
+class Outline(HTMLParser):
+    """Tags in order, open ones, ids and scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack, self.ids, self.scripts, self.attributes = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] == "script":
+            self.scripts[-1] += data
+
+
+def outline(page):
+    parser = Outline()
+    parser.feed(page)
+    assert parser.stack == []
+    assert len(parser.ids) == len(set(parser.ids))
+    return parser
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs") / "run"
+    full_folder(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return render(gather(folder))
+
+
+def test_every_section_is_there_and_none_is_said_to_be_missing(page):
+    ids = outline(page).ids
+    assert [section.name for section in SECTIONS if section.name in ids] == [section.name for section in SECTIONS]
+    assert "absent" not in ids
+
+
+def test_it_refers_to_nothing_outside_itself(page):
+    for tag, name, value in outline(page).attributes:
+        if name in ("src", "href", "action", "srcset"):
+            assert value.startswith(("data:", "#")), (tag, name, value)
+    # Namespaces are names, not addresses to fetch.
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {"http://www.w3.org/2000/svg"}
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 6e6
+
+
+def test_what_the_script_shows_is_what_the_files_say(folder, page):
+    facts = json.loads((folder / "run.json").read_text())
+    data = json.loads(outline(page).scripts[0])
+    assert data["budgets"] == [1, 2, 3, 4, 5]
+    assert data["runs"][0]["removed"] == facts["removed"]
+    view = next(view for view in data["views"] if view["budget"] == 3)
+    spectrum = json.loads((folder / "spectrum-fisher.json").read_text())
+    assert view["states"] == spectrum["states"]
+    assert data["measured"]["3"][0]["delta"] == min(c["delta"] for c in facts["candidates"])
+
+
+def test_the_matrix_is_the_energys(folder, page):
+    data = json.loads(outline(page).scripts[1])
+    energy = gather(folder).energies["fisher"]
+    assert data["n"] == 12
+    assert len(data["values"]) == 12 * 13 // 2
+    assert data["values"][0] == pytest.approx(energy.J[0, 0], rel=1e-3)
+    assert data["values"][13] == pytest.approx(energy.J[1, 2], rel=1e-3)
+    assert data["correlations"][1] == pytest.approx(energy.correlation()[0, 1], rel=1e-3)
+
+
+def test_missing_data_leave_a_line_with_the_command(tmp_path):
+    add_spectra(tmp_path, range(2, 4))
+    page = render(gather(tmp_path))
+    parsed = outline(page)
+    assert "removal" in parsed.ids
+    for section in SECTIONS:
+        if section.name not in parsed.ids:
+            assert section.missing[0] in page
+    for absent in ("prediction", "damage", "benchmarks", "healing", "couplings"):
+        assert absent not in parsed.ids
+
+
+def test_scores_alone_make_a_page(folder, tmp_path):
+    (tmp_path / "scores.json").write_text((folder / "scores.json").read_text())
+    assert {"benchmarks", "provenance", "absent"} <= set(outline(render(gather(tmp_path))).ids)
+
+
+def test_hostile_text_is_shown_and_never_run(tmp_path):
+    facts = full_folder(tmp_path, name=HOSTILE)
+    facts["candidates"][0]["method"] = facts["proposed_by"][0] = HOSTILE
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    for name in ("compare.json", "scores.json", "healed/heal.json"):
+        path = tmp_path / name
+        path.write_text(path.read_text().replace("norm-ratio", json.dumps(HOSTILE)[1:-1]))
+    page = render(gather(tmp_path))
+    assert "<script>alert" not in page
+    assert "alert(&#39;x&#39;)" in page
+    scripts = outline(page).scripts
+    assert len(scripts) == 3  # two of data, one that runs
+    assert json.loads(scripts[0])["measured"]["3"][0]["methods"][0] == HOSTILE
+
+
+def test_every_figure_has_a_name_and_numbers_behind_it(page):
+    parsed = outline(page)
+    charts = [value for tag, name, value in parsed.attributes if tag == "svg" and name == "role"]
+    labels = [value for tag, name, value in parsed.attributes if tag == "svg" and name == "aria-label"]
+    assert len(charts) == len(labels) > 6
+    assert all(labels)
+    assert page.count("<summary>Numbers</summary>") >= 6
+
+
+def test_the_page_is_written_into_the_folder_or_elsewhere(folder, tmp_path, page):
+    assert write_page(gather(folder)) == folder / "report.html"
+    assert (folder / "report.html").read_text() == page
+    assert write_page(gather(folder), tmp_path / "x.html").read_text() == page
+
+
+def test_the_correlation_is_spearmans_over_distinct_removals(folder):
+    facts = json.loads((folder / "run.json").read_text())
+    candidates = [Candidate(**{**c, "removed": tuple(c["removed"])}) for c in facts["candidates"]]
+    distinct = list({c.removed: (c.energy, c.loss) for c in candidates}.values())
+    ranks = [[sorted(values).index(v) for v in values] for values in zip(*distinct, strict=True)]
+    n, squares = len(distinct), sum((a - b) ** 2 for a, b in zip(*ranks, strict=True))
+    assert spearman(gather(folder).measured[3]) == pytest.approx(1 - 6 * squares / (n * (n**2 - 1)))
+    assert spearman(gather(folder).measured[3][:2]) is None
+
+
+def test_removals_are_grouped_by_who_proposed_them(folder):
+    groups = {m.methods: group_of(m, "fisher") for m in gather(folder).measured[3]}
+    for methods, group in groups.items():
+        expected = "random" if all(m.startswith("random") for m in methods) else "states of the energy"
+        assert group == expected
+    other = gather(folder).measured[3][0]
+    assert {group_of(other, "another")} <= {"other energies and refinement", "random"}
+
+
+def test_damage_of_runs_stands_in_for_a_comparison(tmp_path):
+    for budget in (2, 3):
+        run_folder(tmp_path / str(budget), budget=budget)
+    rows = damage_rows(gather(tmp_path))
+    assert {row["remove"] for row in rows} == {2, 3}
+    assert "against the number of removed blocks" in render(gather(tmp_path))
+
+
+def test_predictions_of_a_refinement_are_those_made_before_measuring(folder):
+    loop, random = predictions(gather(folder).refined[3])
+    assert loop == [(0.4, 0.5)]  # the other's measured damage is infinite
+    assert random == [(2.9, 3.1), (0.9, 0.8)]
+
+
+def test_a_run_by_a_fitted_energy_shows_that_ones_couplings(tmp_path):
+    facts = full_folder(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({**facts, "energy": "fitted"}))
+    name, _ = shown_energy(gather(tmp_path))
+    assert name == "fitted-3"
+
+
+def test_a_healing_curve_is_a_running_mean_of_few_points():
+    losses = [float(k % 7) for k in range(1000)]
+    healing = {"healed": {"curve": [{"step": k + 1, "loss": loss} for k, loss in enumerate(losses)]}}
+    (points,) = curves(healing).values()
+    assert len(points) <= 200
+    step, mean = points[-1]
+    assert step == 1000
+    assert mean == pytest.approx(sum(losses[-50:]) / 50)
+
+
+def test_every_figure_is_drawn_as_png_and_svg(folder):
+    written = write_static_figures(gather(folder))
+    names = {"couplings", "energy_and_loss", "removal_frequency", "damage", "benchmarks", "healing"}
+    assert {path.stem for path in written} == names
+    assert len(written) == 2 * len(names)
+    for path in written:
+        head = path.read_bytes()[:200]
+        assert head.startswith(b"\x89PNG") if path.suffix == ".png" else b"<svg" in path.read_bytes()[:2000]
+
+
+def test_128_blocks_stay_light(tmp_path):
+    gradients(128).save(tmp_path / "gradients.safetensors")
+    spectra = []
+    for budget in range(1, 128):
+        starts = range(min(20, 129 - budget))
+        found = tuple(State(tuple(range(k, k + budget)), float(k)) for k in starts)
+        spectra.append(Spectrum(found, 128, budget, "none", 0.0).to_json())
+    (tmp_path / "spectra-fisher.json").write_text(json.dumps({"spectra": spectra}))
+    page = render(gather(tmp_path))
+    outline(page)
+    assert len(page.encode()) < 6e6
