@@ -136,6 +136,22 @@ def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
             model.get_parameter(name).data = data
 
 
+@contextlib.contextmanager
+def recorded_streams(stack: Stack, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Context in which a forward pass fills a dictionary: block index → residual stream after that block."""
+    streams: dict[int, Tensor] = {}
+
+    def keep(index: int) -> Callable[..., None]:
+        return lambda module, args, output: streams.__setitem__(index, first(output))
+
+    handles = [stack.blocks[index].module.register_forward_hook(keep(index)) for index in blocks]
+    try:
+        yield streams
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Scratch:
     """Tensors of each batch on disk between passes, so that memory holds one batch at a time."""
 
