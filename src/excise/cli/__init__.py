@@ -13,6 +13,7 @@ import typer
 from excise import __version__
 from excise.cli.compare import compare
 from excise.cli.export import export
+from excise.cli.heal import heal
 from excise.cli.inspect import inspect
 from excise.cli.prune import prune
 from excise.cli.refine import refine
@@ -52,7 +53,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, inspect, score, solve, verify, prune, compare, refine, export):
+for verb in (run, inspect, score, solve, verify, prune, heal, compare, refine, export):
     app.command()(_reported(verb))
 
 

@@ -48,7 +48,10 @@ class Lesson:
 class Teacher(Protocol):
     """Whatever can say what the student should predict."""
 
-    temperature: float
+    @property
+    def temperature(self) -> float:
+        """By which its logits are divided."""
+        ...
 
     def lesson(self, input_ids: Tensor, labels: Tensor, samples: Sequence[int], blocks: Sequence[int]) -> Lesson:
         """Teach a batch.
