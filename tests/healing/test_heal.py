@@ -51,7 +51,9 @@ def test_heal_writes_a_checkpoint_with_its_evidence(excise, models, tmp_path):
     facts = json.loads(text)
     assert facts["self_test"]["loads_in_stock_transformers"]
     assert facts["self_test"]["cache_agrees"]
-    assert facts["losses"]["healed"] < facts["losses"]["pruned"]
+    curve = [entry["loss"] for entry in facts["curve"]]
+    assert sum(curve[2:]) < sum(curve[:2])
+    assert facts["losses"]["healed"] != facts["losses"]["pruned"]
     assert len(facts["curve"]) == facts["steps"] == 4
     assert {key: value for key, value in facts.items() if key != "out"} == json.loads((out / "heal.json").read_text())
     assert (out / "loss.png").stat().st_size > 1000
@@ -86,6 +88,21 @@ def test_a_recording_needs_no_teacher_the_second_time(excise, models, tmp_path):
     facts = [json.loads((tmp_path / name / "heal.json").read_text()) for name in "ab"]
     assert facts[0]["teacher"]["kind"] == facts[1]["teacher"]["kind"] == "offline"
     assert facts[0]["curve"][0]["loss"] == pytest.approx(facts[1]["curve"][0]["loss"], rel=1e-4)
+
+
+def test_several_race_and_the_winner_is_healed(excise, models, tmp_path):
+    original, pruned = models
+    other = tmp_path / "other"
+    assert excise("prune", original, "--removed", "2", "--out", other, "--no-self-test")[0] == 0
+    code, text, _ = excise("heal", pruned, other, "--teacher", original, "--out", tmp_path / "out", *QUICK, "--json")
+    assert code == 0
+    facts = json.loads(text)
+    standings = facts["race"]["standings"]
+    assert {s["student"] for s in standings} == {str(pruned), str(other)}
+    assert standings[0]["losses"]["2"] <= standings[1]["losses"]["2"]
+    assert facts["student"] == standings[0]["student"]
+    assert facts["race"]["steps_trained"] == 4
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_loss_it_reports_is_that_of_the_checkpoint_it_wrote(excise, models, tmp_path):

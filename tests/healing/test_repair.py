@@ -119,7 +119,7 @@ def test_a_map_is_folded_exactly(model_type):
     with torch.no_grad():
         if module.bias is not None:
             module.bias.normal_(generator=torch.Generator().manual_seed(1))
-    fitted = repair(stack, [3], samples, ridges=[0.1], weighting="uniform")
+    fitted = repair(stack, [3], samples, features="output", ridges=[0.1])
     before = streams(stack, samples[0], [3], 2, module)["output"]
     with repaired(stack, fitted):
         after = streams(stack, samples[0], [3], 2, module)["output"]
@@ -159,7 +159,7 @@ def test_a_block_that_is_linear_in_the_output_below_is_repaired_exactly():
         ids = torch.from_numpy(samples[0].input_ids).unsqueeze(0)
         with torch.no_grad():
             expected = stack.hidden(ids)
-        fitted = repair(stack, [2], samples, ridges=[1e-12], weighting="uniform")
+        fitted = repair(stack, [2], samples, features="output", ridges=[1e-12])
     finally:
         for handle in handles:
             handle.remove()
@@ -193,8 +193,8 @@ def test_the_ridge_chosen_has_the_smallest_held_out_error():
 
 def test_results_depend_neither_on_batches_nor_on_padding():
     stack, samples = stack_of("llama"), random_samples(LENGTHS)
-    whole = repair(stack, [2, 4], samples, batch_tokens=1000)
-    single = repair(stack, [2, 4], samples, batch_tokens=1)
+    whole = repair(stack, [2, 4], samples, weighting="gradient", batch_tokens=1000)
+    single = repair(stack, [2, 4], samples, weighting="gradient", batch_tokens=1)
     for name, weight in whole.weights.items():
         torch.testing.assert_close(weight, single.weights[name], rtol=1e-7, atol=1e-9)
     assert whole.forward_tokens == pytest.approx(single.forward_tokens)
@@ -204,7 +204,7 @@ def test_results_depend_neither_on_batches_nor_on_padding():
 def test_attention_can_be_folded_into_too(model_type):
     stack, samples = stack_of(model_type), random_samples([16] * 12)
     into = ("attention",) if model_type == "mixtral" else ("attention", "feed-forward")
-    fitted = repair(stack, [3], samples, into=into, weighting="uniform", held_out=samples)
+    fitted = repair(stack, [3], samples, into=into, features="output", held_out=samples)
     assert [step.kind for step in fitted.steps] == list(into)
     assert all(step.error < 1 for step in fitted.steps)
     assert fitted.losses.repaired != fitted.losses.pruned

@@ -109,6 +109,21 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(kind, tmp_
     assert losses(curve) == pytest.approx(losses(expected), abs=1e-6)
     assert all(torch.allclose(value, final[name], atol=1e-6) for name, value in student.model.state_dict().items())
     assert sorted(p.parent.name for p in (tmp_path / "cut").glob(f"*/{MARK}")) == ["checkpoint-6", "checkpoint-7"]
+    _, student = teacher_and_student()
+    again = train(student, teacher, samples, tmp_path / "cut", settings, report=lambda p: seen.append(p.step))
+    assert seen == [5, 6, 7]  # a finished one is not trained further
+    assert losses(again) == losses(curve)
+    assert all(torch.allclose(value, final[name], atol=1e-6) for name, value in student.model.state_dict().items())
+
+
+def test_a_training_stopped_on_purpose_goes_on_as_if_it_had_not(tmp_path):
+    samples = random_samples(LENGTHS)
+    teacher, student = teacher_and_student()
+    expected = train(student, teacher, samples, tmp_path / "whole", QUICK)
+    teacher, student = teacher_and_student()
+    assert len(train(student, teacher, samples, tmp_path / "parts", QUICK, until=2)) == 2
+    _, student = teacher_and_student()
+    assert losses(train(student, teacher, samples, tmp_path / "parts", QUICK)) == pytest.approx(losses(expected))
 
 
 def test_a_recorded_teacher_teaches_the_same(tmp_path):

@@ -6,8 +6,10 @@ import contextlib
 import gc
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def heal(
-    pruned: Annotated[str, typer.Argument(help="The pruned checkpoint's folder.", show_default=False)],
+    pruned: Annotated[
+        list[str], typer.Argument(help="The pruned checkpoint's folder; several race, and the winner is healed.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the healed checkpoint.", show_default=False)],
     teacher: Annotated[str, typer.Option(help="The original: a folder, a .gguf file or a hub id.")] = "",
     offline: Annotated[
@@ -67,14 +71,18 @@ def heal(
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Train a pruned model to predict what its original does; an interrupted training goes on."""
+    """Train a pruned model to predict what its original does; an interrupted training goes on.
+
+    Of several pruned models, all train for a while, the worse half is dropped, and so on until one is left.
+    """
     if not teacher and offline is None:
         raise InputError("expected --teacher ORIGINAL, --offline FOLDER, or both")
 
     from excise.healing.heal import check_destination
     from excise.healing.heal import heal as heal_model
 
-    check_destination(out, pruned, force)
+    for folder in pruned:
+        check_destination(out, folder, force)
     chosen = _preset(preset)
     plan = _override(
         chosen, {"data": data, "samples": samples, "tokens": tokens, "held_out": held_out, "teacher": teacher_precision}
@@ -91,20 +99,35 @@ def heal(
     from excise.cli.terminal import load_model, output
 
     place = _own_device(device)
-    student = load_model(pruned, dtype="float32", device=place, trust_remote_code=trust_remote_code)
+    open_student = partial(load_model, dtype="float32", device=place, trust_remote_code=trust_remote_code)
+    student = open_student(pruned[0])
     drawn, apart = _samples(plan, student, settings.seed, loss_on)
     said = _teacher(teacher, offline, top_k, plan.teacher, place, trust_remote_code, student, drawn, settings)
+    options: dict[str, Any] = {"force": force, "tensorboard": tensorboard}
+    heats = out.with_name(f".{out.name}.race")
+    if len(pruned) > 1:
+        from excise.healing.race import race
+
+        with _bar() as report:
+            result = race(
+                pruned, said, drawn, apart, heats, settings,
+                open_student=open_student, report=lambda name, progress: report(progress, Path(name).name),
+            )  # fmt: skip
+        student = open_student(result.winner.student)
+        options |= {"work": result.winner.work, "further": {"race": result.describe()}}
     with _bar() as report:
-        facts = heal_model(
-            student, said, drawn, apart, out, settings, force=force, report=report, tensorboard=tensorboard
-        )
+        facts = heal_model(student, said, drawn, apart, out, settings, report=report, **options)
     if not facts:
         return
+    shutil.rmtree(heats, ignore_errors=True)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **facts}, default=str))
         return
     from excise.cli.prune import print_self_test
 
+    for standing in facts.get("race", {}).get("standings", ()):
+        reached = ", ".join(f"{loss:.4f} after {step} steps" for step, loss in standing["losses"].items())
+        output.print(f"race: {standing['student']}: {reached}")
     losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["losses"].items())
     output.print(f"wrote {out}: {facts['steps']} steps; held-out loss in nats/token: {losses}")
     print_self_test(facts["self_test"])
@@ -180,8 +203,8 @@ def _teacher(
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Any], None]]:
-    """Show step, loss, tokens/s and time left; yields what to call with the progress after each step."""
+def _bar() -> Iterator[Callable[..., None]]:
+    """Show step, loss, tokens/s and time left; yields what to call with the progress after each step, and whose."""
     from datetime import timedelta
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -189,15 +212,14 @@ def _bar() -> Iterator[Callable[[Any], None]]:
     from excise.cli.terminal import console
 
     facts = TextColumn("loss {task.fields[loss]:.4f}  [cyan]{task.fields[speed]:,.0f} tokens/s[/]  {task.fields[left]}")
-    with Progress(TextColumn("healing"), BarColumn(), MofNCompleteColumn(), facts, console=console) as bar:
-        task: Any = None
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), facts, console=console) as bar:
+        tasks: dict[str, Any] = {}
 
-        def report(progress: Any) -> None:
-            nonlocal task
+        def report(progress: Any, name: str = "healing") -> None:
             left = str(timedelta(seconds=round(progress.seconds_left)))
             fields = {"loss": progress.loss, "speed": progress.tokens_per_second, "left": f"{left} left"}
-            if task is None:
-                task = bar.add_task("healing", total=progress.steps, **fields)
-            bar.update(task, completed=progress.step, **fields)
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=progress.steps, **fields)
+            bar.update(tasks[name], completed=progress.step, **fields)
 
         yield report

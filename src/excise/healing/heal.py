@@ -40,6 +40,8 @@ def heal(
     out: str | Path,
     settings: Settings,
     *,
+    work: str | Path | None = None,
+    further: Mapping[str, Any] | None = None,
     force: bool = False,
     report: Callable[[Progress], None] | None = None,
     tensorboard: Path | None = None,
@@ -56,6 +58,8 @@ def heal(
         held_out: other samples, on which the loss is measured before and after.
         out: folder to write.
         settings: hyper-parameters.
+        work: folder of an unfinished training to go on from (a race's), in place of `.NAME.work`.
+        further: other facts for `heal.json`.
         force: replace a checkpoint in `out`.
         report: called after every optimiser step.
         tensorboard: folder for TensorBoard's event files.
@@ -72,7 +76,7 @@ def heal(
     out, started = Path(out).expanduser(), time.perf_counter()
     check_destination(out, student.source, force)
     recipe = recipe_of(student.source)
-    work = out.with_name(f".{out.name}.work")
+    work = out.with_name(f".{out.name}.work") if work is None else Path(work)
     losses = {} if not isinstance(teacher, OnlineTeacher) else {"original": _loss(teacher.stack, held_out)}
     losses["pruned"] = _loss(student.stack, held_out)
     curve = train(
@@ -98,6 +102,7 @@ def heal(
         "samples": samples.describe(),
         "held_out": held_out.describe(),
         "curve": curve,
+        **(further or {}),
         "provenance": provenance(),
     }
     facts["self_test"] = _write(student, recipe, facts, out, _probe(held_out))

@@ -6,9 +6,9 @@ Y the rest of its residual stream in the student as repaired so far, and L the o
     T = argmin Σₜ wₜ ‖Mₜ T + Yₜ − Lₜ‖² + ridge · s ‖T − I‖²,      s the mean diagonal of MᵀWM,
 
 and the down projection's output is multiplied by T, which is exact: no parameter is added, and the checkpoint is of the
-same architecture. Beyond the paper: several cuts, refitted in sequence on the repaired stream; tokens weighted by the
-gradient of the loss; the ridge chosen on held-out samples; other matrices to fold into; and the whole matrix refitted
-on its input (`features="input"`) instead of a map of its output.
+same architecture. Beyond the paper: several cuts, refitted in sequence on the repaired stream; the ridge chosen on
+held-out samples; tokens weighted by the gradient of the loss; other matrices to fold into; and the whole matrix
+refitted on its input (`features="input"`, the default) instead of a map of its output.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def repair(
     *,
     held_out: Samples | None = None,
     into: Sequence[str] = ("feed-forward",),
-    features: str = "output",
-    weighting: str = "gradient",
+    features: str = "input",
+    weighting: str = "uniform",
     ridges: Sequence[float] = RIDGES,
     batch_tokens: int | None = None,
     advance: Callable[[int], None] | None = None,
@@ -176,9 +176,11 @@ def repair(
         held_out: other samples on which the loss is measured, without removal, with it, and repaired.
         into: kinds of sublayers of the block below a cut to fold into, one after the other, each refitted on the
             stream that the one before it repaired. "feed-forward" alone is ReplaceMe's. Before a sequential
-            feed-forward, "attention" is fitted as if the feed-forward did not react; what follows corrects that.
+            feed-forward, "attention" is fitted as if the feed-forward did not react; what follows corrects that. It
+            did not pay on the model measured here.
         features: "output" fits a map of the sublayer's output (width² numbers), as ReplaceMe does; "input" refits the
-            whole matrix on its inputs (width × inner width numbers), which needs more tokens.
+            whole matrix on its inputs (width × inner width), which did better on the model measured here, and whose
+            normal equations need 16 bytes × inner width² of memory.
         weighting: what a token's error weighs, see `streams.original_streams`.
         ridges: strengths to choose from, relative to the features' mean square, each > 0; an infinite one stands for
             leaving the matrix alone.

@@ -8,6 +8,7 @@ last, so that a process killed at any point goes on from the newest whole one.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -21,7 +22,8 @@ from accelerate import PartialState
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from excise.artefacts import write_json
 from excise.calibration.batches import pad
@@ -85,6 +87,7 @@ def train(
     settings: Settings,
     *,
     origin: Origin | None = None,
+    until: int | None = None,
     report: Callable[[Progress], None] | None = None,
     tensorboard: Path | None = None,
 ) -> list[dict[str, float]]:
@@ -100,6 +103,7 @@ def train(
         work: folder for checkpoints and the key that tells runs apart; deleted by the caller once the result is kept.
         settings: hyper-parameters.
         origin: the student's place in the original; needed for the hidden-state term and for training cuts alone.
+        until: stop after this step, with a checkpoint from which a later call goes on as if it had not stopped.
         report: called after every optimiser step.
         tensorboard: folder for TensorBoard's event files.
 
@@ -119,7 +123,8 @@ def train(
     whole = samples[: len(samples) - len(samples) % settings.batch]
     counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
     with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
-        arguments = _arguments(student, work, settings, tensorboard)
+        total = planned_steps(settings, len(samples))
+        arguments = _arguments(student, work, settings, total, tensorboard)
         blocks = (origin.original_blocks, origin.teacher_blocks) if origin else (None, len(student.blocks))
         model = trainable(student, settings, *blocks)
         trainer = Trainer(
@@ -127,15 +132,24 @@ def train(
             args=arguments,
             train_dataset=_Numbered(whole),
             data_collator=_side_by_side,
-            callbacks=[_Mark(), _Report(whole.tokens / len(whole) * settings.batch, report)],
+            callbacks=[_Mark(), _Report(whole.tokens / len(whole) * settings.batch, report), _StopAfter(until)],
         )
         trainer.remove_callback(PrinterCallback)
         with arguments.main_process_first(desc="clearing what an interruption left"):
             last = _last_whole(work, clear=arguments.process_index == 0)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if last is not None and _step_of(last) >= (until or total):  # the trainer would take a step too many
+            trainer._load_from_checkpoint(str(last))
+            trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if settings.train == "lora":
             model.merge_and_unload()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def planned_steps(settings: Settings, samples: int) -> int:
+    """Optimiser steps that `train` takes on so many samples."""
+    return settings.steps or math.ceil(settings.epochs * (samples // settings.batch))
 
 
 def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Settings, origin: Origin | None) -> None:
@@ -164,7 +178,9 @@ def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Setting
         )
 
 
-def _arguments(student: Stack, work: Path, settings: Settings, tensorboard: Path | None) -> TrainingArguments:
+def _arguments(
+    student: Stack, work: Path, settings: Settings, total: int, tensorboard: Path | None
+) -> TrainingArguments:
     share = settings.batch // _processes()
     micro = next(size for size in range(min(settings.micro_batch, share), 0, -1) if share % size == 0)
     if tensorboard is not None:
@@ -174,8 +190,7 @@ def _arguments(student: Stack, work: Path, settings: Settings, tensorboard: Path
         output_dir=str(work),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=share // micro,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.steps or -1,
+        max_steps=total,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
@@ -256,9 +271,24 @@ class _Report(TrainerCallback):
         self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_a_step, left))
 
 
+class _StopAfter(TrainerCallback):
+    """Stops a training early, after a checkpoint; None lets it run to its end."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.step is not None and state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def _last_whole(work: Path, *, clear: bool = False) -> Path | None:
     """The newest checkpoint that carries the mark; others are deleted where `clear` is set."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = sorted(work.glob("checkpoint-*"), key=_step_of)
     for path in found if clear else ():
         if not (path / MARK).exists():
             shutil.rmtree(path)
