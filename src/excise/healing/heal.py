@@ -5,24 +5,26 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM
 
 from excise.artefacts import atomic_path, read_json, write_json
 from excise.calibration.samples import Samples
 from excise.errors import InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
-from excise.healing.trainer import Origin, Progress, train
+from excise.healing.trainer import Origin, Progress, last_whole, train
 from excise.measure import measure
 from excise.models.loading import Loaded
-from excise.models.stack import Stack
+from excise.models.stack import Stack, find_stack
 from excise.provenance import provenance
 from excise.report.figures import OURS, save_figure
 from excise.surgery.card import model_card
@@ -92,6 +94,7 @@ def heal(
     if not PartialState().is_main_process:
         PartialState().wait_for_everyone()
         return {}
+    student = _whole(student, work)
     losses["healed"] = _loss(student.stack, held_out)
     facts = {
         "student": student.source,
@@ -105,12 +108,18 @@ def heal(
         **(further or {}),
         "provenance": provenance(),
     }
-    facts["self_test"] = _write(student, recipe, facts, out, _probe(held_out))
-    facts["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(out / MANIFEST, facts)
+    facts = _write(student, recipe, facts, out, _probe(held_out), started)
     shutil.rmtree(work, ignore_errors=True)
     PartialState().wait_for_everyone()
     return facts
+
+
+def _whole(student: Loaded, work: Path) -> Loaded:
+    """The student as trained; read back from the last checkpoint where its weights are spread over processes."""
+    if AcceleratorState().distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return student
+    model = AutoModelForCausalLM.from_pretrained(str(last_whole(work)), dtype=torch.float32)
+    return replace(student, stack=find_stack(model))
 
 
 def recipe_of(source: str) -> dict[str, Any]:
@@ -141,21 +150,23 @@ def _loss(stack: Stack, samples: Samples) -> float:
 
 
 def _write(
-    student: Loaded, recipe: Mapping[str, Any], facts: Mapping[str, Any], out: Path, probe: torch.Tensor
+    student: Loaded, recipe: Mapping[str, Any], facts: Mapping[str, Any], out: Path, probe: torch.Tensor, started: float
 ) -> dict[str, Any]:
-    """Write the checkpoint, its card and its curve as one folder, after its self-test."""
+    """Write the checkpoint, its card, its curve and its facts as one folder, after its self-test; returns the facts."""
     told = {key: facts[key] for key in ("losses", "steps", "settings")}
     whole = {**recipe, "healing": {**told, "samples": facts["samples"], "teacher": facts["teacher"]}}
     with atomic_path(out) as folder:
         written = write_pruned(student.stack, (), folder, tokenizer=student.tokenizer, dtype=student.stored_dtype)
-        tested = self_test(student.stack, (), folder, probe)
+        facts = {**facts, "self_test": self_test(student.stack, (), folder, probe)}
         if not recipe:
             whole = {**whole, **written}
         write_json(folder / RECIPE, {**whole, "dtype": written["dtype"]})
         card = model_card(whole, name=out.name) + _section(facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         save_figure(loss_curve(facts["curve"], facts["losses"]), folder / CURVE)
-    return tested
+        facts["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(folder / MANIFEST, facts)
+    return facts
 
 
 def _section(facts: Mapping[str, Any]) -> str:

@@ -117,7 +117,7 @@ def race(
                 tell = partial(report, students[number]) if report else None
                 train(student.stack, teacher, samples, places[number], settings, origin=origin, until=step, report=tell)
                 record.write(entry, loss=np.array(measure(student.stack, held_out, [()]).loss()))
-            loss = float(record.read(entry)["loss"])
+            loss = record.read(entry)["loss"].item()
             losses[number][step] = loss if math.isfinite(loss) else math.inf
         ranked = sorted(alive, key=lambda number: losses[number][step])
         alive = ranked[: (len(ranked) + 1) // 2]

@@ -135,8 +135,10 @@ def train(
             callbacks=[_Mark(), _Report(whole.tokens / len(whole) * settings.batch, report), _StopAfter(until)],
         )
         trainer.remove_callback(PrinterCallback)
+        if settings.train == "lora" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            raise InputError("LoRA's updates cannot be merged into sharded weights; train all, or without sharding")
         with arguments.main_process_first(desc="clearing what an interruption left"):
-            last = _last_whole(work, clear=arguments.process_index == 0)
+            last = last_whole(work, clear=arguments.process_index == 0)
         if last is not None and _step_of(last) >= (until or total):  # the trainer would take a step too many
             trainer._load_from_checkpoint(str(last))
             trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
@@ -286,7 +288,7 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _last_whole(work: Path, *, clear: bool = False) -> Path | None:
+def last_whole(work: Path, *, clear: bool = False) -> Path | None:
     """The newest checkpoint that carries the mark; others are deleted where `clear` is set."""
     found = sorted(work.glob("checkpoint-*"), key=_step_of)
     for path in found if clear else ():
@@ -313,7 +315,7 @@ def _last_named(work: Path) -> Iterator[None]:
 
 
 def _where(work: Path) -> str:
-    last = _last_whole(work)
+    last = last_whole(work)
     return (
         "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}, a model like any other"
     )
