@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -17,23 +18,22 @@ from excise.healing.student import counterparts_of, cut_blocks, without_dropout
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, record_teacher
 from excise.healing.trainer import MARK, Origin, train
 from excise.models.stack import find_stack
+from excise.surgery.checkpoint import pruned
 from tests.random_samples import random_samples, traces
-from tests.tiny import tiny_model
+from tests.tiny import MODEL_TYPES, tiny_model
 
 LENGTHS = (12, 9, 16, 10, 7, 14, 11, 13)
+FAMILIES = ("gemma2", "gpt2", "mixtral", *sorted({"nemotron_h", "lfm2"} & set(MODEL_TYPES)))
 ORIGIN = Origin((0, 1, 3), 4)
 QUICK = Settings(steps=6, learning_rate=3e-3, batch=4, micro_batch=2, warmup=0, save_every=100)
 
 
-def teacher_and_student(model_type="llama", **options):
+def teacher_and_student(model_type="llama"):
     """A model of four blocks and itself without block 2."""
-    teacher, student = (find_stack(tiny_model(model_type, layers, **options)) for layers in (4, 3))
-    with torch.no_grad():
-        for place, block in enumerate((0, 1, 3)):
-            student.blocks[place].module.load_state_dict(teacher.blocks[block].module.state_dict())
-    rest = {k: v for k, v in teacher.model.state_dict().items() if teacher.architecture.stack not in k}
-    student.model.load_state_dict(rest, strict=False)
-    return OnlineTeacher(teacher), student
+    teacher = find_stack(tiny_model(model_type, 4))
+    with pruned(teacher, (2,)) as model:
+        student = copy.deepcopy(model)
+    return OnlineTeacher(teacher), find_stack(student)
 
 
 def changed(model, state):
@@ -62,7 +62,7 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_does_not_change(tmp_path)
     assert student.model.config.use_cache
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_the_loss_falls(model_type, tmp_path):
     teacher, student = teacher_and_student(model_type)
     curve = train(student, teacher, random_samples(LENGTHS), tmp_path, Settings(**{**vars(QUICK), "steps": 16}))

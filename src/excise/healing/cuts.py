@@ -69,7 +69,7 @@ def cuts_of(stack: Stack, removed: Sequence[int]) -> tuple[Run, ...]:
     return runs_of(removed)
 
 
-def output_projections(stack: Stack, blocks: Sequence[int], kinds: Sequence[str]) -> list[Projection]:
+def output_projections(stack: Stack, blocks: Sequence[int], kinds: Sequence[str] | None) -> list[Projection]:
     """Find the matrices into which a map of their sublayer's output folds exactly, block by block.
 
     A few tokens are sent through the intact model: a matrix qualifies if its output is the sublayer's to the last bit,
@@ -78,14 +78,14 @@ def output_projections(stack: Stack, blocks: Sequence[int], kinds: Sequence[str]
     Args:
         stack: the model.
         blocks: original indices.
-        kinds: sublayers wanted in each, in order of computation ("attention", "feed-forward").
+        kinds: sublayers wanted in each, in order of computation ("attention", "feed-forward"); None takes the last.
 
     Raises:
         InputError: `kinds` is empty.
         ArchitectureError: folding into one of them would not be exact; the message says why.
 
     """
-    if not kinds:
+    if kinds is not None and not kinds:
         raise InputError("expected at least one kind of sublayer to fold into, such as 'feed-forward', got none")
     names = {module: name for name, module in stack.model.named_modules()}
     scale = float(getattr(stack.model.config, "residual_multiplier", 1.0))
@@ -96,7 +96,7 @@ def output_projections(stack: Stack, blocks: Sequence[int], kinds: Sequence[str]
             stack.hidden(tokens)
         for index in blocks:
             block = stack.blocks[index]
-            for kind in kinds:
+            for kind in (block.sublayers[-1].kind,) if kinds is None else kinds:
                 sublayer = next((s for s in block.sublayers if s.kind == kind), None)
                 if sublayer is None:
                     raise ArchitectureError(_no_sublayer(stack, index, kind))

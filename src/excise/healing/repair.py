@@ -157,7 +157,7 @@ def repair(
     samples: Samples,
     *,
     held_out: Samples | None = None,
-    into: Sequence[str] = ("feed-forward",),
+    into: Sequence[str] | None = None,
     features: str = "input",
     weighting: str = "uniform",
     ridges: Sequence[float] = RIDGES,
@@ -175,7 +175,8 @@ def repair(
         samples: calibration samples, at least two.
         held_out: other samples on which the loss is measured, without removal, with it, and repaired.
         into: kinds of sublayers of the block below a cut to fold into, one after the other, each refitted on the
-            stream that the one before it repaired. "feed-forward" alone is ReplaceMe's. Before a sequential
+            stream that the one before it repaired. By default the last, which in a transformer is the feed-forward,
+            as in ReplaceMe. Before a sequential
             feed-forward, "attention" is fitted as if the feed-forward did not react; what follows corrects that. It
             did not pay on the model measured here.
         features: "output" fits a map of the sublayer's output (width² numbers), as ReplaceMe does; "input" refits the
@@ -224,7 +225,7 @@ def repair(
     facts = {
         "model_hash": model_hash(stack.model),
         "samples": samples.describe(),
-        "settings": {"into": list(into), "features": features, "weighting": weighting},
+        "settings": {"into": into and list(into), "features": features, "weighting": weighting},
     }
     result = Repair(removed, weights, tuple(steps), tokens * blocks_run / n, None, facts)
     return result if held_out is None else _judged(stack, result, held_out, batch_tokens)
