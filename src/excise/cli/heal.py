@@ -126,8 +126,11 @@ def heal(
     from excise.cli.prune import print_self_test
 
     for standing in facts.get("race", {}).get("standings", ()):
-        reached = ", ".join(f"{loss:.4f} after {step} steps" for step, loss in standing["losses"].items())
-        output.print(f"race: {standing['student']}: {reached}")
+        reached = (
+            f"{'overflow' if loss is None else f'{loss:.4f}'} after {step} steps"
+            for step, loss in standing["losses"].items()
+        )
+        output.print(f"race: {standing['student']}: {', '.join(reached)}")
     losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["losses"].items())
     output.print(f"wrote {out}: {facts['steps']} steps; held-out loss in nats/token: {losses}")
     print_self_test(facts["self_test"])

@@ -57,14 +57,18 @@ class Race:
     steps_trained: int
 
     def describe(self) -> dict[str, Any]:
-        """The result as plain data."""
-        standings = [{"student": s.student, "losses": {str(k): v for k, v in s.losses.items()}} for s in self.standings]
+        """The result as plain data; JSON has no infinity, so an infinite loss is None."""
+        standings = [{"student": s.student, "losses": _finite(s.losses)} for s in self.standings]
         return {"standings": standings, "steps_trained": self.steps_trained}
 
     @property
     def winner(self) -> Standing:
         """The entrant that is left; `excise.healing.heal.heal` takes its checkpoint and its `work`."""
         return self.standings[0]
+
+
+def _finite(losses: Mapping[int, float]) -> dict[str, float | None]:
+    return {str(step): loss if math.isfinite(loss) else None for step, loss in losses.items()}
 
 
 def race(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -61,6 +62,16 @@ class Step:
     run: tuple[int, ...]
     ridge: float
     error: float
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data; JSON has no infinity, so an infinite ridge is None."""
+        return {**asdict(self), "run": list(self.run), "ridge": None if math.isinf(self.ridge) else self.ridge}
+
+    @staticmethod
+    def read(facts: Mapping[str, Any]) -> Step:
+        """Read what `describe` gave."""
+        ridge = math.inf if facts["ridge"] is None else facts["ridge"]
+        return Step(**{**facts, "run": tuple(facts["run"]), "ridge": ridge})
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Repair:
         }
         return {
             "removed": list(self.removed),
-            "steps": [{**asdict(step), "run": list(step.run)} for step in self.steps],
+            "steps": [step.describe() for step in self.steps],
             "forward_tokens": self.forward_tokens,
             "losses": losses,
             **self.facts,
@@ -144,7 +155,7 @@ class Repair:
         except SafetensorError as error:
             raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
         facts = json.loads(metadata["repair"])
-        steps = tuple(Step(**{**step, "run": tuple(step["run"])}) for step in facts.pop("steps"))
+        steps = tuple(Step.read(step) for step in facts.pop("steps"))
         losses = facts.pop("losses")
         kept = losses and Losses(losses["intact"], losses["pruned"], losses["repaired"])
         removed = tuple(facts.pop("removed"))
