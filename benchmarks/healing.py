@@ -5,7 +5,7 @@ same batch for every way: `ours` (chunked, gradient taken while the logits exist
 `trl_gkd` (the loss of TRL's GKDTrainer at beta = 0, which is the same forward KL, on whole logits) and `trl_chunked`
 (the loss of TRL's DistillationTrainer at beta = 0, in tiles). Timings are interleaved and given as ratios within a
 repetition. Peak memory is that of a process of its own for each way: the peak of one step above what is resident
-before it (models, optimiser state, no gradients), and the whole process's peak (Linux only).
+before it (models, optimiser state, no gradients; Linux only).
 """
 
 from __future__ import annotations
@@ -109,8 +109,7 @@ def main() -> None:
     ratios = {way: [a / b for a, b in zip(seconds[way], seconds["ours"], strict=True)] for way in rivals}
     result = {
         **{f"speed_over_{way}": round(statistics.median(ratios[way]), 3) for way in rivals},
-        **{f"peak_of_{way}": round(peaks["ours"]["step"] / peaks[way]["step"], 3) for way in rivals},
-        **{f"whole_peak_of_{way}": round(peaks["ours"]["whole"] / peaks[way]["whole"], 3) for way in rivals},
+        **{f"peak_of_{way}": round(peaks["ours"] / peaks[way], 3) for way in rivals},
         "spread": {way: [round(min(values), 3), round(max(values), 3)] for way, values in ratios.items()},
         "tokens_per_second": {way: round(tokens / statistics.median(values), 1) for way, values in seconds.items()},
         "peak_bytes": peaks,
@@ -191,16 +190,16 @@ def _time_steps(pair: Pair, repetitions: int) -> tuple[dict[str, list[float]], d
     return seconds, losses
 
 
-def _peak_in_child(options: argparse.Namespace, way: str) -> dict[str, int]:
+def _peak_in_child(options: argparse.Namespace, way: str) -> int:
     command = [sys.executable, "-m", "benchmarks.healing", "--peak-of", way, "--model", options.model]
     for name in ("removed", "samples", "tokens", "seed"):
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return int(done.stdout.strip().splitlines()[-1])
 
 
-def _peak_bytes(pair: Pair, way: Callable[[Pair], Tensor]) -> dict[str, int]:
-    """Peak resident memory of one step, above what is resident before it, and in all."""
+def _peak_bytes(pair: Pair, way: Callable[[Pair], Tensor]) -> int:
+    """Peak resident memory of one step, above what is resident before it."""
     optimiser = _optimiser(pair)
     shortest = Pair(pair.student, pair.teacher, _first_tokens(pair.batch, 4))
     _step(shortest, way, optimiser)  # allocates the optimiser's state
@@ -209,7 +208,7 @@ def _peak_bytes(pair: Pair, way: Callable[[Pair], Tensor]) -> dict[str, int]:
     before = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # lowers VmHWM to the present
     _step(pair, way, optimiser)
-    return {"step": _status_bytes("VmHWM") - before, "whole": _status_bytes("VmHWM")}
+    return _status_bytes("VmHWM") - before
 
 
 def _first_tokens(batch: Batch, tokens: int) -> Batch:
