@@ -105,6 +105,7 @@ def test_several_race_and_the_winner_is_healed(excise, models, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_loss_it_reports_is_that_of_the_checkpoint_it_wrote(excise, models, tmp_path):
     from excise.calibration import load_samples
 
