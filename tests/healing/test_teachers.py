@@ -124,7 +124,7 @@ def test_streams_are_those_after_the_blocks_asked_for(teacher):
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 def test_quantised_teachers_stay_near_the_original(precision, tmp_path):
     if importlib.util.find_spec("bitsandbytes") is None:
-        pytest.skip("bitsandbytes is not installed (extra 'quantised')")
+        pytest.skip("bitsandbytes is not installed (extra 'bitsandbytes')")
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}  # its CPU kernel wants multiples of 32
     folder = str(tiny_folder(tmp_path, "llama", 2, **sizes))
     exact, quantised = load_teacher(folder), load_teacher(folder, precision)

@@ -287,7 +287,7 @@ def load_teacher(
 def _quantised(source: str, precision: str, device: str, trust_remote_code: bool) -> Loaded:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError(
-            f"a teacher in {precision} needs bitsandbytes; pip install 'excise[quantised]', or choose another precision"
+            f"a teacher in {precision} needs bitsandbytes; pip install 'excise[bitsandbytes]', or choose another"
         )
     if Path(source).suffix == ".gguf":
         raise InputError(f"{source} is quantised already; load it as it is, or quantise the original checkpoint")

@@ -129,7 +129,8 @@ def load_unread(
         if (float8 := _float8_format(source, config)) is None:
             given = {} if quantisation is None else {"quantization_config": quantisation}
             model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
-            if place == "cpu" and quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes":
+            theirs = quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes"
+            if theirs and place == "cpu":
                 # Its CPU kernels repack the weights at the first forward pass; gradients are wrong from then on.
                 model = model.dequantize()
         else:
