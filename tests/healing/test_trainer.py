@@ -23,7 +23,7 @@ from tests.random_samples import random_samples, traces
 from tests.tiny import MODEL_TYPES, tiny_model
 
 LENGTHS = (12, 9, 16, 10, 7, 14, 11, 13)
-FAMILIES = ("gemma2", "gpt2", "mixtral", *sorted({"nemotron_h", "lfm2"} & set(MODEL_TYPES)))
+FAMILIES = ("gemma2", "gpt2", "mixtral", *sorted({"nemotron_h"} & set(MODEL_TYPES)))
 ORIGIN = Origin((0, 1, 3), 4)
 QUICK = Settings(steps=6, learning_rate=3e-3, batch=4, micro_batch=2, warmup=0, save_every=100)
 
