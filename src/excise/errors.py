@@ -25,3 +25,7 @@ class OutputError(ExciseError):
 
 class MissingExtraError(ExciseError):
     """An optional dependency is not installed; the message names the command that installs it."""
+
+
+class HealingError(ExciseError):
+    """Healing cannot go on; the message names the last good checkpoint."""

@@ -72,7 +72,7 @@ def score(
     facts = {"model_hash": model_hash(stack.model), "samples": samples.describe(), **settings}
     record = Journal(journal, {"stage": "gradients", **facts})
     batches = make_batches(samples, batch_tokens)
-    with _frozen(stack):
+    with frozen(stack):
         for number in range(rank, len(batches), parts):
             if number not in record:
                 batch = batches[number]
@@ -152,7 +152,8 @@ def _recorded(stack: Stack, rows: Tensor, alpha: Tensor | None) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _frozen(stack: Stack) -> Iterator[None]:
+def frozen(stack: Stack) -> Iterator[None]:
+    """Context in which no weight requires a gradient."""
     trainable = [p for p in stack.model.parameters() if p.requires_grad]
     try:
         for parameter in trainable:

@@ -87,10 +87,11 @@ def make_batches(samples: Sequence[Sample], batch_tokens: int) -> list[Batch]:
             groups[-1].append(i)
         else:
             groups.append([i])
-    return [_pad([samples[i] for i in group], tuple(group)) for group in groups]
+    return [pad([samples[i] for i in group], tuple(group)) for group in groups]
 
 
-def _pad(samples: Sequence[Sample], indices: tuple[int, ...]) -> Batch:
+def pad(samples: Sequence[Sample], indices: tuple[int, ...]) -> Batch:
+    """Put samples side by side; `indices` are theirs."""
     width = max(len(sample.input_ids) for sample in samples)
     input_ids = np.zeros((len(samples), width), dtype=np.int64)
     counted = np.zeros((len(samples), width), dtype=bool)

@@ -14,6 +14,7 @@ from excise import __version__
 from excise.cli.compare import compare
 from excise.cli.evaluate import evaluate
 from excise.cli.export import export
+from excise.cli.heal import heal
 from excise.cli.inspect import inspect
 from excise.cli.prune import prune
 from excise.cli.refine import refine
@@ -55,7 +56,11 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+<<<<<<< HEAD
 for verb in (run, refine, compare, inspect, score, solve, verify, prune, evaluate, table, report, export):
+=======
+for verb in (run, inspect, score, solve, verify, prune, heal, compare, refine, export):
+>>>>>>> 2e2d17be47368c54a69d28ab80b0525dc4738b3f
     app.command()(_reported(verb))
 
 

@@ -43,7 +43,14 @@ class Loaded:
     stored_dtype: torch.dtype
 
 
-def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> Loaded:
+def load(
+    source: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    quantisation: Any = None,
+) -> Loaded:
     """Load a model.
 
     Args:
@@ -53,6 +60,7 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
         device: `auto` spreads the model over the GPUs (and the CPU, if need be) through accelerate; without a GPU it
             is the CPU.
         trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
+        quantisation: a quantisation config of transformers, to quantise plain weights while loading (a teacher's).
 
     Raises:
         InputError: no such model, or an unknown option.
@@ -62,13 +70,24 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
 
     """
     model, tokenizer, stored = load_unread(
-        source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, known=True
+        source,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        known=True,
+        quantisation=quantisation,
     )
     return Loaded(find_stack(model), tokenizer, source, stored)
 
 
 def load_unread(
-    source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False, known: bool = False
+    source: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    known: bool = False,
+    quantisation: Any = None,
 ) -> tuple[Any, Any, torch.dtype]:
     """Load a model of any type, without reading it as a stack of blocks.
 
@@ -78,6 +97,7 @@ def load_unread(
         device: see `load`.
         trust_remote_code: see `load`.
         known: refuse a model type that excise does not know before its weights are read.
+        quantisation: see `load`; such a model is for forward passes, so on a CPU too it stays quantised.
 
     Returns:
         The transformers model, its tokenizer, and the dtype of the weights in the checkpoint.
@@ -102,13 +122,15 @@ def load_unread(
         _check_headers(source)
         options = {
             "dtype": compute,
-            "device_map": None if place == "cpu" else place,
+            "device_map": None if place == "cpu" and quantisation is None else place,
             "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
             "output_loading_info": True,
         }
         if (float8 := _float8_format(source, config)) is None:
-            model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options)
-            if place == "cpu" and getattr(model, "quantization_method", None) == "bitsandbytes":
+            given = {} if quantisation is None else {"quantization_config": quantisation}
+            model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
+            theirs = quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes"
+            if theirs and place == "cpu":
                 # Its CPU kernels repack the weights at the first forward pass; gradients are wrong from then on.
                 model = model.dequantize()
         else:

@@ -32,8 +32,8 @@ def model_card(facts: Mapping[str, Any], *, name: str) -> str:
     Args:
         facts: any of `original` (hub id or path), `base_model` (hub id, if `original` is not one), `license`,
             `language`, `removed` and `original_blocks` (original indices), `zeroed_sublayers` (names),
-            `merge` ({"rule", "runs"}, where runs of removed blocks were merged into a kept one), `proposed_by`
-            (method), `energy` (predicted),
+            `merge` ({"rule", "runs"}, where runs of removed blocks were merged into a kept one), `healing` (where it
+            was healed), `proposed_by` (method), `energy` (predicted),
             `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
             `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
             Others are not shown; they stay in excise.json.
@@ -95,7 +95,7 @@ def _summary(facts: Mapping[str, Any]) -> str:
             f"{summary}, and {len(zeroed)} sublayers of the others silenced: the weights by which these add to the "
             f"residual stream are 0. That removes what they did exactly; it makes the model no smaller and no faster.\n"
         )
-    return f"{summary}; the others are unchanged.\n"
+    return f"{summary}; the others {'were then healed' if facts.get('healing') else 'are unchanged'}.\n"
 
 
 def _recipe_table(facts: Mapping[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Healing a pruned model: closed-form repair, and distillation from the original."""

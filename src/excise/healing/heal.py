@@ -1,0 +1,218 @@
+"""From a pruned checkpoint and a teacher to a healed checkpoint with its evidence."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM
+
+from excise.artefacts import atomic_path, read_json, write_json
+from excise.calibration.samples import Samples
+from excise.errors import InputError, OutputError
+from excise.healing.settings import Settings
+from excise.healing.teachers import OnlineTeacher, Teacher
+from excise.healing.trainer import Origin, Progress, last_whole, train
+from excise.measure import measure
+from excise.models.loading import Loaded
+from excise.models.stack import Stack, find_stack
+from excise.provenance import provenance
+from excise.report.figures import OURS, save_figure
+from excise.surgery.card import model_card
+from excise.surgery.checkpoint import RECIPE, write_pruned
+from excise.surgery.self_test import self_test
+
+MANIFEST, CURVE = "heal.json", "loss.png"
+
+
+def heal(
+    student: Loaded,
+    teacher: Teacher,
+    samples: Samples,
+    held_out: Samples,
+    out: str | Path,
+    settings: Settings,
+    *,
+    work: str | Path | None = None,
+    further: Mapping[str, Any] | None = None,
+    force: bool = False,
+    report: Callable[[Progress], None] | None = None,
+    tensorboard: Path | None = None,
+) -> dict[str, Any]:
+    """Train a pruned model to predict what its original does, and write it as an ordinary checkpoint.
+
+    The folder appears when all is done: the checkpoint, `heal.json` and the loss curve. Until then the work lies beside
+    it in `.NAME.work`; the same call goes on from there.
+
+    Args:
+        student: the pruned model as loaded from its checkpoint, in float32; its weights change.
+        teacher: the original, or a recording of it.
+        samples: to train on.
+        held_out: other samples, on which the loss is measured before and after.
+        out: folder to write.
+        settings: hyper-parameters.
+        work: folder of an unfinished training to go on from (a race's), in place of `.NAME.work`.
+        further: other facts for `heal.json`.
+        force: replace a checkpoint in `out`.
+        report: called after every optimiser step.
+        tensorboard: folder for TensorBoard's event files.
+
+    Returns:
+        What is written to `heal.json`. In a process other than the first of several: an empty dictionary.
+
+    Raises:
+        OutputError: `out` exists, or the unfinished work beside it is of other settings.
+        HealingError: training cannot go on; names the last whole checkpoint.
+        InputError: see `excise.healing.trainer.train`.
+
+    """
+    out, started = Path(out).expanduser(), time.perf_counter()
+    check_destination(out, student.source, force)
+    recipe = recipe_of(student.source)
+    work = out.with_name(f".{out.name}.work") if work is None else Path(work)
+    losses = {} if not isinstance(teacher, OnlineTeacher) else {"original": _loss(teacher.stack, held_out)}
+    losses["pruned"] = _loss(student.stack, held_out)
+    curve = train(
+        student.stack,
+        teacher,
+        samples,
+        work,
+        settings,
+        origin=Origin.of(recipe),
+        report=report,
+        tensorboard=tensorboard,
+    )
+    if not PartialState().is_main_process:
+        PartialState().wait_for_everyone()
+        return {}
+    student = _whole(student, work)
+    losses["healed"] = _loss(student.stack, held_out)
+    facts = {
+        "student": student.source,
+        "losses": losses,
+        "steps": len(curve),
+        "settings": asdict(settings),
+        "teacher": teacher.describe(),
+        "samples": samples.describe(),
+        "held_out": held_out.describe(),
+        "curve": curve,
+        **(further or {}),
+        "provenance": provenance(),
+    }
+    facts = _write(student, recipe, facts, out, _probe(held_out), started)
+    shutil.rmtree(work, ignore_errors=True)
+    PartialState().wait_for_everyone()
+    return facts
+
+
+def _whole(student: Loaded, work: Path) -> Loaded:
+    """The student as trained; read back from the last checkpoint where its weights are spread over processes."""
+    if AcceleratorState().distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return student
+    model = AutoModelForCausalLM.from_pretrained(str(last_whole(work)), dtype=torch.float32)
+    return replace(student, stack=find_stack(model))
+
+
+def recipe_of(source: str) -> dict[str, Any]:
+    """The recipe of a pruned checkpoint's folder; empty where it has none."""
+    path = Path(source).expanduser() / RECIPE
+    return read_json(path) if path.is_file() else {}
+
+
+def check_destination(out: Path, student: str, force: bool) -> None:
+    """Refuse a folder that healing must not write to; touches nothing.
+
+    Raises:
+        OutputError: it is the student's own, a file, no checkpoint, or one that is not to be replaced.
+
+    """
+    if not out.exists():
+        return
+    if Path(student).expanduser().exists() and Path(student).expanduser().resolve() == out.resolve():
+        raise OutputError(f"{out} is the pruned model itself; choose another --out")
+    if not (out / "config.json").is_file():
+        raise OutputError(f"{out} exists and is not a checkpoint; it is not replaced, choose another --out")
+    if not force:
+        raise OutputError(f"{out} exists; choose another --out, or pass --force to replace it")
+
+
+def _loss(stack: Stack, samples: Samples) -> float:
+    return measure(stack, samples, [()]).loss()
+
+
+def _write(
+    student: Loaded, recipe: Mapping[str, Any], facts: Mapping[str, Any], out: Path, probe: torch.Tensor, started: float
+) -> dict[str, Any]:
+    """Write the checkpoint, its card, its curve and its facts as one folder, after its self-test; returns the facts."""
+    told = {key: facts[key] for key in ("losses", "steps", "settings")}
+    whole = {**recipe, "healing": {**told, "samples": facts["samples"], "teacher": facts["teacher"]}}
+    with atomic_path(out) as folder:
+        written = write_pruned(student.stack, (), folder, tokenizer=student.tokenizer, dtype=student.stored_dtype)
+        facts = {**facts, "self_test": self_test(student.stack, (), folder, probe)}
+        if not recipe:
+            whole = {**whole, **written}
+        write_json(folder / RECIPE, {**whole, "dtype": written["dtype"]})
+        card = model_card(whole, name=out.name) + _section(facts)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        save_figure(loss_curve(facts["curve"], facts["losses"]), folder / CURVE)
+        facts["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(folder / MANIFEST, facts)
+    return facts
+
+
+def _section(facts: Mapping[str, Any]) -> str:
+    losses, settings, teacher = facts["losses"], facts["settings"], facts["teacher"]
+    rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in losses.items())
+    trained = {"all": "all parameters", "lora": "LoRA, merged", "cuts": "the blocks next to a cut"}[settings["train"]]
+    return (
+        f"\n## Healing\n\nTrained by distillation from the original ({teacher['kind']} teacher): {facts['steps']} "
+        f"steps of {settings['batch']} samples, AdamW at {settings['learning_rate']:g}, {trained}.\n\n"
+        f"| model | held-out loss, nats/token |\n|---|---|\n{rows}"
+    )
+
+
+def _probe(samples: Samples) -> torch.Tensor:
+    """A few real sequences of one length, for the self-test."""
+    longest = sorted(samples, key=lambda sample: -len(sample.input_ids))[:4]
+    width = min(len(sample.input_ids) for sample in longest)
+    return torch.tensor(np.stack([sample.input_ids[:width] for sample in longest]))
+
+
+def loss_curve(curve: Sequence[Mapping[str, float]], losses: Mapping[str, float]) -> Figure:
+    """Training loss by step, its running mean, and the held-out losses before and after in the title."""
+    steps, values = (np.array([entry[key] for entry in curve]) for key in ("step", "loss"))
+    figure = Figure(figsize=(6.4, 4.0))
+    axes = figure.subplots()
+    axes.plot(steps, values, color=OURS, alpha=0.35, linewidth=1)
+    window = max(1, len(values) // 20)
+    means = np.convolve(values, np.ones(window) / window, mode="valid")
+    axes.plot(steps[window - 1 :], means, color=OURS, linewidth=2, label=f"mean of {window} steps")
+    axes.set_xlabel("step")
+    axes.set_ylabel("distillation loss (nats/token)")
+    axes.set_title(", ".join(f"{name} {value:.3f}" for name, value in losses.items()) + " nats/token held out")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def require_same_vocabulary(student: Stack, teacher: Stack) -> None:
+    """Refuse a teacher that does not predict the student's tokens.
+
+    Raises:
+        InputError: their vocabularies differ in size.
+
+    """
+    sizes = [stack.model.config.get_text_config().vocab_size for stack in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"the student predicts {sizes[0]} tokens and the teacher {sizes[1]}; expected the student's own original"
+        )

@@ -1,0 +1,93 @@
+"""Weighted least squares with a ridge, from sums that are gathered batch by batch in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class NormalEquations:
+    """The sums that determine D in min Σₜ wₜ ‖φₜ D − rₜ‖² + ridge · s ‖D‖², with s the mean diagonal of ΦᵀWΦ.
+
+    Attributes:
+        gram: ΦᵀWΦ [features, features].
+        cross: ΦᵀWR [features, width].
+        square: Σₜ wₜ ‖rₜ‖², a scalar tensor.
+
+    """
+
+    gram: Tensor
+    cross: Tensor
+    square: Tensor
+
+    @staticmethod
+    def zeros(features: int, width: int, device: torch.device) -> NormalEquations:
+        """Sums over no tokens."""
+        options = {"dtype": torch.float64, "device": device}
+        return NormalEquations(
+            torch.zeros(features, features, **options),  # type: ignore[call-overload]
+            torch.zeros(features, width, **options),  # type: ignore[call-overload]
+            torch.zeros((), **options),  # type: ignore[call-overload]
+        )
+
+    def add(self, features: Tensor, residual: Tensor, weights: Tensor) -> None:
+        """Add tokens, in place.
+
+        Args:
+            features: Φ [tokens, features].
+            residual: R [tokens, width].
+            weights: w [tokens].
+
+        """
+        phi, rest, w = features.double(), residual.double(), weights.double().unsqueeze(1)
+        weighted = phi * w
+        self.gram.addmm_(weighted.T, phi)
+        self.cross.addmm_(weighted.T, rest)
+        self.square.add_((rest.square() * w).sum())
+
+    def __add__(self, other: NormalEquations) -> NormalEquations:
+        """Sums over the tokens of both."""
+        return NormalEquations(self.gram + other.gram, self.cross + other.cross, self.square + other.square)
+
+    @property
+    def scale(self) -> float:
+        """Mean diagonal s of ΦᵀWΦ, to which ridges are relative."""
+        return float(self.gram.diagonal().mean())
+
+    def solve(self, ridge: float) -> Tensor:
+        """D [features, width] for a ridge > 0; zeros for an infinite one."""
+        if math.isinf(ridge) or self.scale == 0:
+            return torch.zeros_like(self.cross)
+        damped = self.gram + ridge * self.scale * torch.eye(
+            len(self.gram), dtype=torch.float64, device=self.gram.device
+        )
+        return torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped))
+
+
+def held_out_errors(fit: NormalEquations, held_out: NormalEquations, ridges: Sequence[float]) -> list[float]:
+    """Error on held-out tokens of the D fitted on others, for each ridge, as a share of the error of D = 0.
+
+    One eigendecomposition serves all ridges: with ΦᵀWΦ = QΛQᵀ, D = Q f(Λ) QᵀΦᵀWR and f = 1/(Λ + ridge·s), the error
+    Σ w‖φD − r‖² is a quadratic form in f.
+    """
+    if held_out.square == 0:
+        return [1.0] * len(ridges)
+    values, vectors = torch.linalg.eigh(fit.gram)
+    cross = vectors.T @ fit.cross
+    quadratic = (vectors.T @ held_out.gram @ vectors) * (cross @ cross.T)
+    linear = (cross * (vectors.T @ held_out.cross)).sum(dim=1)
+    errors = []
+    for ridge in ridges:
+        if math.isinf(ridge) or fit.scale == 0:
+            errors.append(1.0)
+            continue
+        f = 1 / (values.clamp(min=0) + ridge * fit.scale)
+        errors.append(float((f @ quadratic @ f - 2 * f @ linear + held_out.square) / held_out.square))
+    return errors

@@ -1,0 +1,304 @@
+"""Teachers: the original model in memory, at any precision, or its top-k log-probabilities computed once to disk."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from excise.artefacts import read_json, write_json
+from excise.calibration.batches import default_batch_tokens, make_batches
+from excise.calibration.samples import Samples
+from excise.errors import InputError, MissingExtraError
+from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
+from excise.healing.streams import recorded_streams
+from excise.journal import Journal
+from excise.losses import CHUNK_ELEMENTS
+from excise.models.loading import Loaded, load
+from excise.models.stack import Stack
+from excise.provenance import model_hash
+
+FORMAT = "excise teacher 1"
+INDEX = "teacher.json"
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "nf4")
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a teacher says about a batch.
+
+    Attributes:
+        targets: at the counted positions.
+        streams: block index → residual stream [batch, tokens, width] after that block, of those asked for.
+
+    """
+
+    targets: Targets
+    streams: Mapping[int, Tensor] = field(default_factory=dict)
+
+
+class Teacher(Protocol):
+    """Whatever can say what the student should predict."""
+
+    @property
+    def temperature(self) -> float:
+        """By which its logits are divided."""
+        ...
+
+    def lesson(self, input_ids: Tensor, labels: Tensor, samples: Sequence[int], blocks: Sequence[int]) -> Lesson:
+        """Teach a batch.
+
+        Args:
+            input_ids: [batch, tokens], padded on the right.
+            labels: [batch, tokens], `excise.losses.IGNORED` where a position does not count.
+            samples: [batch], which of the training samples they are.
+            blocks: original indices of the blocks after which the residual stream is wanted.
+
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for provenance."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OnlineTeacher:
+    """The original model in memory.
+
+    Attributes:
+        stack: the original, all blocks.
+        temperature: of its distribution.
+        precision: a name in `PRECISIONS`, for provenance.
+
+    """
+
+    stack: Stack
+    temperature: float = 1.0
+    precision: str = "auto"
+
+    def lesson(self, input_ids: Tensor, labels: Tensor, samples: Sequence[int], blocks: Sequence[int]) -> Lesson:
+        """One forward pass of the teacher; see `Teacher`."""
+        with torch.no_grad(), recorded_streams(self.stack, blocks) as streams:
+            hidden = self.stack.hidden(input_ids.to(self.stack.device))
+        rows, positions = counted_rows(labels.to(hidden.device))
+        head = self.stack.model.get_output_embeddings().weight.device
+        return Lesson(DenseTargets(self.stack, hidden[rows, positions].to(head), self.temperature), dict(streams))
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for provenance."""
+        facts = {"kind": "online", "precision": self.precision, "temperature": self.temperature}
+        return {**facts, "model_hash": model_hash(self.stack.model)}
+
+
+@dataclass(frozen=True, eq=False)
+class OfflineTeacher:
+    """A teacher's top-k log-probabilities, read from the folder that `record_teacher` wrote; no model in memory.
+
+    Attributes:
+        folder: of the shards.
+        facts: its index: k, temperature, kept mass, hash of the samples, shards.
+        places: sample → (shard, first row, end row).
+
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    places: tuple[tuple[int, int, int], ...]
+
+    @staticmethod
+    def open(folder: str | Path, samples: Samples) -> OfflineTeacher:
+        """Open a finished recording.
+
+        Raises:
+            InputError: it is unfinished, damaged, or of other samples.
+
+        """
+        folder = Path(folder)
+        if not (folder / INDEX).is_file():
+            raise InputError(f"{folder} holds no finished recording of a teacher; `excise heal --record` writes one")
+        facts = read_json(folder / INDEX)
+        if facts.get("format") != FORMAT:
+            raise InputError(f"{folder / INDEX} is not the index of a teacher that this version of excise reads")
+        if facts["samples_hash"] != samples.hash:
+            raise InputError(
+                f"{folder} was recorded on other samples; pass the same --data, --samples, --tokens, --seed and "
+                f"--loss-on, or record it anew"
+            )
+        places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(samples)
+        for shard in range(facts["shards"]):
+            with _shard(folder, shard) as file:
+                ends = np.cumsum(file.get_tensor("counts"))
+                for sample, start, end in zip(file.get_tensor("samples"), [0, *ends[:-1]], ends, strict=True):
+                    places[int(sample)] = (shard, int(start), int(end))
+        return OfflineTeacher(folder, facts, tuple(places))
+
+    @property
+    def temperature(self) -> float:
+        """Of the recorded distributions."""
+        return float(self.facts["temperature"])
+
+    def lesson(self, input_ids: Tensor, labels: Tensor, samples: Sequence[int], blocks: Sequence[int]) -> Lesson:
+        """Read the rows of some samples; see `Teacher`.
+
+        Raises:
+            InputError: residual streams are asked for, which a recording does not hold.
+
+        """
+        if blocks:
+            raise InputError(
+                "a recorded teacher has no hidden states; leave out the hidden-state term, or load the teacher"
+            )
+        pieces: dict[str, list[Tensor]] = {"tokens": [], "log_probs": [], "rest": []}
+        with ExitStack() as files:
+            opened: dict[int, Any] = {}
+            for sample in samples:
+                shard, start, end = self.places[sample]
+                if shard not in opened:
+                    opened[shard] = files.enter_context(_shard(self.folder, shard))
+                for name, rows in pieces.items():
+                    rows.append(torch.from_numpy(opened[shard].get_slice(name)[start:end]))
+        return Lesson(SparseTargets(*(torch.cat(pieces[name]) for name in ("tokens", "log_probs", "rest"))))
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for provenance."""
+        return {"kind": "offline", **self.facts}
+
+
+def record_teacher(
+    stack: Stack,
+    samples: Samples,
+    folder: str | Path,
+    *,
+    k: int = 64,
+    temperature: float = 1.0,
+    batch_tokens: int | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Write the teacher's k most probable tokens at every counted position, once for any number of students.
+
+    Each position takes 8·k + 4 bytes. The mass of all other tokens is kept as one number. An interrupted recording goes
+    on where it stopped; the folder counts as a teacher only when its index is there.
+
+    Args:
+        stack: the original.
+        samples: what healing will train on.
+        folder: for the shards.
+        k: tokens kept at each position.
+        temperature: by which the logits are divided; healing then uses the same.
+        batch_tokens: padded tokens a batch.
+        advance: called with the tokens of each finished batch.
+
+    Returns:
+        The index: `k`, `temperature`, `kept_mass` (mean probability of the kept tokens), `positions`, `shards`, hashes.
+
+    Raises:
+        InputError: k or temperature out of range.
+        OutputError: the folder holds another recording.
+
+    """
+    vocabulary = stack.model.config.get_text_config().vocab_size
+    if not 1 <= k <= vocabulary or temperature <= 0:
+        raise InputError(f"expected k between 1 and {vocabulary} and a temperature > 0, got {k} and {temperature}")
+    folder = Path(folder)
+    batches = make_batches(samples, batch_tokens or default_batch_tokens(stack))
+    facts = {
+        "format": FORMAT,
+        "model_hash": model_hash(stack.model),
+        "samples_hash": samples.hash,
+        "k": k,
+        "temperature": temperature,
+        "shards": len(batches),
+    }
+    journal = Journal(folder, {"stage": "teacher", **facts})
+    for number, batch in enumerate(batches):
+        if number not in journal:
+            there = batch.to(stack.device)
+            with torch.no_grad():
+                hidden = stack.hidden(there.input_ids)[counted_rows(there.labels)]
+            tokens, log_probs, rest = _top(stack, hidden, k, temperature)
+            counts = (batch.labels >= 0).sum(dim=1)
+            arrays = {"tokens": tokens, "log_probs": log_probs, "rest": rest, "counts": counts}
+            shard = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+            journal.write(number, **shard, samples=np.array(batch.indices))
+        if advance:
+            advance(batch.tokens)
+    remainders = np.concatenate([journal.read(number)["rest"] for number in range(len(batches))])
+    kept_mass = float(1 - remainders.mean(dtype=np.float64))
+    index = {**facts, "positions": len(remainders), "kept_mass": kept_mass}
+    write_json(folder / INDEX, index)
+    return index
+
+
+@torch.no_grad()
+def _top(stack: Stack, hidden: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [positions, k], their log-probabilities and the mass of the others [positions], a few rows at a time."""
+    hidden = hidden.to(stack.model.get_output_embeddings().weight.device)
+    chunk = max(1, CHUNK_ELEMENTS // stack.model.config.get_text_config().vocab_size)
+    pieces: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, len(hidden), chunk):
+        log_p = torch.log_softmax(stack.logits(hidden[start : start + chunk]) / temperature, dim=-1)
+        values, tokens = log_p.topk(k)
+        rest = log_p.exp().scatter_(1, tokens, 0.0).sum(dim=-1)  # summed, not 1 − kept: small masses survive
+        pieces.append((tokens.int(), values.float(), rest.float()))
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))  # type: ignore[return-value]
+
+
+def _shard(folder: Path, number: int) -> Any:
+    path = folder / f"batch-{number:06d}.safetensors"
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is missing or damaged ({error}); record the teacher anew") from None
+
+
+def load_teacher(
+    source: str, precision: str = "auto", *, device: str = "auto", trust_remote_code: bool = False
+) -> Loaded:
+    """Load the original as a teacher.
+
+    Args:
+        source: as for `excise.models.loading.load`.
+        precision: "auto" as `load` does; "float32", "bfloat16"; "int8" or "nf4", quantised by bitsandbytes while
+            loading (nf4 as in the paper: 4 bits a weight, computing in bfloat16 on a GPU and float32 on a CPU).
+        device: as for `load`.
+        trust_remote_code: as for `load`.
+
+    Raises:
+        InputError: unknown precision.
+        MissingExtraError: bitsandbytes is wanted and not installed.
+
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"expected a teacher precision in {', '.join(PRECISIONS)}, got '{precision}'")
+    if precision in ("int8", "nf4"):
+        return _quantised(source, precision, device, trust_remote_code)
+    return load(source, dtype=precision, device=device, trust_remote_code=trust_remote_code)
+
+
+def _quantised(source: str, precision: str, device: str, trust_remote_code: bool) -> Loaded:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            f"a teacher in {precision} needs bitsandbytes; pip install 'excise[bitsandbytes]', or choose another"
+        )
+    if Path(source).suffix == ".gguf":
+        raise InputError(f"{source} is quantised already; load it as it is, or quantise the original checkpoint")
+    from transformers import BitsAndBytesConfig
+
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    compute = torch.bfloat16 if on_gpu else torch.float32
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if precision == "int8"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    )
+    dtype = "bfloat16" if on_gpu else "float32"
+    return load(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quantisation=config)

@@ -1,0 +1,352 @@
+"""Healing: training a pruned model to predict what the original does, on `transformers.Trainer`.
+
+Accumulation, several processes (`torchrun`, `accelerate launch`), sharding and logging are the trainer's own; the loss
+is the student's forward pass (`excise.healing.student`). Checkpoints count only once they carry a mark that is written
+last, so that a process killed at any point goes on from the newest whole one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from accelerate import PartialState
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from excise.artefacts import write_json
+from excise.calibration.batches import pad
+from excise.calibration.samples import Sample, Samples
+from excise.errors import HealingError, InputError, OutputError
+from excise.healing.settings import Settings
+from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
+from excise.healing.teachers import OfflineTeacher, Teacher
+from excise.journal import Journal
+from excise.models.stack import Stack
+from excise.provenance import model_hash
+
+MARK = "whole.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands after a step.
+
+    Attributes:
+        step: optimiser steps done, of `steps`.
+        steps: planned.
+        loss: of the step, nats per token.
+        tokens_per_second: since this process started training, over all processes.
+        seconds_left: at that speed.
+
+    """
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a pruned model came from.
+
+    Attributes:
+        original_blocks: [student's blocks], their indices in the original.
+        teacher_blocks: number of the original's blocks.
+
+    """
+
+    original_blocks: tuple[int, ...]
+    teacher_blocks: int
+
+    @staticmethod
+    def of(recipe: Mapping[str, Any]) -> Origin | None:
+        """Read it from the recipe of `write_pruned`; None where the recipe does not say."""
+        kept, removed = recipe.get("original_blocks"), recipe.get("removed")
+        return None if kept is None or removed is None else Origin(tuple(kept), len(kept) + len(removed))
+
+
+def train(
+    student: Stack,
+    teacher: Teacher,
+    samples: Samples,
+    work: str | Path,
+    settings: Settings,
+    *,
+    origin: Origin | None = None,
+    until: int | None = None,
+    report: Callable[[Progress], None] | None = None,
+    tensorboard: Path | None = None,
+) -> list[dict[str, float]]:
+    """Train a student in place, going on from the last whole checkpoint in `work` if there is one.
+
+    Samples beyond a multiple of the batch are left out, so that all steps weigh the same and any number of processes
+    takes the same ones.
+
+    Args:
+        student: the pruned model, in float32 (or float64); its weights change.
+        teacher: what it learns from.
+        samples: to train on, at least one batch of them.
+        work: folder for checkpoints and the key that tells runs apart; deleted by the caller once the result is kept.
+        settings: hyper-parameters.
+        origin: the student's place in the original; needed for the hidden-state term and for training cuts alone.
+        until: stop after this step, with a checkpoint from which a later call goes on as if it had not stopped.
+        report: called after every optimiser step.
+        tensorboard: folder for TensorBoard's event files.
+
+    Returns:
+        The curve: one entry an optimiser step, with "step", "loss" (nats per token), "learning_rate" and "grad_norm".
+
+    Raises:
+        HealingError: the loss is not finite, or a checkpoint could not be written; names the last whole one.
+        InputError: there are too few samples, or the settings need something that the teacher or the origin lacks.
+        OutputError: `work` holds a run with other settings, another model or other data.
+
+    """
+    work = Path(work)
+    _check(student, teacher, samples, settings, origin)
+    facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
+    Journal(work, {"stage": "heal", "student": model_hash(student.model), **facts})
+    whole = samples[: len(samples) - len(samples) % settings.batch]
+    counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
+    with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
+        total = planned_steps(settings, len(samples))
+        arguments = _arguments(student, work, settings, total, tensorboard)
+        blocks = (origin.original_blocks, origin.teacher_blocks) if origin else (None, len(student.blocks))
+        model = trainable(student, settings, *blocks)
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=_Numbered(whole),
+            data_collator=_side_by_side,
+            callbacks=[_Mark(), _Report(whole.tokens / len(whole) * settings.batch, report), _StopAfter(until)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        if settings.train == "lora" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+            raise InputError("LoRA's updates cannot be merged into sharded weights; train all, or without sharding")
+        with arguments.main_process_first(desc="clearing what an interruption left"):
+            last = last_whole(work, clear=arguments.process_index == 0)
+        if last is not None and _step_of(last) >= (until or total):  # the trainer would take a step too many
+            trainer._load_from_checkpoint(str(last))
+            trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        else:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if settings.train == "lora":
+            model.merge_and_unload()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def planned_steps(settings: Settings, samples: int) -> int:
+    """Optimiser steps that `train` takes on so many samples."""
+    return settings.steps or math.ceil(settings.epochs * (samples // settings.batch))
+
+
+def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Settings, origin: Origin | None) -> None:
+    if len(samples) < settings.batch:
+        raise InputError(f"expected at least one batch of {settings.batch} samples to train on, got {len(samples)}")
+    if settings.batch % _processes():
+        raise InputError(f"a batch of {settings.batch} samples cannot be divided among {_processes()} processes")
+    if settings.hidden > 0 and isinstance(teacher, OfflineTeacher):
+        raise InputError(
+            "a recorded teacher has no hidden states; leave out the hidden-state term, or load the teacher"
+        )
+    if settings.hidden > 0 and origin is None:
+        raise InputError(
+            "the hidden-state term needs to know which of the original's blocks the student has; expected a checkpoint "
+            "of `excise prune`, whose excise.json says so"
+        )
+    if teacher.temperature != settings.temperature:
+        raise InputError(
+            f"the teacher's temperature is {teacher.temperature:g}, that of the settings {settings.temperature:g}; "
+            f"use one for both"
+        )
+    if origin is not None and len(origin.original_blocks) != len(student.blocks):
+        raise InputError(
+            f"its recipe names {len(origin.original_blocks)} blocks, the student has {len(student.blocks)}; "
+            f"excise.json does not belong to this checkpoint"
+        )
+
+
+def _arguments(
+    student: Stack, work: Path, settings: Settings, total: int, tensorboard: Path | None
+) -> TrainingArguments:
+    share = settings.batch // _processes()
+    micro = next(size for size in range(min(settings.micro_batch, share), 0, -1) if share % size == 0)
+    if tensorboard is not None:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)  # the only way transformers 5 takes it
+    on_cpu = student.device.type == "cpu"
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=share // micro,
+        max_steps=total,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        optim="adamw_torch",
+        bf16=settings.precision == "bf16-mixed",
+        activation_checkpointing=settings.checkpointing,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and _processes() > 1 else None,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        disable_tqdm=True,
+        report_to="none" if tensorboard is None else "tensorboard",
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains one model; more of them come with torchrun
+    return arguments
+
+
+def _processes() -> int:
+    """How many processes train together, as torchrun and accelerate's launcher say."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class _Numbered(Dataset):
+    """Samples with their numbers, by which a recorded teacher finds its rows."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> tuple[int, Sample]:
+        return number, self.samples[number]
+
+
+def _side_by_side(items: Sequence[tuple[int, Sample]]) -> dict[str, Tensor]:
+    numbers, samples = zip(*items, strict=True)
+    batch = pad(samples, numbers)
+    labels = {
+        "labels": batch.labels,
+        "shift_labels": batch.labels,
+    }  # the trainer counts in the latter if both are there
+    return {"input_ids": batch.input_ids, **labels, "samples": batch.lengths.new_tensor(numbers), "real": batch.real}
+
+
+class _Mark(TrainerCallback):
+    """Marks a checkpoint as whole when every process has written its part."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, {"step": state.global_step})
+
+
+class _Report(TrainerCallback):
+    """Reports progress after every step; tokens are counted by the samples' mean length."""
+
+    def __init__(self, tokens_a_step: float, report: Callable[[Progress], None] | None) -> None:
+        self.tokens_a_step, self.report = tokens_a_step, report
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.first, self.started = state.global_step, time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if self.report is None or "loss" not in (logs or {}) or not state.is_world_process_zero:
+            return
+        speed = (state.global_step - self.first) / (time.perf_counter() - self.started)
+        left = (state.max_steps - state.global_step) / speed
+        self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_a_step, left))
+
+
+class _StopAfter(TrainerCallback):
+    """Stops a training early, after a checkpoint; None lets it run to its end."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.step is not None and state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def last_whole(work: Path, *, clear: bool = False) -> Path | None:
+    """The newest checkpoint that carries the mark; others are deleted where `clear` is set."""
+    found = sorted(work.glob("checkpoint-*"), key=_step_of)
+    for path in found if clear else ():
+        if not (path / MARK).exists():
+            shutil.rmtree(path)
+    return next((path for path in reversed(found) if (path / MARK).exists()), None)
+
+
+@contextlib.contextmanager
+def _last_named(work: Path) -> Iterator[None]:
+    """Turn what stops a training into an error that names the last whole checkpoint."""
+    try:
+        yield
+    except HealingError as error:
+        raise HealingError(
+            f"{error}; {_where(work)}. Heal that one, or begin again, with a lower learning rate and another --out"
+        ) from error
+    except (OSError, SafetensorError, OutputError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise HealingError(
+            f"a checkpoint could not be written ({error}); {_where(work)}. Free some space: the same command goes on"
+        ) from error
+
+
+def _where(work: Path) -> str:
+    last = last_whole(work)
+    return (
+        "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}, a model like any other"
+    )
+
+
+@contextlib.contextmanager
+def _restored(student: Stack) -> Iterator[None]:
+    """Put back what training changes in a model beside its weights."""
+    model = student.model
+    use_cache, requires_grad = model.config.use_cache, [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with without_dropout(model):
+            yield
+    finally:
+        model.eval()
+        model.activation_checkpointing_disable()
+        model.config.use_cache = use_cache
+        for parameter, wanted in requires_grad:
+            parameter.requires_grad_(wanted)
+            parameter.grad = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the trainer's own talk: progress is reported, and what matters is raised."""
+    level, bar = transformers.utils.logging.get_verbosity(), transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
