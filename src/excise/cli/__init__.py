@@ -56,11 +56,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-<<<<<<< HEAD
-for verb in (run, refine, compare, inspect, score, solve, verify, prune, evaluate, table, report, export):
-=======
-for verb in (run, inspect, score, solve, verify, prune, heal, compare, refine, export):
->>>>>>> 2e2d17be47368c54a69d28ab80b0525dc4738b3f
+for verb in (run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export):
     app.command()(_reported(verb))
 
 
