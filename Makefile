@@ -7,7 +7,7 @@ WEIGHTS := $(VENV)/.weights
 M ?= 8
 DEMO ?= runs/demo
 
-.PHONY: setup test test-slow check format demo bench clean
+.PHONY: setup test test-slow test-browser check format demo bench clean
 
 setup: $(READY)
 
@@ -27,6 +27,11 @@ test: check
 test-slow: check $(WEIGHTS)
 	$(BIN)/python -m pytest
 
+# The report in a headless Chromium, which is installed where it is not.
+test-browser: $(READY)
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; }
+	EXCISE_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -m browser tests/report/test_browser.py
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,10 +43,12 @@ format: $(READY)
 
 demo: $(WEIGHTS)
 	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 128 --out $(DEMO) --force
+	$(BIN)/excise report $(DEMO)
 
 bench: $(WEIGHTS)
 	$(BIN)/python -m benchmarks.gradients
 	$(BIN)/python -m benchmarks.solvers
+	$(BIN)/python -m benchmarks.on_disk --gigabytes 8
 
 clean:
 	rm -rf $(VENV) runs build dist src/*.egg-info

@@ -103,6 +103,19 @@ def test_protected_blocks_stay_and_forced_blocks_go_whoever_proposes(loaded, sam
         assert not {0, 5} & set(candidate["removed"])
 
 
+@pytest.mark.parametrize("model_type", ["nemotron_h", "jamba", "gemma4_text"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_models_whose_blocks_are_tied_to_each_other(model_type, tmp_path):
+    tied = load(str(tiny_folder(tmp_path / "model", model_type, layers=6)))
+    drawn = split_samples("starter", tied.tokenizer, samples=20, held_out=4, tokens=20, seed=0, loss_on="all")
+    facts = run(tied, *drawn, 2, tmp_path / "run", effort=1, verify_states=2, random_states=1, rivals=("norm-ratio",))
+    assert facts["self_test"]["loads_in_stock_transformers"]
+    assert facts["self_test"]["max_abs_logit_difference"] < 1e-3
+    for candidate in facts["candidates"]:
+        assert not set(tied.stack.fixed) & set(candidate["removed"])
+        assert not tied.stack.needed or set(tied.stack.needed) - set(candidate["removed"])
+
+
 def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, samples, tmp_path):
     out = tmp_path / "run"
 

@@ -18,7 +18,8 @@ from excise.models.stack import Stack
 from excise.objectives import Objective
 from excise.problem import Problem
 from excise.progress import Progress
-from excise.refine import Refined, plan, refine
+from excise.refine import Refined, no_energy, plan, refine
+from excise.removable import block_problem
 from excise.solvers import solve
 from excise.spectrum import Spectrum
 
@@ -70,12 +71,15 @@ class Proposer:
 
     def spectra(self, energies: Mapping[str, Energy], **options: Any) -> dict[str, Spectrum]:
         """The spectrum of each energy; options as for `excise.solvers.solve`."""
-        problems = {name: Problem(e, self.budget, self.protected, self.forced) for name, e in energies.items()}
+        problems = {n: self._problem(energy) for n, energy in energies.items()}
         return {name: solve(problem, seed=self.seed, **options) for name, problem in problems.items()}
+
+    def _problem(self, energy: Energy) -> Problem:
+        return block_problem(self.stack, energy, self.budget, self.protected, self.forced)
 
     def refined(self, objective: Objective, tokens: float) -> Refined:
         """What refinement finds by an objective for about so many forward tokens."""
-        units = len(self.stack.blocks) - len(self.protected) - len(self.forced)
+        units = len(self._problem(no_energy(len(self.stack.blocks))).free)
         with self.progress("refine", plan(units, self.budget, tokens).measurements(units)) as advance:
             return refine(
                 self.stack,

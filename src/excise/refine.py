@@ -22,6 +22,7 @@ from excise.models.stack import Stack
 from excise.objectives import Objective
 from excise.problem import Problem
 from excise.provenance import provenance
+from excise.removable import block_problem
 from excise.search import Removal, Search, search
 
 DEFAULT_EFFORT = 2.0
@@ -137,6 +138,11 @@ class Refined:
         }
 
 
+def no_energy(units: int) -> Energy:
+    """The energy that is 0 everywhere."""
+    return Energy(None, np.zeros((units, units)))
+
+
 def refinement_facts(
     found: Mapping[int, Refined], objective: Objective, effort: float, calibration: Samples
 ) -> dict[str, Any]:
@@ -219,7 +225,7 @@ def refine(
     """
     started = time.perf_counter()
     units = len(stack.blocks)
-    problem = Problem(Energy(None, np.zeros((units, units))), budget, tuple(protected), tuple(forced))
+    problem = block_problem(stack, no_energy(units), budget, protected, forced)
     spent = plan(len(problem.free), budget, tokens)
     few = objective.first_tokens(spent.slice_tokens)
     ledger = work / "measurements" if work else None
@@ -346,4 +352,4 @@ def _random_removals(problem: Problem, count: int, seed: int) -> list[Removal]:
     wanted = (problem.budget or 0) - len(problem.forced)
     draws = (generator.choice(problem.free, wanted, replace=False) for _ in range(4 * count))
     removals = [tuple(sorted((*problem.forced, *map(int, draw)))) for draw in draws]
-    return list(dict.fromkeys(removals))[:count]
+    return [removed for removed in dict.fromkeys(removals) if problem.allows(removed)][:count]

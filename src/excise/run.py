@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from excise.artefacts import write_json
 from excise.calibration.samples import Samples
 from excise.criteria import CRITERIA
 from excise.energies import ENERGIES
-from excise.errors import InputError, OutputError
+from excise.errors import ArchitectureError, InputError, OutputError
 from excise.gradients import Gradients
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
@@ -28,6 +29,7 @@ from excise.progress import Progress, silent
 from excise.proposals import Proposal, Proposer, block_energies, lowest_states
 from excise.provenance import model_hash, provenance
 from excise.refine import DEFAULT_EFFORT, refinement_facts
+from excise.removable import is_writable
 from excise.report.figures import write_figures
 from excise.score import score
 from excise.surgery.checkpoint import write_pruned
@@ -132,6 +134,7 @@ def run(
         raise InputError(f"unknown criteria {unknown}; known: {sorted(CRITERIA)}")
     clock, stack = clock or Clock(), loaded.stack
     protected, forced = block_indices(stack, protected), block_indices(stack, forced)
+    protected = tuple(sorted({*protected, *stack.fixed}))
     _check_budget(stack, budget, protected, forced)
     folder = _open_folder(out, force)
     work = folder / WORK
@@ -148,6 +151,7 @@ def run(
             found = refinement_facts({budget: refined}, objective, effort, calibration)
             write_json(folder / "candidates.json", {"model": loaded.source, **found})
         energies["fitted"] = refined.energy()
+        energies["fitted"].save(folder / "energy-fitted.safetensors")
         proposals += [(f"refined:{k}", f.removed) for k, f in enumerate(refined.finalists[:verify_states])]
     with clock.stage("solve"):
         spectra = proposer.spectra(energies, states=states, solver=solver, time_limit=time_limit)
@@ -156,6 +160,7 @@ def run(
             proposals += lowest_states(name, spectrum, verify_states, min_distance)
     with clock.stage("rivals"):
         proposals += proposer.rivals(rivals, random_states)
+    proposals = _writable(stack, proposals)
     with clock.stage("verify"):
         distinct = len({block_indices(stack, removed) for _, removed in proposals}) + 1
         with progress("verify", held_out.tokens * distinct) as advance:
@@ -257,6 +262,20 @@ def choose(verified: Verified, energy: str, select: str) -> Candidate:
     if select == "refined":
         return next(c for c in verified.candidates if c.method == "refined:0")
     return next(c for c in verified.candidates if c.method == f"{energy}:0")
+
+
+def _writable(stack: Stack, proposals: Sequence[Proposal]) -> list[Proposal]:
+    """Leave out removals that no config can describe."""
+    kept = [proposal for proposal in proposals if is_writable(stack, proposal[1])]
+    if len(kept) < len(proposals):
+        left_out = ", ".join(name for name, removed in proposals if not is_writable(stack, removed))
+        warnings.warn(f"left out, since no config describes what they leave: {left_out}", stacklevel=2)
+    if not kept:
+        raise ArchitectureError(
+            f"no proposed removal leaves a {stack.model.config.model_type} that a config can describe; "
+            f"try another --remove, or --protect the blocks that must stay"
+        )
+    return kept
 
 
 def _check_choices(energy: str | None, select: str, effort: float) -> str:

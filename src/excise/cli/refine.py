@@ -65,8 +65,9 @@ def refine(
     from excise.models.stack import block_indices
     from excise.objectives import load_objective
     from excise.provenance import model_hash
-    from excise.refine import plan, refinement_facts
+    from excise.refine import no_energy, plan, refinement_facts
     from excise.refine import refine as refine_budget
+    from excise.removable import block_problem
     from excise.report.refinement import finalists_table, save_predictions, trust_line
 
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -78,7 +79,7 @@ def refine(
     announce_cost(stack, drawn, spend * len(wanted))
     found: dict[int, Refined] = {}
     for budget in sorted(wanted, reverse=True):
-        units = len(stack.blocks) - len(protected) - len(forced)
+        units = len(block_problem(stack, no_energy(len(stack.blocks)), budget, protected, forced).free)
         with tokens_progress(f"refine, M = {budget}", plan(units, budget, spend).measurements(units)) as advance:
             found[budget] = refine_budget(
                 stack,

@@ -20,8 +20,8 @@ from excise.energies.path import path, path_positions
 from excise.gradients import Gradients
 from excise.measure import measure
 from excise.models.stack import Stack
-from excise.problem import Problem
 from excise.provenance import model_hash
+from excise.removable import block_problem
 from excise.score import score
 from excise.solvers import solve
 from excise.spectrum import Spectrum
@@ -53,7 +53,7 @@ def ground_state(energy: str, *, verified: bool = False) -> Callable[..., Select
     ) -> Selection:
         removable_blocks(stack, budget, protected)
         gradients, reused = shared_gradients(stack, samples, work, advance)
-        problem = Problem(ENERGIES[energy](gradients.blocks()), budget, protected=tuple(protected))
+        problem = block_problem(stack, ENERGIES[energy](gradients.blocks()), budget, protected)
         spectrum = solve(problem, states=STATES if verified else 1, seed=seed, time_limit=TIME_LIMIT)
         note = "" if spectrum.certified else "the spectrum was not proved within its time limit"
         removed, tokens = spectrum[0].removed, 0.0
@@ -100,7 +100,7 @@ def path_ground_state(
     gradients = score(stack, samples, positions=positions, journal=journal, advance=advance)
     assert gradients is not None  # one part: never incomplete
     assert gradients.positions is not None
-    problem = Problem(path(gradients.blocks(), gradients.positions), budget, protected=tuple(protected))
+    problem = block_problem(stack, path(gradients.blocks(), gradients.positions), budget, protected)
     spectrum = solve(problem, states=1, seed=seed, time_limit=TIME_LIMIT)
     return Selection(
         "path",

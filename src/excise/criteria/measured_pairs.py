@@ -13,7 +13,7 @@ from excise.criteria.selection import Selection, removable_blocks
 from excise.energies.pairs import pairs, singles_and_pairs
 from excise.models.stack import Stack
 from excise.objectives import parse_objective
-from excise.problem import Problem
+from excise.removable import block_problem
 from excise.solvers import solve
 
 TOKENS = 512
@@ -46,7 +46,7 @@ def measured_pairs(
     objective = parse_objective("loss", samples.first_tokens(TOKENS))
     damages = objective.damages(stack, [(), *singles_and_pairs(candidates)], ledger=work, advance=advance)
     measured = dict(zip(damages.removals, damages.values.tolist(), strict=True))
-    problem = Problem(pairs(measured, len(stack.blocks)), budget, protected=tuple(protected))
+    problem = block_problem(stack, pairs(measured, len(stack.blocks)), budget, protected)
     spectrum = solve(problem, states=1, seed=seed, time_limit=TIME_LIMIT)
     return Selection(
         "pairs",

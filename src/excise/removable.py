@@ -1,0 +1,44 @@
+"""The problem of removing blocks of a given model: an energy, and what the model itself forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from excise.energies import Energy
+from excise.errors import ArchitectureError
+from excise.models.stack import Stack
+from excise.problem import Constraint, Problem, at_most
+from excise.surgery.config import pruned_config
+
+
+def block_problem(
+    stack: Stack, energy: Energy, budget: int, protected: Sequence[int] = (), forced: Sequence[int] = ()
+) -> Problem:
+    """The problem of removing `budget` blocks, in which blocks that others depend on stay.
+
+    Args:
+        stack: the model; its `fixed` blocks are protected, and one of its `needed` blocks stays.
+        energy: over blocks.
+        budget: number M of blocks to remove.
+        protected: blocks that stay too.
+        forced: blocks that go; they count towards the budget.
+
+    Raises:
+        InputError: the budget cannot be met.
+
+    """
+    stays = tuple(sorted({*protected, *stack.fixed}))
+    constraints: list[Constraint] = []
+    if stack.needed:
+        name = "one block with a cache must stay"
+        constraints.append(at_most(stack.needed, len(stack.needed) - 1, len(stack.blocks), name=name))
+    return Problem(energy, budget, protected=stays, forced=tuple(forced), constraints=tuple(constraints))
+
+
+def is_writable(stack: Stack, removed: Sequence[int]) -> bool:
+    """Whether a config can describe the model without these blocks (some place blocks by a period, for example)."""
+    try:
+        pruned_config(stack.model.config, stack.architecture, removed)
+    except ArchitectureError:
+        return False
+    return True
