@@ -267,7 +267,9 @@ def test_block_indices_are_sorted_originals():
 
 def test_unknown_model_type_names_it_and_the_page():
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("stablelm", hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        AutoConfig.for_model(
+            "stablelm", hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+        )
     )
     with pytest.raises(ArchitectureError, match=r"'stablelm' is not known.*CONTRIBUTING\.md"):
         find_stack(model)

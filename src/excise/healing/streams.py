@@ -14,7 +14,15 @@ from torch import Tensor
 from excise.calibration.batches import Batch
 from excise.healing.cuts import Projection
 from excise.losses import sample_losses
-from excise.models.stack import Stack, first, override_forward, pass_through, replace_first
+from excise.models.stack import (
+    Stack,
+    block_input,
+    block_output,
+    first,
+    override_forward,
+    pass_through,
+    replace_first,
+)
 from excise.score import frozen
 
 WEIGHTINGS = ("gradient", "norm", "uniform")
@@ -51,7 +59,7 @@ def original_streams(
 
         return hook
 
-    above = {block.module: pass_through for block in stack.blocks[tops[-1] + 1 :]}
+    above = {block.module: pass_through(stack) for block in stack.blocks[tops[-1] + 1 :]}
     handles = [stack.blocks[index].module.register_forward_hook(keep(index)) for index in tops]
     try:
         with frozen(stack), torch.set_grad_enabled(with_gradient), override_forward({} if with_gradient else above):
@@ -96,7 +104,7 @@ def student_streams(
     kept: dict[str, Tensor] = {}
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept["state"] = args[0] if args else kwargs["hidden_states"]
+        kept["state"] = block_input(args, kwargs)
 
     def at_projection(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
         kept["input"], kept["output"] = args[0], output * projection.scale
@@ -105,9 +113,9 @@ def student_streams(
         kept["stream"] = first(output)
 
     skipped = [b for b in stack.blocks if b.index < start or b.index > block.index or b.index in removed]
-    replacements: dict[Any, Callable[..., Any]] = {b.module: pass_through for b in skipped}
+    replacements: dict[Any, Callable[..., Any]] = {b.module: pass_through(stack) for b in skipped}
     if state is not None:
-        replacements[stack.blocks[start - 1].module] = lambda *_, **__: state
+        replacements[stack.blocks[start - 1].module] = lambda *_, **__: block_output(stack, state)
     handles = [
         block.module.register_forward_pre_hook(before, with_kwargs=True),
         block.module.register_forward_hook(after),
