@@ -1,5 +1,27 @@
-"""One thread for torch: the tiny models of the tests only lose by sharing their few operations out."""
+"""What all tests share: the command line as a function, and one thread for torch.
 
+The tiny models of the tests only lose by sharing their few operations out.
+"""
+
+import sys
+
+import pytest
 import torch
 
+from excise.cli import main
+
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def excise(monkeypatch, capsys):
+    """Run `excise ARGUMENTS…`; returns exit status, standard output and standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["excise", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return call

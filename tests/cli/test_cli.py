@@ -1,7 +1,6 @@
 """The command line: verbs chained through their artefacts, and errors that say what to do."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from safetensors.numpy import load_file
 from tests.gguf_files import write_gguf
 from tests.tiny import tiny_folder, tiny_model
 
-from excise.cli import main
 from excise.cli.options import indices
 from excise.errors import InputError
 from excise.spectrum import Spectrum
@@ -19,18 +17,6 @@ from excise.spectrum import Spectrum
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(tiny_folder(tmp_path_factory.mktemp("model"), "llama", layers=5))
-
-
-@pytest.fixture
-def excise(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["excise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def test_the_stages_chain_through_their_files(excise, model, tmp_path):

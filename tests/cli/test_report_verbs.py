@@ -1,25 +1,9 @@
 """`excise evaluate`, `table` and `report` from the command line."""
 
 import json
-import sys
 
-import pytest
 from tests.report.folders import full_folder, run_folder
 from tests.tiny import tiny_folder
-
-from excise.cli import main
-
-
-@pytest.fixture
-def excise(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["excise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 def test_a_run_is_judged_beside_its_original_and_its_card_says_so(excise, tmp_path):

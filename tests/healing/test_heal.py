@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from excise.cli import main
 from excise.measure import measure
 from excise.models.loading import load
 from tests.tiny import tiny_folder
@@ -20,18 +18,6 @@ QUICK = ("--samples", 30, "--tokens", 24, "--held-out", 0.2, "--steps", 4, "--ba
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("heal")
-
-
-@pytest.fixture
-def excise(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["excise", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
