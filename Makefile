@@ -42,7 +42,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 demo: $(WEIGHTS)
-	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 128 --out $(DEMO) --force
+	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 96 --out $(DEMO) --force
 	$(BIN)/excise report $(DEMO)
 
 bench: $(WEIGHTS)

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 LOWEST = 20
 OURS, LIGHTER, CHOSEN = "#1f5fa8", "#79a9dc", "#1d8348"
-COLOURS = {"refined states": "#1d8348", "fisher states": OURS, "rival criteria": "#c4572b", "random": "#8a8a8a"}
+COLOURS = {
+    "refined states": "#1d8348",
+    "fitted states": "#7dcea0",
+    "fisher states": OURS,
+    "rival criteria": "#c4572b",
+    "random": "#8a8a8a",
+}
 
 
 def write_figures(
