@@ -1,6 +1,7 @@
 """Refinement of a tiny model: exhaustive truth, resumption, reuse between budgets."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from excise.errors import InputError
 from excise.models.stack import find_stack
 from excise.objectives import parse_objective
+from excise.provenance import model_hash
 from excise.refine import plan, refine
 from tests.criteria.naive import uneven_model
 from tests.random_samples import random_samples
@@ -59,6 +61,20 @@ def test_measurements_serve_other_budgets(stack, objective, tmp_path):
     other = refine(stack, objective, BUDGET + 1, tokens=8_000, work=tmp_path)
     assert {len(removed) for removed in other.search.damages} >= {1, BUDGET, BUDGET + 1}
     assert len(other.removed) == BUDGET + 1
+
+
+def test_another_model_or_objective_in_the_folder_starts_its_own_search(stack, objective, tmp_path):
+    refine(stack, objective, BUDGET, tokens=8_000, work=tmp_path)
+    other = find_stack(uneven_model("llama", LAYERS, seed=5))
+    worst = parse_objective("kl", objective.terms[0].samples, domains="worst")
+    for model, damage in ((other, objective), (stack, worst)):
+        alone = refine(model, damage, BUDGET, tokens=8_000)
+        beside = refine(model, damage, BUDGET, tokens=8_000, work=tmp_path)
+        if model is other:
+            assert [r.proposed for r in beside.search.rounds] == [r.proposed for r in alone.search.rounds]
+        written = json.loads((tmp_path / f"refine-{BUDGET}-0.json").read_text())["key"]
+        assert written["model_hash"] == model_hash(model.model)
+        assert written["domains"] == [damage.terms[0].domains]
 
 
 def test_protected_blocks_stay_and_forced_ones_go(stack, objective):

@@ -21,7 +21,7 @@ from excise.errors import InputError
 from excise.models.stack import Stack
 from excise.objectives import Objective
 from excise.problem import Problem
-from excise.provenance import provenance
+from excise.provenance import model_hash, provenance
 from excise.removable import block_problem
 from excise.search import Removal, Search, search
 
@@ -229,7 +229,7 @@ def refine(
     spent = plan(len(problem.free), budget, tokens)
     few = objective.first_tokens(spent.slice_tokens)
     ledger = work / "measurements" if work else None
-    state = _open_state(work, few, problem, seed, lambda: few.known(stack, ledger))
+    state = _open_state(stack, work, few, problem, seed, lambda: few.known(stack, ledger))
     cost: dict[tuple[int, Removal], float] = {}
 
     def measured(samples: Objective, removals: Sequence[Removal]) -> Measured:
@@ -290,11 +290,18 @@ class _State:
 
 
 def _open_state(
-    work: Path | None, few: Objective, problem: Problem, seed: int, known: Callable[[], Sequence[Removal]]
+    stack: Stack,
+    work: Path | None,
+    few: Objective,
+    problem: Problem,
+    seed: int,
+    known: Callable[[], Sequence[Removal]],
 ) -> _State:
     key = {
+        "model_hash": model_hash(stack.model),
         "objective": few.name,
         "samples": [term.samples.hash for term in few.terms],
+        "domains": [term.domains for term in few.terms],
         "protected": list(problem.protected),
         "forced": list(problem.forced),
     }

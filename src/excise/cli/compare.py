@@ -61,6 +61,7 @@ def compare(
     """Let every criterion choose M blocks on the same samples, and measure all choices on the same held-out text."""
     wanted, protected = budgets(remove), indices(protect, "--protect")
 
+    from excise.artefacts import atomic_path
     from excise.calibration import split_samples
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.compare import check_energy, method_names
@@ -97,7 +98,8 @@ def compare(
         progress=tokens_progress,
     )
     write_comparison_figures(comparison, out / "figures")
-    (out / "compare.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+    with atomic_path(out / "compare.md") as temporary:
+        temporary.write_text(comparison_markdown(comparison), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(comparison.to_json(), default=str))
         return
