@@ -1,7 +1,11 @@
 """What healing gives: held-out loss of several removals before it, after repair, after training, and after both.
 
-Prints a Markdown table and writes `results.json` and `curves.png`; an interrupted run goes on where it stopped. The
-teacher is recorded once for all. About four passes over the training tokens for each removal, twice.
+    python -m benchmarks.healing_results --removal "iterative=3,6,12-15,17,25" --removal "SWM=figure/5,14,18,20" …
+
+A removal is NAME=BLOCKS, or NAME=RULE/BLOCKS where its runs are merged by a rule of SWM instead of dropped. Prints a
+Markdown table and writes `results.json` and `curves.png`; the healed checkpoints stay, for `excise evaluate`. An
+interrupted run goes on where it stopped. The teacher is recorded once for all. Training takes about three passes over
+the training tokens for each removal, and as many again with `--start both`.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +33,19 @@ from excise.models.loading import Loaded, load
 from excise.report.figures import save_figure
 from excise.report.text import ranges
 from excise.surgery.checkpoint import write_pruned
+from excise.surgery.merge import merging
 
-# Of SmolLM2-135M-Instruct at M = 8: what `make demo` lists (docs/log.md), and docs/results.md's best measured.
+# Of SmolLM2-135M-Instruct at M = 8, as chosen in docs/results.md.
 REMOVALS = (
-    "the paper's ground state=20-22,24-26,28,29",
-    "block influence, iterative=3,4,12-15,17,25",
-    "norm ratio=5,10,12-14,16-18",
-    "measured=12-18,26",
+    "the paper's ground state=19,23-29",
+    "an excited state=15,19-21,24,27-29",
+    "block influence, iterative=3,6,12-15,17,25",
+    "SWM=figure/5,14,18,20,22,24,26,28",
+    "norm ratio=5,6,9,10,12,14,17,18",
+    "default=5,13-18,26",
 )
+STARTS = {"pruned": ("trained",), "repaired": ("repaired and trained",), "both": ("trained", "repaired and trained")}
+COLUMNS = ("pruned", "repaired", "trained", "repaired and trained")
 
 
 def main() -> None:
@@ -57,12 +68,11 @@ def main() -> None:
         record_teacher(loaded.stack, train, recorded, k=options.top_k)
     teacher = OfflineTeacher.open(recorded, train)
     rows = []
-    for number, text in enumerate(options.removal or REMOVALS):
-        name, _, blocks = text.partition("=")
-        place, removed = out / f"removal-{number}", indices(blocks, "--removal")
-        rows.append(_heal_removal(loaded, removed, train, held_out, teacher, settings, place, options.repair_samples))
-        rows[-1] |= {"name": name, "removed": list(removed)}
-        print(f"{name}: done", file=sys.stderr)
+    for text in options.removal or REMOVALS:
+        removal = _parse(text)
+        task = Task(loaded, train, held_out, teacher, settings, options.repair_samples)
+        rows.append(_heal_removal(task, removal, out / f"removal-{removal.slug}", STARTS[options.start]))
+        print(f"{removal.name}: done", file=sys.stderr)
     facts = {"intact": intact, "rows": rows, "kept_mass": teacher.facts["kept_mass"], "train": train.describe()}
     write_json(out / "results.json", {**facts, "held_out": held_out.describe(), "settings": vars(options)})
     save_figure(_curves(rows), out / "curves.png")
@@ -70,9 +80,14 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.healing_results", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.healing_results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", default=None, help="folder, hub id or .gguf (default: SmolLM2-135M-Instruct)")
-    parser.add_argument("--removal", action="append", help="NAME=BLOCKS, such as measured=12-18,26; repeat for more")
+    parser.add_argument("--removal", action="append", help="see above; repeat for more")
+    parser.add_argument("--start", choices=STARTS, default="pruned", help="weights that training starts from")
     parser.add_argument("--data", default="starter", help="source of all samples")
     parser.add_argument("--samples", type=int, default=600, help="to train on")
     parser.add_argument("--repair-samples", type=int, default=64, help="of those, to fit the repair on")
@@ -89,49 +104,85 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _heal_removal(
-    loaded: Loaded,
-    removed: tuple[int, ...],
-    train: Samples,
-    held_out: Samples,
-    teacher: OfflineTeacher,
-    settings: Settings,
-    place: Path,
-    repair_samples: int,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Removal:
+    """A row of the table: blocks dropped, or merged by a rule of SWM."""
+
+    name: str
+    removed: tuple[int, ...]
+    rule: str | None
+
+    @property
+    def slug(self) -> str:
+        """What its folder is called."""
+        return "-".join(filter(None, (self.rule, ranges(self.removed).replace("–", "-"))))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What all rows have in common."""
+
+    loaded: Loaded
+    train: Samples
+    held_out: Samples
+    teacher: OfflineTeacher
+    settings: Settings
+    repair_samples: int
+
+
+def _parse(text: str) -> Removal:
+    name, _, what = text.partition("=")
+    rule, slash, blocks = what.rpartition("/")
+    return Removal(name, indices(blocks, "--removal"), rule if slash else None)
+
+
+def _heal_removal(task: Task, removal: Removal, place: Path, ways: Sequence[str]) -> dict[str, Any]:
     """Losses of one removal: as it is, repaired, trained, and trained from the repaired weights."""
-    if not (place / "repair.safetensors").exists():
-        repair(loaded.stack, removed, train[:repair_samples], held_out=held_out).save(place / "repair.safetensors")
-    fitted = Repair.load(place / "repair.safetensors")
-    assert fitted.losses is not None
-    row: dict[str, Any] = {"pruned": fitted.losses.pruned, "repaired": fitted.losses.repaired}
-    for name in ("trained", "repaired and trained"):
+    row: dict[str, Any] = {"name": removal.name, "removed": list(removal.removed), "rule": removal.rule}
+    fitted = None if removal.rule else _fitted(task, removal, place)
+    if fitted is not None:
+        assert fitted.losses is not None
+        row |= {"pruned": fitted.losses.pruned, "repaired": fitted.losses.repaired}
+    for name in ways:
+        if name != "trained" and fitted is None:
+            continue  # a repair is fitted to what was dropped
         healed, start = place / name.replace(" ", "-"), place / f"start-{name.replace(' ', '-')}"
         if not (healed / "heal.json").exists():
             if not start.exists():
-                _write_start(loaded, removed, fitted if name != "trained" else None, start)
-            heal(load(str(start), dtype="float32"), teacher, train, held_out, healed, settings, force=True)
+                _write_start(task.loaded, removal, None if name == "trained" else fitted, start)
+            student = load(str(start), dtype="float32")
+            heal(student, task.teacher, task.train, task.held_out, healed, task.settings, force=True)
             shutil.rmtree(start)
         facts = read_json(healed / "heal.json")
         row |= {name: facts["losses"]["healed"], f"{name} curve": facts["curve"], f"{name} seconds": facts["seconds"]}
+        if name == "trained":
+            row.setdefault("pruned", facts["losses"]["pruned"])
     return row
 
 
-def _write_start(loaded: Loaded, removed: tuple[int, ...], fitted: Repair | None, folder: Path) -> None:
-    if fitted is None:
-        write_pruned(loaded.stack, removed, folder, tokenizer=loaded.tokenizer)
-        return
-    with repaired(loaded.stack, fitted):
-        write_pruned(loaded.stack, removed, folder, tokenizer=loaded.tokenizer)
+def _fitted(task: Task, removal: Removal, place: Path) -> Repair:
+    path = place / "repair.safetensors"
+    if not path.exists():
+        samples = task.train[: task.repair_samples]
+        repair(task.loaded.stack, removal.removed, samples, held_out=task.held_out).save(path)
+    return Repair.load(path)
+
+
+def _write_start(loaded: Loaded, removal: Removal, fitted: Repair | None, folder: Path) -> None:
+    """The checkpoint that training starts from."""
+    changed = repaired(loaded.stack, fitted) if fitted else merging(loaded.stack, removal.removed, removal.rule)
+    card = {"original": loaded.source, "proposed_by": removal.name}
+    with changed:
+        write_pruned(loaded.stack, removal.removed, folder, tokenizer=loaded.tokenizer, card=card)
 
 
 def _table(intact: float, rows: list[dict[str, Any]]) -> str:
-    columns = ("pruned", "repaired", "trained", "repaired and trained")
     lines = [f"Held-out loss above the original's {intact:.3f} nats/token:\n"]
-    lines += ["| removal | blocks | " + " | ".join(columns) + " |", "|---|---|" + "---|" * len(columns)]
+    lines += ["| removal | blocks | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
     for row in rows:
-        cells = " | ".join(f"{row[column] - intact:+.3f}" for column in columns)
-        lines.append(f"| {row['name']} | {ranges(row['removed'])} | {cells} |")
+        cells = " | ".join(f"{row[column] - intact:+.3f}" if column in row else "" for column in COLUMNS)
+        merged = " merged" if row["rule"] else ""
+        lines.append(f"| {row['name']} | {ranges(row['removed'])}{merged} | {cells} |")
     return "\n".join(lines)
 
 
@@ -140,7 +191,9 @@ def _curves(rows: list[dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     for number, row in enumerate(rows):
         for name, style in (("trained", "-"), ("repaired and trained", "--")):
-            curve = row[f"{name} curve"]
+            curve = row.get(f"{name} curve", ())
+            if not curve:
+                continue
             steps, losses = ([entry[key] for entry in curve] for key in ("step", "loss"))
             axes.plot(steps, losses, style, color=f"C{number}", linewidth=1, label=f"{row['name']}, {name}")
     axes.set_xlabel("step")

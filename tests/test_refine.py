@@ -89,7 +89,12 @@ def test_a_plan_spends_what_it_is_given():
     assert small.slice_tokens < large.slice_tokens
     assert small.rounds >= 2
     assert large.rounds >= 5
-    assert large.race_tokens == tuple(large.race_tokens[0] * 2**k for k in range(3))
+    assert large.race_tokens == (large.race_tokens[0], 2 * large.race_tokens[0])
+    assert large.race_tokens[0] > large.slice_tokens
+    share = 0.65  # of a pass that a removal of 8 of 30 blocks takes at most, prefixes shared
+    racing = sum(t * (1 + share * count) for t, count in zip(large.race_tokens, (8, 4), strict=True))
+    looping = large.slice_tokens * (1 + 15 + share * 8 * (1 + large.rounds))
+    assert 0.8 * 200_000 < racing + looping < 1.25 * 200_000
 
 
 def test_a_budget_that_does_not_fit_is_refused(stack, objective):

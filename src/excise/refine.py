@@ -25,9 +25,9 @@ from excise.provenance import model_hash, provenance
 from excise.removable import block_problem
 from excise.search import Removal, Search, search
 
-DEFAULT_EFFORT = 2.0
+DEFAULT_EFFORT = 4.0
 RACE_SHARE = 0.3
-FINALISTS = 8
+FINALISTS, STAGES = 8, 2
 BATCH = 8
 ANCHORS = 8
 SHARED = 0.55  # of a full forward pass that a removal costs along the trie, about
@@ -168,7 +168,7 @@ def plan(units: int, removed: int, tokens: float) -> Plan:
 
     Examples:
         >>> plan(units=30, removed=8, tokens=40_000)
-        Plan(slice_tokens=256, rounds=12, race_tokens=(909, 1818, 3636))
+        Plan(slice_tokens=512, rounds=8, race_tokens=(1086, 2172))
 
     """
     share = SHARED * (units - removed) / units + 0.1
@@ -178,12 +178,12 @@ def plan(units: int, removed: int, tokens: float) -> Plan:
     while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
         slice_tokens *= 2
     rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
-    stages = max(1, int(math.log2(FINALISTS)))
-    first = max(slice_tokens, round(racing / stages / (FINALISTS * share)))
+    intact = 2**STAGES - 1  # passes of the intact model over as many tokens as the first stage has
+    first = max(slice_tokens, round(racing / (STAGES * FINALISTS * share + intact)))
     return Plan(
         slice_tokens,
         min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)),
-        tuple(first * 2**stage for stage in range(stages)),
+        tuple(first * 2**stage for stage in range(STAGES)),
     )
 
 

@@ -44,7 +44,7 @@ def refine(
     objective: ObjectiveText = "kl",
     questions: Questions = None,
     domains: Domains = "mean",
-    effort: Effort = 2.0,
+    effort: Effort = 4.0,
     protect: Protect = "",
     force_blocks: ForceBlocks = "",
     seed: Seed = 0,

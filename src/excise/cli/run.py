@@ -49,7 +49,7 @@ def run(
         str | None,
         typer.Option(help="Energy shown and, with --select energy, followed: fisher, fisher+linear, fitted."),
     ] = None,
-    effort: Effort = 2.0,
+    effort: Effort = 4.0,
     objective: ObjectiveText = "kl",
     questions: Questions = None,
     domains: Domains = "mean",

@@ -67,7 +67,7 @@ class Schedule:
 
 
 PUBLISHED = Schedule()
-SCALED_DOWN = Schedule(16, 512, 8, 3, ((2, 512), (1, 2048)), passes=240)
+SCALED_DOWN = Schedule(16, 512, 8, 3, ((2, 512), (1, 2048)), passes=280)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def evopress_scaled_down(
     work: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Selection:
-    """Remove the `budget` blocks that evolve with fewer offspring, until 240 passes over the samples are spent."""
+    """Remove the `budget` blocks that evolve with fewer offspring, until 280 passes over the samples are spent."""
     return _evolved("evopress-scaled-down", SCALED_DOWN, stack, samples, budget, protected, seed, work, advance)
 
 
