@@ -44,6 +44,24 @@ def test_chats_go_through_the_template(tmp_path):
     assert sample.input_ids.dtype == np.int64
 
 
+def test_content_leaves_out_the_opening_that_all_chats_share(tmp_path):
+    tokenizer = tiny_tokenizer()
+    texts = {"What is 2 + 2?", "Four, of course.", "Six."}
+    data = data_file(tmp_path, *({"messages": [{"role": "user", "content": text}]} for text in texts))
+    samples = load_samples(data, tokenizer)
+    assert {decoded(sample, tokenizer) for sample in samples} == {f"{text}<|im_end|>\n" for text in texts}
+    assert samples.provenance["opening_tokens"] == len(tokenizer("<|im_start|>user\n")["input_ids"])
+    assert all(sample.counted.all() for sample in load_samples(data, tokenizer, loss_on="all"))
+
+
+def test_a_chat_that_is_only_the_opening_is_unusable(tmp_path):
+    tokenizer = tiny_tokenizer(chat=False)
+    chats = [[{"role": "user", "content": text}] for text in ("What is", "What is 2 + 2?", "What is that?")]
+    samples = load_samples(data_file(tmp_path, *({"messages": chat} for chat in chats)), tokenizer)
+    assert len(samples) == 2
+    assert "nothing after the" in samples.provenance["unusable"][0]
+
+
 def test_without_a_template_turns_are_joined_by_blank_lines(tmp_path):
     tokenizer = tiny_tokenizer(chat=False)
     (sample,) = load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer)

@@ -51,7 +51,7 @@ def compare(
     energy: Annotated[str, typer.Option(help="Energy shown beside the damage: fisher or fisher+linear.")] = "fisher",
     protect: Protect = "",
     seed: Seed = 0,
-    loss_on: LossOn = "all",
+    loss_on: LossOn = "content",
     batch_tokens: BatchTokens = None,
     dtype: Dtype = "auto",
     device: Device = "auto",

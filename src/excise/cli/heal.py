@@ -41,7 +41,7 @@ def heal(
     samples: Annotated[int | None, typer.Option(min=2, help="Samples drawn, held-out ones included.")] = None,
     tokens: Annotated[int | None, typer.Option(min=2, help="Longest sample, in tokens.")] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the samples kept apart.")] = None,
-    loss_on: LossOn = "all",
+    loss_on: LossOn = "content",
     teacher_precision: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16, or int8 or nf4 through bitsandbytes.")
     ] = None,

@@ -19,7 +19,13 @@ Data = Annotated[
 ]
 SampleCount = Annotated[int, typer.Option("--samples", min=1, help="Calibration samples.")]
 TokenLimit = Annotated[int, typer.Option("--tokens", min=0, help="Longest sample in tokens; 0 for no limit.")]
-LossOn = Annotated[str, typer.Option(help="Tokens that count in the loss: 'all' (as in the paper) or 'responses'.")]
+LossOn = Annotated[
+    str,
+    typer.Option(
+        help="Tokens that count: 'content' (all but the opening that the chat template gives every chat), 'all' (as in "
+        "the paper) or 'responses'."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64: of the computation.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …; auto spreads a large model over all GPUs.")]

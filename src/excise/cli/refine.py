@@ -48,7 +48,7 @@ def refine(
     protect: Protect = "",
     force_blocks: ForceBlocks = "",
     seed: Seed = 0,
-    loss_on: LossOn = "all",
+    loss_on: LossOn = "content",
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,

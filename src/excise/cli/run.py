@@ -44,7 +44,7 @@ def run(
     held_out_data: Annotated[str | None, typer.Option(help="Their source, if not --data itself.")] = None,
     tokens: TokenLimit = 512,
     seed: Seed = 0,
-    loss_on: LossOn = "all",
+    loss_on: LossOn = "content",
     energy: Annotated[
         str | None,
         typer.Option(help="Energy shown and, with --select energy, followed: fisher, fisher+linear, fitted."),

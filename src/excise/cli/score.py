@@ -33,7 +33,7 @@ def score(
     samples: SampleCount = 128,
     tokens: TokenLimit = 512,
     seed: Seed = 0,
-    loss_on: LossOn = "all",
+    loss_on: LossOn = "content",
     part: Annotated[
         str, typer.Option(help="RANK/PARTS: do one part of the batches, for processes that share the output's folder.")
     ] = "0/1",

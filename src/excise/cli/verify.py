@@ -43,7 +43,7 @@ def verify(
     samples: SampleCount = 32,
     tokens: TokenLimit = 512,
     seed: Annotated[int, typer.Option(help="Seed of the draw; take another than for the gradients.")] = 1,
-    loss_on: LossOn = "all",
+    loss_on: LossOn = "content",
     out: Annotated[Path, typer.Option(help="File for the result (JSON).")] = Path("verified.json"),
     batch_tokens: BatchTokens = None,
     dtype: Dtype = "auto",
