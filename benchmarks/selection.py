@@ -7,8 +7,10 @@ chats.
 
     python -m benchmarks.selection --seeds 0 --budgets 4,8,12 --out runs/selection
     python -m benchmarks.selection --seeds 1,2 --budgets 8 --out runs/selection
+    python -m benchmarks.selection --seeds 0 --budgets 8,12 --efforts 1,2,4,8,16 --out runs/selection
 
-Prints one JSON line a (seed, text); `--collect FILE` joins all that is in the folder. Interrupted, it goes on.
+With `--efforts`, only refinement runs, once an effort: damage against cost. Prints one JSON line a (seed, text);
+`--collect FILE` joins all that is in the folder. Interrupted, it goes on.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
 from excise.calibration import Samples, load_samples
 from excise.compare import compare
+from excise.measure import measure
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
 from excise.objectives import parse_objective
@@ -61,6 +64,7 @@ def main() -> None:
     parser.add_argument("--budgets", default="8")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/selection"))
+    parser.add_argument("--efforts", default="", help="refinement alone, at each of these efforts")
     parser.add_argument("--collect", type=Path, help="only join what the folder holds, into this file")
     options = parser.parse_args()
     if options.collect:
@@ -78,6 +82,15 @@ def main() -> None:
         held_out = Samples(tuple(s for s in drawn if s.name not in seen)[:HELD_OUT], drawn.provenance)
         folder = options.out / f"seed-{seed}"
         budgets = [int(budget) for budget in options.budgets.split(",")]
+        if options.efforts:
+            efforts = [float(effort) for effort in options.efforts.split(",")]
+            texts = {"wikitext": wikitext, "chats": held_out}
+            for budget in budgets:
+                points = _curve(loaded, calibration, texts, budget, efforts, seed, folder)
+                curve = {"seed": seed, "remove": budget, "curve": points}
+                write_json(folder / f"result-efforts-{budget}.json", curve)
+                print(json.dumps(curve), flush=True)
+            continue
         for text, samples in (("wikitext", wikitext), ("chats", held_out)):
             found = compare(
                 loaded,
@@ -102,6 +115,30 @@ def main() -> None:
 def _chats(loaded: Loaded, data: Path, count: int, seed: int) -> Samples:
     path = str(data / "calibration/instruct_mix.jsonl.gz")
     return load_samples(path, loaded.tokenizer, samples=count, tokens=TOKENS, seed=seed)
+
+
+def _curve(
+    loaded: Loaded,
+    calibration: Samples,
+    texts: dict[str, Samples],
+    budget: int,
+    efforts: list[float],
+    seed: int,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """What refinement ends on at each effort, its cost and its damage on each text."""
+    objective, points = parse_objective("kl", calibration), []
+    for effort in efforts:
+        work = folder / "work" / f"effort-{effort:g}" / f"{budget}-{seed}"
+        tokens = effort * calibration.tokens
+        found = refine(loaded.stack, objective, budget, tokens=tokens, seed=seed, work=work)
+        point: dict[str, Any] = {"effort": effort, "tokens": found.forward_tokens, "removed": found.removed}
+        for name, samples in texts.items():
+            ledger = folder / "work" / "held-out"
+            measured = measure(loaded.stack, samples, [(), found.removed], ledger=ledger)
+            point[name] = measured.loss(found.removed) - measured.loss()
+        points.append(point)
+    return points
 
 
 def _trust(
