@@ -198,7 +198,7 @@ def _arguments(
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         bf16=settings.precision == "bf16-mixed",
         activation_checkpointing=settings.checkpointing,
         seed=settings.seed,
