@@ -54,13 +54,17 @@ SAVE_EVERY, SHOW_EVERY = 25, 20
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to train: `steps` batches of `batch` windows of `tokens` tokens."""
+    """How long and how fast to train: `steps` batches of `batch` windows of `tokens` tokens.
 
-    steps: int = 1000
+    The learning rate rises over `warmup` steps, stays, and falls to 0 over the last `fall` of them.
+    """
+
+    steps: int = 800
     batch: int = 8
     tokens: int = 128
     learning_rate: float = 3e-3
-    warmup: int = 50
+    warmup: int = 40
+    fall: float = 0.3
     weight_decay: float = 0.1
     seed: int = 0
 
@@ -82,7 +86,7 @@ def main() -> None:
     texts = [*prose, *(tokenizer.apply_chat_template(json.loads(chat)["messages"], tokenize=False) for chat in chats)]
     ids = token_stream(texts, tokenizer, plan.seed)
     model = new_model(configuration(tokenizer), plan.seed)
-    curve, seconds = train(model, ids, plan, options.work / "state.pt")
+    curve, (seconds, cpu_seconds) = train(model, ids, plan, options.work / "state.pt")
 
     with atomic_path(options.out / "held_out.txt") as path:
         path.write_text("\n\n".join(held_out) + "\n", encoding="utf-8")
@@ -98,7 +102,8 @@ def main() -> None:
         "trained_tokens": plan.steps * plan.batch * plan.tokens,
         "distinct_tokens": len(ids),
         "minutes": round(seconds / 60, 1),
-        "machine": f"{options.threads} thread(s) of {os.cpu_count()} {platform.machine()} cores, shared with other work",
+        "cpu_minutes": round(cpu_seconds / 60, 1),
+        "machine": f"{options.threads} thread(s) on a machine of {os.cpu_count()} {platform.machine()} cores",
         "command": f"python examples/train_hybrid.py --steps {plan.steps} --seed {plan.seed}",
         "versions": {
             "python": platform.python_version(),
@@ -111,7 +116,9 @@ def main() -> None:
             "unit": "characters",
         },
         "held_out": {
-            "text": _held_out_facts(loaded, load_samples(str(options.out / "held_out.txt"), loaded.tokenizer, **HELD_OUT)),
+            "text": _held_out_facts(
+                loaded, load_samples(str(options.out / "held_out.txt"), loaded.tokenizer, **HELD_OUT)
+            ),
             "chats": _held_out_facts(
                 loaded, load_samples(str(options.work / "chats_apart.jsonl"), loaded.tokenizer, **HELD_OUT)
             ),
@@ -217,11 +224,11 @@ def new_model(config: NemotronHConfig, seed: int) -> NemotronHForCausalLM:
 
 def train(
     model: NemotronHForCausalLM, ids: np.ndarray, plan: Plan, state: Path, until: int | None = None
-) -> tuple[list[float], float]:
-    """Train with AdamW and a linear decay, from where `state` stands; up to step `until`, by default to the end.
+) -> tuple[list[float], tuple[float, float]]:
+    """Train with AdamW from where `state` stands; up to step `until`, by default to the end.
 
     Returns:
-        The loss of every step, nats/token, and the seconds that all of them took.
+        The loss of every step, nats/token, and the seconds that all of them took: by the clock, and of the processor.
 
     """
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -229,16 +236,16 @@ def train(
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95))
     curve: list[float] = []
-    seconds = 0.0
+    seconds = cpu_seconds = 0.0
     kept = torch.load(state, weights_only=True) if state.exists() else {}
     if kept.get("plan") == asdict(plan):
         model.load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
-        curve, seconds = kept["curve"], kept["seconds"]
+        curve, (seconds, cpu_seconds) = kept["curve"], kept["seconds"]
     hooks = [block.mixer.gate.register_forward_hook(_balance) for block in model.model.layers if _is_moe(block)]
     last = plan.steps if until is None else until
     for step in range(len(curve), last):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         for group in optimiser.param_groups:
             group["lr"] = plan.learning_rate * _schedule(step, plan)
         batch = windows(ids, plan, step)
@@ -249,15 +256,17 @@ def train(
         optimiser.zero_grad()
         curve.append(loss.item())
         seconds += time.perf_counter() - started
+        cpu_seconds += time.process_time() - cpu_started
         if len(curve) % SHOW_EVERY == 0:
             print(f"step {len(curve)}  loss {np.mean(curve[-SHOW_EVERY:]):.4f}  {seconds / 60:.1f} min", flush=True)
         if len(curve) % SAVE_EVERY == 0 or len(curve) == last:
             with atomic_path(state) as path:
                 parts = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                torch.save({**parts, "plan": asdict(plan), "curve": curve, "seconds": seconds}, path)
+                done = {"plan": asdict(plan), "curve": curve, "seconds": (seconds, cpu_seconds)}
+                torch.save({**parts, **done}, path)
     for hook in hooks:
         hook.remove()
-    return curve, seconds
+    return curve, (seconds, cpu_seconds)
 
 
 def windows(ids: np.ndarray, plan: Plan, step: int) -> torch.Tensor:
@@ -270,8 +279,8 @@ def windows(ids: np.ndarray, plan: Plan, step: int) -> torch.Tensor:
 
 
 def _schedule(step: int, plan: Plan) -> float:
-    """Share of the learning rate: a linear rise, then a linear fall to 0."""
-    return min((step + 1) / plan.warmup, (plan.steps - step) / max(1, plan.steps - plan.warmup))
+    """Share of the learning rate."""
+    return min((step + 1) / plan.warmup, 1.0, (plan.steps - step) / (plan.fall * plan.steps))
 
 
 def _is_moe(block: Any) -> bool:
