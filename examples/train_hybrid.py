@@ -1,10 +1,11 @@
-"""Train a small hybrid from scratch: a Nemotron-H of 17 blocks (Mamba-2, attention, MoE, feed-forward), on a CPU, offline.
+"""Train a small hybrid from scratch, on a CPU and offline: a Nemotron-H with Mamba-2, attention, MoE and plain blocks.
 
     python examples/train_hybrid.py --out examples/tiny-hybrid
 
 Its text is what every Python has: the docstrings of the standard library and the language reference of `help()`
-(PSF-2.0), and the starter chats of excise (CC0). Every 24th module or topic and every 8th chat are kept out of training;
-the former are written to `held_out.txt`. Interrupted, it goes on where it stopped.
+(PSF-2.0), and the starter chats of excise (CC0). A 24th of the modules and topics and every 8th chat are kept out of
+training; the former are written to `held_out.txt`. Interrupted, it goes on where it stopped. Another Python has other
+docstrings, and so gives another model.
 
 Writes OUT/model (weights in bfloat16, config, tokenizer with a chat template), OUT/held_out.txt and OUT/training.json
 with the loss curve, the losses on held-out text, and how it was made.
@@ -20,6 +21,7 @@ import os
 import platform
 import sysconfig
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -33,9 +35,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedTokenizerFast
 
 from excise.artefacts import atomic_path, write_json
-from excise.calibration import Samples, load_samples
+from excise.calibration import load_samples
 from excise.measure import measure
-from excise.models.loading import Loaded, load
+from excise.models.loading import load
 
 PATTERN = "ME*EME-EME*EME-ME"  # Mamba-2, mixture of experts, attention, feed-forward
 VOCABULARY = 1024
@@ -80,49 +82,34 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     plan = Plan(steps=options.steps, seed=options.seed)
-    prose, held_out = library_prose()
+    prose, prose_apart = library_prose()
     chats, chats_apart = starter_chats()
     tokenizer = train_tokenizer(prose + chats)
     texts = [*prose, *(tokenizer.apply_chat_template(json.loads(chat)["messages"], tokenize=False) for chat in chats)]
     ids = token_stream(texts, tokenizer, plan.seed)
     model = new_model(configuration(tokenizer), plan.seed)
-    curve, (seconds, cpu_seconds) = train(model, ids, plan, options.work / "state.pt")
+    curve, seconds = train(model, ids, plan, options.work / "state.pt")
 
-    with atomic_path(options.out / "held_out.txt") as path:
-        path.write_text("\n\n".join(held_out) + "\n", encoding="utf-8")
+    held_out = {"prose": options.out / "held_out.txt", "chats": options.work / "chats_apart.jsonl"}
+    with atomic_path(held_out["prose"]) as path:
+        path.write_text("\n\n".join(prose_apart) + "\n", encoding="utf-8")
+    with atomic_path(held_out["chats"]) as path:
+        path.write_text("\n".join(chats_apart) + "\n", encoding="utf-8")
     with atomic_path(options.out / "model") as folder:
         save(model, tokenizer, folder)
-    with atomic_path(options.work / "chats_apart.jsonl") as path:
-        path.write_text("\n".join(chats_apart) + "\n", encoding="utf-8")
-    loaded = load(str(options.out / "model"))
     facts = {
         "what": f"Nemotron-H, {PATTERN}, trained from scratch",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "command": f"python examples/train_hybrid.py --steps {plan.steps} --seed {plan.seed}",
         "plan": asdict(plan),
         "trained_tokens": plan.steps * plan.batch * plan.tokens,
         "distinct_tokens": len(ids),
-        "minutes": round(seconds / 60, 1),
-        "cpu_minutes": round(cpu_seconds / 60, 1),
-        "machine": f"{options.threads} thread(s) on a machine of {os.cpu_count()} {platform.machine()} cores",
-        "command": f"python examples/train_hybrid.py --steps {plan.steps} --seed {plan.seed}",
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "text": {
-            "standard library docstrings and language reference, PSF-2.0": sum(map(len, prose)),
+        "characters": {
+            "docstrings and language reference of Python, PSF-2.0": sum(map(len, prose)),
             "starter chats of excise, CC0": sum(map(len, chats)),
-            "unit": "characters",
         },
-        "held_out": {
-            "text": _held_out_facts(
-                loaded, load_samples(str(options.out / "held_out.txt"), loaded.tokenizer, **HELD_OUT)
-            ),
-            "chats": _held_out_facts(
-                loaded, load_samples(str(options.work / "chats_apart.jsonl"), loaded.tokenizer, **HELD_OUT)
-            ),
-        },
+        **_machine(options.threads, *seconds),
+        "held_out": _held_out_losses(options.out / "model", held_out),
         "training_loss": {"unit": "nats/token, mean of the steps since the last", "curve": _thinned(curve)},
     }
     write_json(options.out / "training.json", facts)
@@ -289,7 +276,7 @@ def _is_moe(block: Any) -> bool:
 
 @torch.no_grad()
 def _balance(router: Any, _inputs: Any, outputs: Any) -> None:
-    """Raise the bias of experts that few tokens chose and lower that of the others: no loss term (Wang et al., 2024)."""
+    """Raise the bias of experts that few tokens chose, lower that of the others (Wang et al., 2024; no loss term)."""
     load = torch.bincount(outputs[2].flatten(), minlength=router.num_experts).float()
     router.e_score_correction_bias += BALANCE_RATE * (load.mean() - load).sign()
 
@@ -302,9 +289,29 @@ def save(model: NemotronHForCausalLM, tokenizer: PreTrainedTokenizerFast, folder
     tokenizer.save_pretrained(folder)
 
 
-def _held_out_facts(loaded: Loaded, samples: Samples) -> dict[str, Any]:
-    loss = float(measure(loaded.stack, samples, [()]).loss())
-    return {"loss": round(loss, 4), "unit": "nats/token", "windows": len(samples), "tokens": samples.tokens}
+def _machine(threads: int, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    return {
+        "minutes": round(seconds / 60, 1),
+        "cpu_minutes": round(cpu_seconds / 60, 1),
+        "machine": f"{threads} thread(s) on a machine of {os.cpu_count()} {platform.machine()} cores",
+        "versions": versions,
+    }
+
+
+def _held_out_losses(folder: Path, texts: Mapping[str, Path]) -> dict[str, Any]:
+    """Of the model as it was written, loaded again."""
+    loaded = load(str(folder))
+    facts = {}
+    for name, path in texts.items():
+        samples = load_samples(str(path), loaded.tokenizer, **HELD_OUT)
+        loss = measure(loaded.stack, samples, [()]).loss()
+        facts[name] = {"loss": round(loss, 4), "unit": "nats/token", "drawn": HELD_OUT, "tokens": samples.tokens}
+    return facts
 
 
 def _thinned(curve: list[float]) -> list[list[float]]:
