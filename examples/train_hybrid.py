@@ -116,10 +116,15 @@ def main() -> None:
     print(json.dumps(facts["held_out"]))
 
 
-def library_prose() -> tuple[list[str], list[str]]:
-    """Docstrings, one document a module, and the language reference: to train on, and kept apart."""
+def library_prose(library: Path | None = None) -> tuple[list[str], list[str]]:
+    """Docstrings, one document a module, and the language reference: to train on, and kept apart.
+
+    Args:
+        library: folder of modules; by default the standard library's.
+
+    """
     documents = {f"topic {name}": text.strip() for name, text in topics.items()}
-    root, seen = Path(sysconfig.get_path("stdlib")), set()
+    root, seen = library or Path(sysconfig.get_path("stdlib")), set()
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
         if NO_PROSE.isdisjoint(name.parts):
