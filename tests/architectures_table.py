@@ -43,7 +43,7 @@ that a config can describe are removed.
 README = PAGE.parents[1] / "README.md"
 BEGIN, END = "<!-- architectures -->", "<!-- /architectures -->"
 COMPACT_HEAD = """\
-| model types | sublayers of its blocks | removable alone | tied blocks |
+| model types | sublayers of a block | removable without it | blocks tied to others |
 |---|---|---|---|
 """
 
