@@ -5,7 +5,7 @@
 The model is examples/tiny-hybrid, a Nemotron-H of 17 blocks, 8 of them mixtures of experts. Calibration and held-out
 windows are of text that its training never saw, and are disjoint. Of the paper's energy, alone and with the linear
 term, the 20 lowest states are measured; of MoE-only removal everything there is, which gives each its place among all.
-Beside them stands what refinement picks for two passes over the calibration windows.
+Beside them stands what refinement picks at its default effort.
 
 Prints JSON, writes it to benchmarks/results/hybrid.json, and draws docs/figures/hybrid.png.
 """
@@ -33,7 +33,7 @@ from excise.models.stack import Stack
 from excise.objectives import parse_objective
 from excise.proposals import block_energies
 from excise.provenance import provenance
-from excise.refine import refine
+from excise.refine import DEFAULT_EFFORT, refine
 from excise.removable import block_problem
 from excise.report.figures import save_figure
 from excise.score import score
@@ -41,7 +41,6 @@ from excise.solvers import solve
 
 PLACE = Path("examples/tiny-hybrid")
 BUDGETS, STATES, MOST_MEASURED = (2, 3), 20, 100
-EFFORT = 2.0  # passes over the calibration windows
 DRAWN: dict[str, Any] = {"samples": 64, "held_out": 96, "tokens": 128, "seed": 0, "loss_on": "all"}
 SHOWN = {"fisher": ("o-", "#1f5fa8", "paper's energy"), "fisher+linear": ("s-", "#c4572b", "with linear term")}
 
@@ -96,7 +95,7 @@ def _case(
         stack,
         parse_objective("kl", calibration),
         budget,
-        tokens=EFFORT * calibration.tokens,
+        tokens=DEFAULT_EFFORT * calibration.tokens,
         protected=protected,
         work=work / f"refine-{len(protected)}",
     )
