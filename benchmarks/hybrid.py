@@ -41,7 +41,7 @@ from excise.solvers import solve
 
 PLACE = Path("examples/tiny-hybrid")
 BUDGETS, STATES, MOST_MEASURED = (2, 3), 20, 100
-DRAWN: dict[str, Any] = {"samples": 64, "held_out": 96, "tokens": 128, "seed": 0, "loss_on": "all"}
+DRAWN: dict[str, Any] = {"samples": 128, "held_out": 160, "tokens": 64, "seed": 0, "loss_on": "all"}
 SHOWN = {"fisher": ("o-", "#1f5fa8", "paper's energy"), "fisher+linear": ("s-", "#c4572b", "with linear term")}
 
 
