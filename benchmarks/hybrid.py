@@ -41,7 +41,7 @@ from excise.solvers import solve
 
 PLACE = Path("examples/tiny-hybrid")
 BUDGETS, STATES, MOST_MEASURED = (2, 3), 20, 100
-DRAWN: dict[str, Any] = {"samples": 128, "held_out": 160, "tokens": 64, "seed": 0, "loss_on": "all"}
+DRAWN: dict[str, Any] = {"samples": 128, "held_out": 64, "tokens": 64, "seed": 0, "loss_on": "all"}
 SHOWN = {"fisher": ("o-", "#1f5fa8", "paper's energy"), "fisher+linear": ("s-", "#c4572b", "with linear term")}
 
 
@@ -50,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hybrid.json"))
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/hybrid.png"))
+    parser.add_argument("--kinds", default="moe,all", help="what may be removed, in turn")
     parser.add_argument("--work", type=Path, default=Path("runs/hybrid"), help="measurements, kept and found again")
     options = parser.parse_args()
     loaded = load(str(PLACE / "model"))
@@ -60,7 +61,7 @@ def main() -> None:
     energies = block_energies(gradients)
     singles = measure(stack, held_out, [(), *((i,) for i in range(len(stack.blocks)))], ledger=options.work)
     cases = []
-    for kinds, budget in itertools.product(("moe", "all"), BUDGETS):
+    for kinds, budget in itertools.product(options.kinds.split(","), BUDGETS):
         protected = [block.index for block in stack.blocks if kinds != "all" and block.kind != kinds]
         cases.append(_case(stack, calibration, held_out, energies, budget, protected, options.work))
         cases[-1] = {"kinds": kinds, "budget": budget, **cases[-1]}
@@ -136,8 +137,9 @@ def _outcome(measured: Measurements, ranked: Sequence[tuple[int, ...]], removed:
 
 
 def _figure(cases: Sequence[Mapping[str, Any]]) -> Figure:
-    figure = Figure(figsize=(9.0, 6.2), layout="constrained")
-    for axes, case in zip(figure.subplots(2, 2).flat, cases, strict=True):
+    rows = len(cases) // len(BUDGETS)
+    figure = Figure(figsize=(9.0, 3.1 * rows), layout="constrained")
+    for axes, case in zip(figure.subplots(rows, len(BUDGETS), squeeze=False).flat, cases, strict=True):
         _draw(axes, case)
     figure.axes[0].legend(frameon=False, fontsize=8)
     return figure
@@ -151,7 +153,7 @@ def _draw(axes: Axes, case: Mapping[str, Any]) -> None:
         axes.plot(range(len(rises)), rises, style, color=colour, ms=3.5, lw=0.8, label=label)
     axes.axhline(case["refined"]["delta"], color="#1d8348", lw=1.2, label="refined")
     axes.axhline(case["best"]["delta"], color="#8a8a8a", lw=1.0, ls=":", label="best measured")
-    what = "MoE blocks only" if case["kinds"] == "moe" else "all kinds"
+    what = "all kinds" if case["kinds"] == "all" else f"{case['kinds']} only"
     axes.set_title(f"{what}, M = {case['budget']} of {case['removals']} removals", fontsize=10)
     axes.set_xlabel("state k (0: ground state)")
     axes.set_ylabel("Δ loss (nats/token)")
