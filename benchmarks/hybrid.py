@@ -73,7 +73,7 @@ def main() -> None:
         "calibration": calibration.describe(),
         "held_out": held_out.describe(),
         "cases": cases,
-        "provenance": provenance(),
+        "versions": provenance()["versions"],
     }
     write_json(options.out, facts)
     save_figure(_figure(cases), options.figure)
@@ -157,6 +157,7 @@ def _draw(axes: Axes, case: Mapping[str, Any]) -> None:
     axes.set_title(f"{what}, M = {case['budget']} of {case['removals']} removals", fontsize=10)
     axes.set_xlabel("state k (0: ground state)")
     axes.set_ylabel("Δ loss (nats/token)")
+    axes.set_yscale("log")
     axes.set_xticks(range(0, STATES, 4))
     axes.spines[["top", "right"]].set_visible(False)
 
