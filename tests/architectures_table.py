@@ -1,10 +1,14 @@
-"""Write docs/architectures.md from one walk of every architecture: `python -m tests.architectures_table`."""
+"""Write docs/architectures.md, and the table of the README, from one walk of every architecture.
+
+python -m tests.architectures_table
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,18 +40,26 @@ that a config can describe are removed.
 """
 
 
+README = PAGE.parents[1] / "README.md"
+BEGIN, END = "<!-- architectures -->", "<!-- /architectures -->"
+COMPACT_HEAD = """\
+| model types | sublayers of a block | removable without it | blocks tied to others |
+|---|---|---|---|
+"""
+
+
 def main() -> None:
-    """Walk every architecture and write the page."""
+    """Walk every architecture; write the page and the README's table."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    rows = []
+    walks = []
     for model_type in MODEL_TYPES:
         with tempfile.TemporaryDirectory() as place:
-            rows.append(row(walk(model_type, Path(place))))
-        print(rows[-1], file=sys.stderr)
-    PAGE.write_text(
-        HEAD.format(transformers=transformers.__version__, torch=torch.__version__) + "\n".join(rows) + "\n"
-    )
+            walks.append(walk(model_type, Path(place)))
+        print(row(walks[-1]), file=sys.stderr)
+    head = HEAD.format(transformers=transformers.__version__, torch=torch.__version__)
+    PAGE.write_text(head + "\n".join(map(row, walks)) + "\n", encoding="utf-8")
+    README.write_text(with_table(README.read_text(encoding="utf-8"), compact_table(walks)), encoding="utf-8")
 
 
 def row(found: Walk) -> str:
@@ -64,6 +76,52 @@ def row(found: Walk) -> str:
         "; ".join(_notes(found)),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def compact_table(walks: Iterable[Walk]) -> str:
+    """The README's table: model types that agree in everything share a line; one that failed a check says so."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for found in walks:
+        name = f"`{found.model_type}`" if passed(found) else f"**`{found.model_type}` failed**"
+        lines.setdefault(_properties(found), []).append(name)
+    return COMPACT_HEAD + "".join(f"| {' | '.join((', '.join(names), *cells))} |\n" for cells, names in lines.items())
+
+
+def with_table(text: str, table: str) -> str:
+    """`text` with the lines between its two markers replaced.
+
+    Raises:
+        ValueError: the markers are not there once each.
+
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}\n.*?{re.escape(END)}", re.DOTALL)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"expected {BEGIN} and {END} once each in README.md")
+    return pattern.sub(lambda _: f"{BEGIN}\n{table}{END}", text)
+
+
+def passed(found: Walk) -> bool:
+    """Whether a walk found all that tests/test_architectures.py asks for."""
+    errors = found.memory_error < 1e-9 and found.disk_error < 1e-9 and found.gradient_error < FLOAT32_INSIDE
+    return errors and found.certified and not found.loading and found.cache_agrees and found.same_bytes
+
+
+def _properties(found: Walk) -> tuple[str, ...]:
+    """Sublayers, what can go without its block, and which blocks depend on each other."""
+    record = ARCHITECTURES[found.model_type]
+    there = {kind for block in found.kinds for kind in block.split("+")}
+    writes = {sublayer.kind: bool(sublayer.writes) for sublayer in record.sublayers if sublayer.kind in there}
+    alone = [kind for kind, apart in writes.items() if apart]
+    ties = [
+        (bool(record.kv_sharing), "shared keys and values"),
+        (bool(record.needed_type), f"one {record.needed_type} block stays"),
+        (bool(record.periods), "evenly spaced"),
+    ]
+    return (
+        ", ".join(writes),
+        "every sublayer" if len(alone) == len(writes) else ", ".join(alone) or "no: a block has one",
+        "; ".join(words for applies, words in ties if applies),
+    )
 
 
 def _yes(value: bool) -> str:

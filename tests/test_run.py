@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from excise.calibration import split_samples
 from excise.errors import InputError, OutputError
@@ -13,7 +14,10 @@ from excise.models.loading import load
 from excise.progress import silent
 from excise.run import run
 from excise.spectrum import Spectrum
-from tests.tiny import tiny_folder
+from tests.gguf_files import write_gguf
+from tests.quantised import quantise
+from tests.surgery.test_on_disk import tensors_of
+from tests.tiny import tiny_folder, tiny_model
 
 RUN_KEYS = {"removed", "proposed_by", "base_loss", "pruned_loss", "candidates", "self_test", "seconds", "provenance"}
 STAGES = {"gradients", "refine", "solve", "rivals", "verify", "prune", "self_test", "figures"}
@@ -114,6 +118,38 @@ def test_models_whose_blocks_are_tied_to_each_other(model_type, tmp_path):
     for candidate in facts["candidates"]:
         assert not set(tied.stack.fixed) & set(candidate["removed"])
         assert not tied.stack.needed or set(tied.stack.needed) - set(candidate["removed"])
+
+
+@pytest.mark.parametrize("form", ["modelopt", "fp8"])
+def test_a_float8_folder_stays_one_byte_for_byte(form, tmp_path):
+    source = tiny_folder(tmp_path / "model", "llama", layers=4, dtype=torch.bfloat16)
+    quantise(source, form, keep=("layers.3.mlp",))
+    float8 = load(str(source))
+    drawn = split_samples("starter", float8.tokenizer, samples=8, held_out=3, tokens=20, seed=0, loss_on="all")
+    facts = run(float8, *drawn, 1, tmp_path / "run", effort=0, rivals=(), random_states=0, protected=(3,))
+    (gone,) = facts["removed"]
+    expected = {}
+    for name, stored in tensors_of(source).items():
+        head, _, rest = name.removeprefix("model.layers.").partition(".")
+        if not head.isdigit():
+            expected[name] = stored
+        elif int(head) != gone:
+            expected[f"model.layers.{int(head) - (int(head) > gone)}.{rest}"] = stored
+    assert tensors_of(tmp_path / "run" / "model") == expected
+    assert any(dtype == "F8_E4M3" for dtype, _, _ in expected.values())
+    settings = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["quantization_config"]
+    assert "model.layers.2.mlp.up_proj" in settings["ignore" if form == "modelopt" else "modules_to_not_convert"]
+    assert facts["self_test"]["loads_in_stock_transformers"] is None
+    assert (facts["self_test"]["level"], facts["self_test"]["max_abs_logit_difference"]) == ("logits", 0)
+
+
+def test_a_gguf_file_becomes_a_folder_of_plain_weights(tmp_path):
+    write_gguf(tiny_model("llama", 4), tmp_path / "a.gguf")
+    plain = load(str(tmp_path / "a.gguf"))
+    drawn = split_samples("starter", plain.tokenizer, samples=8, held_out=3, tokens=20, seed=0, loss_on="all")
+    facts = run(plain, *drawn, 1, tmp_path / "run", effort=0, rivals=(), random_states=0)
+    assert facts["self_test"]["loads_in_stock_transformers"]
+    assert {dtype for dtype, _, _ in tensors_of(tmp_path / "run" / "model").values()} == {"F32"}
 
 
 def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, samples, tmp_path):

@@ -32,8 +32,9 @@ from excise.refine import DEFAULT_EFFORT, refinement_facts
 from excise.removable import is_writable
 from excise.report.figures import write_figures
 from excise.score import score
+from excise.surgery.check import check_loaded
 from excise.surgery.checkpoint import write_pruned
-from excise.surgery.self_test import self_test
+from excise.surgery.on_disk import prune_folder
 from excise.verify import Candidate, Verified, verify
 
 SELECT = ("measured", "refined", "energy")
@@ -210,17 +211,9 @@ def run(
         "provenance": provenance(),
     }
     with clock.stage("prune"):
-        write_pruned(
-            stack,
-            chosen.removed,
-            folder / "model",
-            tokenizer=loaded.tokenizer,
-            dtype=loaded.stored_dtype,
-            card=_card(facts, chosen),
-            overwrite=True,
-        )
+        _write_checkpoint(loaded, chosen.removed, folder / "model", _card(facts, chosen))
     with clock.stage("self_test"):
-        facts["self_test"] = self_test(stack, chosen.removed, folder / "model", _probe_tokens(held_out))
+        facts["self_test"] = check_loaded(stack, chosen.removed, folder / "model", _probe_tokens(held_out))
     with clock.stage("figures"):
         facts["figures"] = write_figures(folder / "figures", energies[energy], spectra[energy], verified, chosen)
     facts["seconds"] = clock.seconds
@@ -324,6 +317,22 @@ def _gradients(
     assert gradients is not None  # one part: never incomplete
     gradients.save(path)
     return gradients
+
+
+def _write_checkpoint(loaded: Loaded, removed: Sequence[int], out: Path, card: dict[str, Any]) -> None:
+    """From folder to folder byte by byte, so that a quantised checkpoint stays one; anything else from memory."""
+    if Path(loaded.source).expanduser().is_dir():
+        prune_folder(loaded.source, removed, out, card=card, overwrite=True)
+    else:
+        write_pruned(
+            loaded.stack,
+            removed,
+            out,
+            tokenizer=loaded.tokenizer,
+            dtype=loaded.stored_dtype,
+            card=card,
+            overwrite=True,
+        )
 
 
 def _card(facts: dict[str, Any], chosen: Candidate) -> dict[str, Any]:

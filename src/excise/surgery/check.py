@@ -70,9 +70,30 @@ def check_pruned(
         if not _needs_a_tool(source):
             raise
         return names_test(out, str(error)) if out.is_dir() else {"level": "none", "reason": str(error)}
+    return check_loaded(loaded.stack, removed, out)
+
+
+def check_loaded(
+    stack: Stack, removed: Sequence[int], out: Path, input_ids: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Compare logits of what was written with those of the original, which is in memory, its gates at 0.
+
+    Args:
+        stack: the original.
+        removed: original indices.
+        out: what was written, a folder or a `.gguf` file.
+        input_ids: token ids to compare on, see `excise.surgery.self_test.self_test`.
+
+    Returns:
+        As `check_pruned` does, of the level "logits".
+
+    Raises:
+        CheckpointError: the checkpoint does not load, or lacks weights.
+
+    """
     if out.is_file() or _float8(out) is not None:
-        return reload_test(loaded.stack, removed, out, dtype=dtype, device=device)
-    return {"level": "logits", **self_test(loaded.stack, removed, out)}
+        return reload_test(stack, removed, out, input_ids)
+    return {"level": "logits", **self_test(stack, removed, out, input_ids)}
 
 
 def memory_needed(source: Path) -> int:
@@ -129,18 +150,24 @@ def names_test(folder: Path, reason: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def reload_test(stack: Stack, removed: Sequence[int], out: Path, *, dtype: str, device: str) -> dict[str, Any]:
+def reload_test(
+    stack: Stack, removed: Sequence[int], out: Path, input_ids: torch.Tensor | None = None
+) -> dict[str, Any]:
     """Load what was written, in this process, and compare it with the original whose gates are at 0.
+
+    It is computed in the original's dtype, and on GPUs where the original is.
 
     Raises:
         CheckpointError: it does not load, or lacks weights.
 
     """
-    input_ids = probe(stack, None).to(stack.device)
+    input_ids = probe(stack, input_ids).to(stack.device)
     alpha = torch.ones(len(stack.blocks))
     alpha[list(removed)] = 0
     with gated(stack, alpha):
         expected = stack.model(input_ids=input_ids, use_cache=False).logits.double().cpu()
+    dtype = str(stack.model.dtype).removeprefix("torch.")
+    device = "auto" if stack.device.type == "cuda" else str(stack.device)
     model = load(str(out), dtype=dtype, device=device).stack.model
     logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits.double().cpu()
     return {
