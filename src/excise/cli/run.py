@@ -135,9 +135,10 @@ def run(
     from excise.verify import Candidate, Verified
 
     check_folder(out, force)
+    options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
     clock = Clock()
     with clock.stage("load"):
-        loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, dtype=dtype, **options)
     with clock.stage("data"):
         calibration, apart = split_samples(
             data,
@@ -153,15 +154,7 @@ def run(
     if select is None:
         plain = domains == "mean" and all(term.kind != "choices" for term in damage.terms)
         select = "measured" if plain or not effort else "refined"
-    healing = plan and healing_of(
-        plan,
-        loaded,
-        apart,
-        race=heal_race or 1,
-        loss_on=loss_on,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
+    healing = healing_of(plan, loaded, apart, race=heal_race or 1, loss_on=loss_on, **options) if plan else None
     facts = run_job(
         loaded,
         calibration,
