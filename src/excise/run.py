@@ -248,6 +248,7 @@ def run(
             "rivals": list(rivals),
             "effort": effort,
             "objective": objective.name if objective and effort else None,
+            "repair_tokens": repair_tokens if repair else None,
         },
         "checkpoint": "model",
         "provenance": provenance(),
