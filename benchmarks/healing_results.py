@@ -25,7 +25,8 @@ from excise.artefacts import read_json, write_json
 from excise.calibration import Samples, load_samples
 from excise.cli.options import indices
 from excise.healing.heal import heal
-from excise.healing.repair import Repair, repair, repaired
+from excise.healing.refitted import Repair
+from excise.healing.repair import repair, repaired
 from excise.healing.settings import Settings
 from excise.healing.teachers import INDEX, OfflineTeacher, record_teacher
 from excise.measure import measure

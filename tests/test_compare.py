@@ -11,6 +11,7 @@ from excise.criteria import CRITERIA, SUBLAYER_CRITERIA, Selection
 from excise.criteria.selection import at_smaller_budget
 from excise.energies import fisher
 from excise.errors import InputError
+from excise.healing.repair import repair
 from excise.judge import Choice, Judge
 from excise.measure import measure
 from excise.models.loading import Loaded, load
@@ -144,3 +145,22 @@ def test_table_and_figures_show_every_method(finished, tmp_path):
     assert text.count("●") >= 2
     for name in write_comparison_figures(comparison, tmp_path / "figures").values():
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_with_repair_shows_the_damage_after_it_where_blocks_are_dropped(loaded, samples, tmp_path):
+    methods = ("norm-ratio", "swm-figure", "random", "llm-drop-joint")
+    comparison = compare(loaded, *samples, [2], tmp_path, methods=methods, random_draws=2, seed=3, repair=True)
+    rows = {row.method: row for row in comparison.rows}
+    assert rows["swm-figure"].repaired_delta is rows["llm-drop-joint"].repaired_delta is None
+    for row in (rows["norm-ratio"], rows["random"]):
+        removals = [draw["removed"] for draw in row.draws] or [row.removed]
+        if any(0 in removed for removed in removals):
+            assert row.repaired_delta is None
+            continue
+        losses = [repair(loaded.stack, r, samples[0], held_out=samples[1]).losses.repaired for r in removals]
+        assert row.repaired_delta == pytest.approx(np.mean(losses) - comparison.base_loss, abs=1e-6)
+    assert any(row.repaired_delta is not None for row in rows.values())
+    text = comparison_markdown(comparison)
+    assert "| Δ loss [95 %] | repaired | perplexity |" in text
+    shown = next(row for row in rows.values() if row.repaired_delta is not None)
+    assert f"] | {shown.repaired_delta:+.3f} | " in text

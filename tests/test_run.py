@@ -19,8 +19,14 @@ from tests.quantised import quantise
 from tests.surgery.test_on_disk import tensors_of
 from tests.tiny import tiny_folder, tiny_model
 
+
+def as_written(candidate):
+    """Loss of a candidate, repaired where that lowers it."""
+    return min(candidate["loss"], candidate["repaired_loss"] or candidate["loss"])
+
+
 RUN_KEYS = {"removed", "proposed_by", "base_loss", "pruned_loss", "candidates", "self_test", "seconds", "provenance"}
-STAGES = {"gradients", "refine", "solve", "rivals", "verify", "prune", "self_test", "figures"}
+STAGES = {"gradients", "refine", "solve", "rivals", "verify", "repair", "prune", "self_test", "figures"}
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +59,46 @@ def test_the_manifest_says_what_was_done(finished):
 
 def test_the_lowest_measured_candidate_is_removed_and_its_proposers_are_named(finished, loaded, samples):
     facts, _ = finished
-    best = min(facts["candidates"], key=lambda c: c["loss"])
+    best = min(facts["candidates"], key=as_written)
+    assert facts["checkpoint_loss"] == as_written(best)
     assert facts["pruned_loss"] == best["loss"]
     assert set(facts["proposed_by"]) == {c["method"] for c in facts["candidates"] if c["removed"] == facts["removed"]}
     again = measure(loaded.stack, samples[1], [(), facts["removed"]])
     np.testing.assert_allclose(again.losses, [facts["base_loss"], facts["pruned_loss"]], rtol=1e-6)
+
+
+def test_the_three_that_measured_best_are_repaired_and_what_is_written_is_what_was_measured(finished, samples):
+    facts, out = finished
+    ranked = list(dict.fromkeys(tuple(c["removed"]) for c in facts["candidates"]))  # lowest measured loss first
+    fitted = {tuple(r["removed"]): r["losses"] for r in facts["repair"]["fitted"]}
+    refused = {tuple(r["removed"]) for r in facts["repair"]["refused"]}
+    assert set(ranked[:3]) == set(fitted) | refused
+    for candidate in facts["candidates"]:
+        losses = fitted.get(tuple(candidate["removed"]))
+        assert candidate["repaired_loss"] == (losses and losses["repaired"])
+    assert facts["repair"]["applied"] == (facts["checkpoint_loss"] < facts["pruned_loss"])
+    written = load(str(out / "model"), dtype="float32")
+    assert measure(written.stack, samples[1], [()]).losses[0] == pytest.approx(facts["checkpoint_loss"], abs=1e-5)
+    assert not any("repaired" in path.name for path in out.iterdir())
+
+
+def test_without_repair_the_lowest_measured_removal_is_written_as_it_is(loaded, samples, tmp_path):
+    facts = run(loaded, *samples, 2, tmp_path / "run", effort=0, random_states=1, rivals=(), repair=False)
+    assert facts["repair"] is None
+    assert facts["checkpoint_loss"] == facts["pruned_loss"] == facts["candidates"][0]["loss"]
+    assert all(c["repaired_loss"] is None for c in facts["candidates"])
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "are unchanged.\n" in card
+
+
+def test_what_cannot_be_repaired_exactly_is_left_with_the_reason(tmp_path):
+    normed = load(str(tiny_folder(tmp_path / "model", "olmo2", layers=5)))
+    drawn = split_samples("starter", normed.tokenizer, samples=20, held_out=4, tokens=20, seed=0, loss_on="all")
+    with pytest.warns(UserWarning, match=r"not repaired \(--no-repair leaves this out\).*ends in a norm"):
+        facts = run(normed, *drawn, 2, tmp_path / "run", effort=0, random_states=1, rivals=())
+    assert not facts["repair"]["applied"]
+    assert len(facts["repair"]["refused"]) == 3
+    assert facts["self_test"]["max_abs_logit_difference"] < 1e-4
 
 
 def test_every_artefact_can_be_read_back(finished):

@@ -19,6 +19,7 @@ from excise.criteria.ground_states import shared_gradients
 from excise.criteria.selection import Spent, at_smaller_budget
 from excise.energies import ENERGIES
 from excise.errors import ArchitectureError, InputError
+from excise.healing.repair_stage import repair_removals
 from excise.judge import Choice, Floats, Judge, Row
 from excise.measure import measure
 from excise.models.loading import Loaded
@@ -92,6 +93,7 @@ def compare(
     energy: str = "fisher",
     protected: Sequence[int] = (),
     seed: int = 0,
+    repair: bool = False,
     batch_tokens: int | None = None,
     progress: Progress = silent,
 ) -> Comparison:
@@ -112,6 +114,8 @@ def compare(
         energy: shown beside the damage, a name in `excise.energies.ENERGIES`.
         protected: blocks that stay.
         seed: of methods with randomness and of the bootstrap.
+        repair: also repair every choice in closed form on the first calibration samples, and measure it again; merges,
+            single sublayers and what cannot be repaired exactly are left out.
         batch_tokens: padded tokens a batch when measuring the held-out samples.
         progress: shows progress of long stages.
 
@@ -145,6 +149,9 @@ def compare(
     choices = [Choice(*choice, values) for choice, values in zip(chosen, sums, strict=True)]
     judge = Judge(stack, ENERGIES[energy](gradients.A), base, counts, seed)
     rows = [row for budget in budgets for row in judge.rows([c for c in choices if c.budget == budget])]
+    base_loss = float(base.sum() / counts.sum())
+    if repair:
+        rows = _with_repair(rows, loaded, calibration, held_out, base_loss, folder / WORK, batch_tokens, progress)
     facts = {
         "model": loaded.source,
         "model_hash": model_hash(stack.model),
@@ -161,12 +168,49 @@ def compare(
             "random_draws": random_draws,
             "search_tokens": search_tokens,
             "protected": list(protected),
+            "repair": repair,
         },
         "provenance": provenance(),
     }
-    comparison = Comparison(float(base.sum() / counts.sum()), tuple(rows), skipped, facts)
+    comparison = Comparison(base_loss, tuple(rows), skipped, facts)
     write_json(folder / MANIFEST, comparison.to_json())
     return comparison
+
+
+def _with_repair(
+    rows: Sequence[Row],
+    loaded: Loaded,
+    calibration: Samples,
+    held_out: Samples,
+    base_loss: float,
+    work: Path,
+    batch_tokens: int | None,
+    progress: Progress,
+) -> list[Row]:
+    """The rows with the damage of each after closed-form repair, where whole blocks are dropped."""
+
+    def dropped(row: Row) -> list[tuple[int, ...]]:
+        if row.merge or row.sublayers:
+            return []
+        return [tuple(draw["removed"]) for draw in row.draws] or [row.removed]
+
+    repairs = repair_removals(
+        loaded,
+        list(dict.fromkeys(removed for row in rows for removed in dropped(row))),
+        calibration,
+        held_out,
+        work / "repairs",
+        batch_tokens=batch_tokens,
+        ledger=work / "held-out",
+        progress=progress,
+    )
+    repaired = []
+    for row in rows:
+        losses = [repairs.loss(removed) for removed in dropped(row)]
+        known = [loss for loss in losses if loss is not None]
+        mean = float(np.mean(known)) - base_loss if known and len(known) == len(losses) else None
+        repaired.append(replace(row, repaired_delta=mean))
+    return repaired
 
 
 def check_energy(name: str) -> None:

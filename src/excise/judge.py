@@ -63,6 +63,8 @@ class Row:
         parameters: parameters that hold weight after removal.
         draws: for random, each draw's `seed`, `removed` and `delta`.
         note: what a reader must know.
+        repaired_delta: `delta` after closed-form repair (the mean over draws, for random); None where it was not
+            repaired.
 
     """
 
@@ -84,6 +86,7 @@ class Row:
     parameters: int
     draws: tuple[dict[str, Any], ...] = ()
     note: str = ""
+    repaired_delta: float | None = None
 
     @property
     def forward_equivalents(self) -> float:

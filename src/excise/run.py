@@ -6,22 +6,24 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from excise.artefacts import write_json
+from excise.artefacts import read_json, write_json
+from excise.calibration.batches import longest_together
 from excise.calibration.samples import Samples
 from excise.criteria import CRITERIA
 from excise.energies import ENERGIES
 from excise.errors import ArchitectureError, InputError, OutputError
 from excise.gradients import Gradients
+from excise.healing import heal_stage, repair_stage
+from excise.healing.heal import check_destination
+from excise.healing.heal_stage import Healing, heal_pruned, race_removals
+from excise.healing.race import Race
+from excise.healing.repair_stage import Repairs, repair_removals
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
 from excise.objectives import Objective, parse_objective
@@ -38,6 +40,7 @@ from excise.surgery.on_disk import prune_folder
 from excise.verify import Candidate, Verified, verify
 
 SELECT = ("measured", "refined", "energy")
+RACE = "race"
 RIVALS = ("block-influence", "block-influence-iterative", "norm-ratio")
 MANIFEST = "run.json"
 WORK = "work"
@@ -82,6 +85,9 @@ def run(
     seed: int = 0,
     batch_tokens: int | None = None,
     checkpointing: bool = False,
+    repair: bool = True,
+    repair_tokens: int = repair_stage.TOKENS,
+    healing: Healing | None = None,
     force: bool = False,
     progress: Progress = silent,
     clock: Clock | None = None,
@@ -89,8 +95,9 @@ def run(
     """Choose `budget` blocks, remove them, and write the pruned model with its evidence.
 
     Stages: gradients on `calibration`; the lowest states of every energy; refinement; rival criteria on the same
-    samples; measured losses of all candidates on `held_out`; the checkpoint; its self-test; figures; `run.json`. A
-    folder in which a run of the same settings was interrupted is taken up where it stopped.
+    samples; measured losses of all candidates on `held_out`; closed-form repair of the best; the race, the checkpoint;
+    its self-test; figures; healing; `run.json`. A folder in which a run of the same settings was interrupted is taken
+    up where it stopped.
 
     Args:
         loaded: the model.
@@ -112,11 +119,17 @@ def run(
         rivals: names in `excise.criteria.CRITERIA`.
         protected: blocks that stay.
         forced: blocks that go; they count towards the budget.
-        select: "measured" takes the lowest measured loss whoever proposed it, "refined" what refinement found by its
-            own objective, "energy" the ground state.
+        select: "measured" takes the lowest measured loss whoever proposed it, after repair where there was one;
+            "refined" what refinement found by its own objective, "energy" the ground state.
         seed: of solver and random removals.
         batch_tokens: padded tokens a batch.
         checkpointing: recompute blocks in the backward pass to save memory.
+        repair: fit the closed-form repair (see `excise.healing.repair`) of the three that measured best, or of what
+            `select` names, on the calibration samples; it is written where it lowers the loss. What cannot be repaired
+            exactly is left as it is, with a warning.
+        repair_tokens: of calibration samples to fit it on.
+        healing: train the pruned model afterwards, into the subfolder `healed`; with a race, what wins it is removed,
+            whatever `select` says.
         force: replace a finished run in `out`.
         progress: shows progress of long stages.
         clock: collects seconds per stage; one with earlier stages (loading) may be given.
@@ -137,7 +150,11 @@ def run(
     protected, forced = block_indices(stack, protected), block_indices(stack, forced)
     protected = tuple(sorted({*protected, *stack.fixed}))
     _check_budget(stack, budget, protected, forced)
+    if healing:
+        healing.require_feasible()
     folder = _open_folder(out, force)
+    if healing:
+        check_destination(folder / heal_stage.FOLDER, str(folder / "model"), force)
     work = folder / WORK
 
     with clock.stage("gradients"):
@@ -174,8 +191,31 @@ def run(
                 ledger=work / "measurements",
                 advance=advance,
             )
-    chosen = choose(verified, energy, select)
-    facts = {
+    contenders = _contenders(verified, energy, select, healing)
+    repairs = Repairs()
+    if repair:
+        with clock.stage("repair"):
+            repairs = repair_removals(
+                loaded,
+                [c.removed for c in contenders],
+                calibration,
+                held_out,
+                work / "repairs",
+                tokens=repair_tokens,
+                batch_tokens=batch_tokens,
+                ledger=work / "measurements",
+                progress=progress,
+            )
+        _tell_refused(repairs)
+        verified = verified.with_repairs(repairs.loss)
+    chosen, won = choose(verified, energy, select), None
+    if healing and healing.race > 1 and len(contenders) > 1:
+        with clock.stage("race"):
+            entrants = [c.removed for c in verified.ranked[: healing.race]]
+            won, places = race_removals(healing, loaded, entrants, repairs, held_out, work)
+        select = RACE
+        chosen = next(c for c in verified.candidates if c.removed == places[won.winner.student])
+    facts: dict[str, Any] = {
         "model": loaded.source,
         "model_hash": model_hash(stack.model),
         "blocks": len(stack.blocks),
@@ -187,8 +227,11 @@ def run(
         "pruned_loss": chosen.loss,
         "base_perplexity": math.exp(verified.base_loss),
         "pruned_perplexity": chosen.perplexity,
+        "checkpoint_loss": chosen.best_loss,
         "parameters": sum(p.numel() for p in stack.model.parameters()),
         "pruned_parameters": chosen.parameters,
+        "repair": {"applied": bool(repairs.helpful(chosen.removed)), **repairs.describe()} if repair else None,
+        "race": won and _standings(won, places),
         "energy": energy,
         "spearman": verified.spearman,
         "candidates": [asdict(c) | {"removed": list(c.removed)} for c in verified.candidates],
@@ -206,16 +249,23 @@ def run(
             "rivals": list(rivals),
             "effort": effort,
             "objective": objective.name if objective and effort else None,
+            "repair_tokens": repair_tokens if repair else None,
         },
         "checkpoint": "model",
         "provenance": provenance(),
     }
-    with clock.stage("prune"):
-        _write_checkpoint(loaded, chosen.removed, folder / "model", _card(facts, chosen))
-    with clock.stage("self_test"):
-        facts["self_test"] = check_loaded(stack, chosen.removed, folder / "model", _probe_tokens(held_out))
+    with repairs.applied(stack, chosen.removed):
+        with clock.stage("prune"):
+            changed = repairs.helpful(chosen.removed) is not None
+            _write_checkpoint(loaded, chosen.removed, folder / "model", _card(facts, chosen, repairs), changed)
+        with clock.stage("self_test"):
+            facts["self_test"] = check_loaded(stack, chosen.removed, folder / "model", longest_together(held_out))
     with clock.stage("figures"):
         facts["figures"] = write_figures(folder / "figures", energies[energy], spectra[energy], verified, chosen)
+    if healing:
+        with clock.stage("heal"):
+            out = folder / heal_stage.FOLDER
+            facts["healed"] = heal_pruned(healing, folder / "model", held_out, out, work, won=won, force=force)
     facts["seconds"] = clock.seconds
     write_json(folder / MANIFEST, facts)
     return facts
@@ -242,6 +292,8 @@ def _open_folder(out: str | Path, force: bool) -> Path:
     """Create the folder of a run, or take up an unfinished one; a finished one starts anew."""
     folder = check_folder(out, force)
     if (folder / MANIFEST).exists():
+        if read_json(folder / MANIFEST).get("healed"):
+            shutil.rmtree(folder / heal_stage.FOLDER, ignore_errors=True)
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder / WORK, ignore_errors=True)
     (folder / WORK).mkdir(parents=True, exist_ok=True)
@@ -249,12 +301,34 @@ def _open_folder(out: str | Path, force: bool) -> Path:
 
 
 def choose(verified: Verified, energy: str, select: str) -> Candidate:
-    """The candidate to remove: lowest measured loss, the refinement's winner, or the energy's ground state."""
+    """The candidate to remove: lowest measured loss (repaired, where it was), refinement's winner, or ground state."""
     if select == "measured":
         return verified.best
     if select == "refined":
         return next(c for c in verified.candidates if c.method == "refined:0")
     return next(c for c in verified.candidates if c.method == f"{energy}:0")
+
+
+def _contenders(verified: Verified, energy: str, select: str, healing: Healing | None) -> Sequence[Candidate]:
+    """Those among whom repair, and a race if there is one, may change the choice; else the choice alone."""
+    racing = healing.race if healing and healing.race > 1 else 0
+    chosen = choose(verified, energy, select)
+    if select != "measured" and not racing:
+        return [chosen]
+    return verified.ranked[: max(repair_stage.REPAIRED if select == "measured" else 0, racing)]
+
+
+def _tell_refused(repairs: Repairs) -> None:
+    reasons = "; ".join(dict.fromkeys(repairs.refused.values()))
+    if reasons:
+        warnings.warn(f"not repaired (--no-repair leaves this out): {reasons}", stacklevel=3)
+
+
+def _standings(race: Race, places: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """A race as plain data, with removals in place of the checkpoints in the work folder."""
+    facts = race.describe()
+    rows = [{"removed": list(places[row["student"]]), "losses": row["losses"]} for row in facts["standings"]]
+    return {**facts, "standings": rows}
 
 
 def _writable(stack: Stack, proposals: Sequence[Proposal]) -> list[Proposal]:
@@ -319,9 +393,9 @@ def _gradients(
     return gradients
 
 
-def _write_checkpoint(loaded: Loaded, removed: Sequence[int], out: Path, card: dict[str, Any]) -> None:
-    """From folder to folder byte by byte, so that a quantised checkpoint stays one; anything else from memory."""
-    if Path(loaded.source).expanduser().is_dir():
+def _write_checkpoint(loaded: Loaded, removed: Sequence[int], out: Path, card: dict[str, Any], changed: bool) -> None:
+    """Byte by byte from folder to folder, so that a quantised one stays so; from memory where weights changed."""
+    if Path(loaded.source).expanduser().is_dir() and not changed:
         prune_folder(loaded.source, removed, out, card=card, overwrite=True)
     else:
         write_pruned(
@@ -335,8 +409,8 @@ def _write_checkpoint(loaded: Loaded, removed: Sequence[int], out: Path, card: d
         )
 
 
-def _card(facts: dict[str, Any], chosen: Candidate) -> dict[str, Any]:
-    calibration, origin = facts["calibration"], facts["provenance"]
+def _card(facts: dict[str, Any], chosen: Candidate, repairs: Repairs) -> dict[str, Any]:
+    calibration, origin, helpful = facts["calibration"], facts["provenance"], repairs.helpful(chosen.removed)
     return {
         "original": facts["model"],
         "proposed_by": ", ".join(facts["proposed_by"]),
@@ -344,6 +418,7 @@ def _card(facts: dict[str, Any], chosen: Candidate) -> dict[str, Any]:
         "energy_model": facts["energy"],
         "base_loss": facts["base_loss"],
         "pruned_loss": facts["pruned_loss"],
+        **({"repaired_loss": chosen.repaired_loss, "repair": helpful.describe()} if helpful else {}),
         "data": {
             "calibration": calibration["data"],
             "samples": calibration["samples"],
@@ -353,10 +428,3 @@ def _card(facts: dict[str, Any], chosen: Candidate) -> dict[str, Any]:
         "versions": origin["versions"],
         "command": origin["command"],
     }
-
-
-def _probe_tokens(samples: Samples) -> Tensor:
-    """A few real sequences of one length, for the self-test."""
-    longest = sorted(samples, key=lambda sample: -len(sample.input_ids))[:4]
-    width = min(len(sample.input_ids) for sample in longest)
-    return torch.tensor(np.stack([sample.input_ids[:width] for sample in longest]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Candidate:
         delta: loss less that of the intact model.
         perplexity: exp(loss).
         parameters: of the pruned model.
+        repaired_loss: loss after closed-form repair; None where it was not repaired.
 
     """
 
@@ -39,6 +40,13 @@ class Candidate:
     delta: float
     perplexity: float
     parameters: int
+    repaired_loss: float | None = None
+
+    @property
+    def best_loss(self) -> float:
+        """Loss as it will be written: repaired where that lowers it."""
+        after = self.repaired_loss
+        return after if after is not None and after < self.loss else self.loss
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,20 @@ class Verified:
 
     @property
     def best(self) -> Candidate:
-        """The candidate of lowest measured loss."""
-        return self.candidates[0]
+        """The candidate of lowest measured loss, repaired where it was."""
+        return self.ranked[0]
+
+    @property
+    def ranked(self) -> tuple[Candidate, ...]:
+        """One candidate for each removal of finite loss, the lowest first, repaired where it was."""
+        distinct = {c.removed: c for c in reversed(self.candidates)}.values()
+        finite = (c for c in distinct if math.isfinite(c.best_loss))
+        return tuple(sorted(finite, key=lambda c: (c.best_loss, c.removed)))
+
+    def with_repairs(self, losses: Callable[[tuple[int, ...]], float | None]) -> Verified:
+        """The same with the loss of each removal after repair, None where it was not repaired."""
+        candidates = (replace(c, repaired_loss=losses(c.removed)) for c in self.candidates)
+        return replace(self, candidates=tuple(candidates))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

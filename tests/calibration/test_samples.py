@@ -232,3 +232,22 @@ def test_a_slice_says_so():
     assert part.describe()["slice"] == [1, 3, None]
     assert part.describe()["data"] == "x"
     assert dataclasses.replace(part).tokens == 6
+
+
+def test_samples_apart_from_others_share_no_row_and_no_part_of_a_text(tmp_path):
+    tokenizer = tiny_tokenizer()
+    drawn = load_samples("starter", tokenizer, samples=40, tokens=20)
+    longer = load_samples("starter", tokenizer, samples=40, tokens=30, seed=1)
+    apart = longer.apart_from(drawn)
+    names = {sample.name for sample in drawn}
+    assert [s.name for s in apart] == [s.name for s in longer if s.name not in names]
+    assert 0 < len(apart) < 40
+    assert apart.describe()["left_out"] == 40 - len(apart)
+    text = tmp_path / "text.txt"
+    text.write_text("a sentence of some length about nothing at all. " * 60)
+    held_out = load_samples(str(text), tokenizer, samples=2, tokens=50)
+    kept = load_samples(str(text), tokenizer, samples=1000, tokens=20).apart_from(held_out)
+    taken = {token for sample in held_out for token in range(*sample.window)}
+    assert len(kept) > 0
+    assert all(taken.isdisjoint(range(*sample.window)) for sample in kept)
+    assert len(load_samples(str(text), tokenizer, samples=1000, tokens=20)) - len(kept) >= 2 * 50 // 20

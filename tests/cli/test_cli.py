@@ -68,6 +68,43 @@ def test_run_prints_what_it_writes(excise, model, tmp_path):
     assert "--force" in err
 
 
+def test_run_heals_and_says_so(excise, model, tmp_path):
+    options = ("--remove", 2, "--samples", 12, "--held-out", 4, "--tokens", 20, "--effort", 0, "--rivals", "")
+    healing = ("--heal-race", 2, "--heal-samples", 16, "--heal-tokens", 16, "--heal-steps", 2, "--heal-batch", 4)
+    code, out, err = excise("run", model, *options, *healing, "--out", tmp_path / "run")
+    assert code == 0, err
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "repaired" in out
+    assert out.count("race: ") == 2
+    assert f"healed {facts['healed']['losses']['healed']:.4f}" in out
+    assert facts["healed"]["steps"] == 2
+    assert facts["healed"]["samples"]["samples"] == 16
+    assert facts["healed"]["samples"]["tokens"] == 16
+    assert facts["healed"]["settings"]["batch"] == 4
+
+
+def test_prune_repairs_where_data_is_given(excise, model, tmp_path):
+    drawn = ("--samples", 24, "--held-out", 6, "--tokens", 24)
+    code, out, err = excise("prune", model, "--removed", "2", "--out", tmp_path / "r", "--data", "starter", *drawn)
+    assert code == 0, err
+    recipe = json.loads((tmp_path / "r" / "excise.json").read_text())
+    kept = recipe.get("repair") or recipe["repair_left_out"]
+    assert ("repaired_loss" in recipe) == ("repair" in recipe) == ("repaired in closed form: Δ loss" in out)
+    assert kept["losses"]["pruned"] == recipe["pruned_loss"]
+    assert "logits differ from the gated original by at most" in out
+    card = (tmp_path / "r" / "README.md").read_text()
+    assert ("Loss after repair" in card) == ("feed-forward of block 1, fitted on 24 samples of starter" in card)
+    weights, original = (load_file(path / "model.safetensors") for path in (tmp_path / "r", Path(model)))
+    differing = {
+        name for name in original if ".layers.1." in name and not np.array_equal(weights[name], original[name])
+    }
+    assert differing == ({"model.layers.1.mlp.down_proj.weight"} if "repair" in recipe else set())
+    code, _, err = excise("prune", model, "--removed", "0", "--out", tmp_path / "x", "--repair", *drawn)
+    assert code == 2
+    assert "run at block 0" in err
+    assert not (tmp_path / "x").exists()
+
+
 def test_inspect_lists_the_blocks(excise, model):
     code, out, _ = excise("inspect", model, "--json")
     blocks = json.loads(out)["blocks"]
@@ -110,6 +147,10 @@ def test_solve_takes_any_matrix(excise, tmp_path):
         (("inspect", "/no/such/folder"), "no folder"),
         (("prune", "x", "--out", "y"), "either --removed"),
         (("prune", "x", "--out", "y", "--removed", "1", "--merge", "mean"), "expected --merge in figure, code"),
+        (("prune", "x", "--out", "y", "--removed", "1", "--repair", "--merge", "code"), "leave out --merge"),
+        (("prune", "x", "--out", "y", "--removed", "1", "--no-repair", "--data", "starter"), "--no-repair or --data"),
+        (("run", "x", "--remove", "2", "--out", "y", "--heal-preset", "large"), "expected a preset in small"),
+        (("run", "x", "--remove", "2", "--out", "y", "--heal-lr", "0"), "learning_rate"),
         (("run", "x", "--remove", "2", "--out", "y", "--protect", "a"), "--protect expects indices"),
         (("score", "x", "--part", "3/2"), "RANK < PARTS"),
         (("refine", "x", "--remove", "2", "--out", "y", "--effort", "0"), "--effort must be above 0"),

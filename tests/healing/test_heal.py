@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from excise.measure import measure
@@ -124,3 +128,24 @@ def test_mistakes_are_named(excise, models, tmp_path):
     code, _, err = excise("heal", pruned, "--out", tmp_path / "a", "--teacher", other, *QUICK)
     assert code == 2
     assert "predicts 288 tokens and the teacher 320" in err
+
+
+@pytest.mark.slow
+def test_two_processes_heal_to_the_checkpoint_of_one(models, tmp_path):
+    original, pruned = models
+    facts, weights = {}, {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = ["-m", "excise", "heal", pruned, "--teacher", original, "--out", out, *QUICK]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([*launcher, *map(str, command)], env=environment, check=True, timeout=500)
+        facts[processes] = json.loads((out / "heal.json").read_text())
+        weights[processes] = load_file(out / "model.safetensors")
+    losses = [[entry["loss"] for entry in facts[n]["curve"]] for n in (1, 2)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert facts[2]["losses"] == pytest.approx(facts[1]["losses"], rel=1e-5)
+    assert facts[2]["self_test"]["loads_in_stock_transformers"]
+    for name, value in weights[1].items():  # stored in bfloat16
+        torch.testing.assert_close(weights[2][name].float(), value.float(), rtol=2**-7, atol=1e-4)
+    assert not list(tmp_path.glob(".*"))

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from excise.errors import ArchitectureError, InputError
-from excise.healing.repair import FEATURES, Repair, repair, repaired
+from excise.healing.refitted import Repair
+from excise.healing.repair import FEATURES, repair, repair_each, repaired, require_repairable
 from excise.healing.ridge import NormalEquations, held_out_errors
 from excise.healing.streams import WEIGHTINGS
 from excise.measure import measure
@@ -240,6 +241,42 @@ def test_the_model_is_left_as_it_was():
     assert traces(stack.model) == before
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "gradient"])
+def test_several_removals_are_repaired_as_each_alone_and_share_the_originals_pass(weighting):
+    stack, samples, held_out = stack_of("llama"), random_samples(LENGTHS), random_samples([14] * 3, seed=1)
+    removals, seen = [(4,), (1, 3)], []
+    options = {"weighting": weighting, "held_out": held_out}
+    together = list(repair_each(stack, removals, samples, **options, advance=seen.append))
+    alone = [repair(stack, removed, samples, **options) for removed in removals]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.removed, one.steps, one.losses) == (other.removed, other.steps, other.losses)
+        assert all(torch.equal(one.weights[name], weight) for name, weight in other.weights.items())
+    assert sum(seen) == samples.tokens * (1 + 1 + 2)
+    assert sum(r.forward_tokens for r in together) < sum(r.forward_tokens for r in alone)
+    assert list(repair_each(stack, [], samples)) == []
+
+
+def test_weights_are_rounded_as_they_will_be_stored_before_anything_is_measured():
+    stack = find_stack(tiny_model("llama", 6))
+    held_out = random_samples([14] * 3, seed=1)
+    fitted = repair(stack, [2], random_samples(LENGTHS), held_out=held_out, dtype=torch.bfloat16)
+    assert all(weight.dtype == torch.bfloat16 for weight in fitted.weights.values())
+    with repaired(stack, fitted):
+        down = down_projection(stack, 1).weight.data
+        assert torch.equal(down, down.bfloat16().float())
+        assert measure(stack, held_out, [(2,)]).losses[0] == fitted.losses.repaired
+
+
+def test_wide_matrices_have_their_output_mapped_instead(monkeypatch):
+    stack = stack_of("llama")
+    assert repair(stack, [2], random_samples(LENGTHS)).steps[0].features == "input"
+    monkeypatch.setattr("excise.healing.repair.WIDEST_INPUT", 63)
+    wide = repair(stack, [2], random_samples(LENGTHS))
+    mapped = repair(stack, [2], random_samples(LENGTHS), features="output")
+    assert wide.steps[0].features == "output"
+    assert all(torch.equal(wide.weights[name], weight) for name, weight in mapped.weights.items())
+
+
 def test_a_repair_survives_its_file(tmp_path):
     stack = find_stack(tiny_model("llama", 6, dtype=torch.bfloat16))
     fitted = repair(stack, [2], random_samples(LENGTHS), held_out=random_samples(seed=1), ridges=[0.1, math.inf])
@@ -284,8 +321,9 @@ def test_the_repaired_checkpoint_passes_the_self_test(tmp_path):
 )
 def test_what_cannot_be_folded_exactly_is_refused(model_type, removed, message):
     stack = find_stack(tiny_model(model_type, 6))
-    with pytest.raises(ArchitectureError, match=message):
-        repair(stack, removed, random_samples())
+    for refuse in (require_repairable, lambda *arguments: repair(*arguments, random_samples())):
+        with pytest.raises(ArchitectureError, match=message):
+            refuse(stack, removed)
 
 
 def test_mixed_blocks_other_sums_and_quantised_weights_are_refused():

@@ -20,18 +20,30 @@ from excise.healing.trainer import MARK, Origin, train
 from excise.models.stack import find_stack
 from excise.surgery.checkpoint import pruned
 from tests.random_samples import random_samples, traces
-from tests.tiny import MODEL_TYPES, tiny_model
+from tests.tiny import tiny_model
 
 LENGTHS = (12, 9, 16, 10, 7, 14, 11, 13)
-FAMILIES = ("gemma2", "gpt2", "mixtral", *sorted({"nemotron_h"} & set(MODEL_TYPES)))
+DENSE_AND_EXPERTS = ("gemma2", "gpt2", "mixtral")
+HYBRIDS = {  # a block of four that can go: LFM2 and Qwen3-Next must keep their only full-attention block, 2
+    "nemotron_h": 2,
+    "lfm2": 1,
+    "qwen3_next": 1,
+    "falcon_h1": 2,
+    "granitemoehybrid": 2,
+}
+SLOW_HYBRIDS = ("qwen3_next", "falcon_h1", "granitemoehybrid")
+FAMILIES = [
+    *DENSE_AND_EXPERTS,
+    *(pytest.param(name, marks=pytest.mark.slow) if name in SLOW_HYBRIDS else name for name in HYBRIDS),
+]
 ORIGIN = Origin((0, 1, 3), 4)
 QUICK = Settings(steps=6, learning_rate=3e-3, batch=4, micro_batch=2, warmup=0, save_every=100)
 
 
 def teacher_and_student(model_type="llama"):
-    """A model of four blocks and itself without block 2."""
+    """A model of four blocks and itself without one of them, block 2 if that can go."""
     teacher = find_stack(tiny_model(model_type, 4))
-    with pruned(teacher, (2,)) as model:
+    with pruned(teacher, (HYBRIDS.get(model_type, 2),)) as model:
         student = copy.deepcopy(model)
     return OnlineTeacher(teacher), find_stack(student)
 
@@ -68,6 +80,50 @@ def test_the_loss_falls(model_type, tmp_path):
     curve = train(student, teacher, random_samples(LENGTHS), tmp_path, Settings(**{**vars(QUICK), "steps": 16}))
     first, last = losses(curve)[:2], losses(curve)[-2:]
     assert sum(last) < 0.8 * sum(first)
+
+
+def test_checkpointing_changes_nothing_and_really_recomputes(tmp_path):
+    samples, curves, passes = random_samples(LENGTHS), {}, {}
+    for checkpointing in (False, True):
+        teacher, student = teacher_and_student()
+        counted = []
+        attention = student.blocks[1].sublayers[0].module
+        attention.register_forward_hook(lambda *_, counted=counted: counted.append(1))
+        settings = Settings(**{**vars(QUICK), "steps": 3, "checkpointing": checkpointing})
+        curves[checkpointing] = losses(train(student, teacher, samples, tmp_path / str(checkpointing), settings))
+        passes[checkpointing] = len(counted)
+        assert not student.model.is_activation_checkpointing
+    assert curves[True] == pytest.approx(curves[False], rel=1e-6)
+    assert passes[True] == 2 * passes[False] > 0
+
+
+def test_mixed_precision_multiplies_in_bfloat16_and_keeps_float32_weights(tmp_path):
+    samples, curves, dtypes = random_samples(LENGTHS), {}, {}
+    for precision in ("float32", "bf16-mixed"):
+        teacher, student = teacher_and_student()
+        seen = set()
+        down = student.blocks[1].module.mlp.down_proj
+        down.register_forward_hook(lambda m, a, output, seen=seen: seen.add(output.dtype))
+        settings = Settings(**{**vars(QUICK), "steps": 4, "precision": precision})
+        curves[precision] = losses(train(student, teacher, samples, tmp_path / precision, settings))
+        dtypes[precision] = seen
+        assert {p.dtype for p in student.model.parameters()} == {torch.float32}
+    assert dtypes == {"float32": {torch.float32}, "bf16-mixed": {torch.bfloat16}}
+    assert curves["bf16-mixed"] == pytest.approx(curves["float32"], rel=0.05)
+    assert curves["bf16-mixed"] != curves["float32"]
+
+
+def test_tensorboard_gets_the_curve(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    teacher, student = teacher_and_student()
+    settings = Settings(**{**vars(QUICK), "steps": 3})
+    curve = train(
+        student, teacher, random_samples(LENGTHS), tmp_path / "work", settings, tensorboard=tmp_path / "board"
+    )
+    board = events.EventAccumulator(str(tmp_path / "board"))
+    board.Reload()
+    written = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert written == [(entry["step"], pytest.approx(entry["loss"], rel=1e-5)) for entry in curve]
 
 
 @pytest.mark.parametrize("kind", ["lora", "cuts"])

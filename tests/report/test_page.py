@@ -224,3 +224,18 @@ def test_128_blocks_stay_light(tmp_path):
     page = render(gather(tmp_path))
     outline(page)
     assert len(page.encode()) < 6e6
+
+
+def test_repair_and_healing_are_among_the_first_facts(tmp_path):
+    facts = run_folder(tmp_path)
+    loss = facts["pruned_loss"]
+    told = {
+        "checkpoint_loss": loss - 0.1,
+        "healed": {"checkpoint": "healed", "losses": {"original": 3.0, "pruned": loss - 0.1, "healed": loss - 0.2}},
+    }
+    (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
+    page = render(gather(tmp_path))
+    assert f"{loss - 0.1:.3f}" in page
+    assert f"+{loss - 0.1 - 3:.3f} on held-out text, +{loss - 3:.3f} before repair" in page
+    assert "Healed, nats/token" in page
+    assert f"{loss - 0.2:.3f}" in page

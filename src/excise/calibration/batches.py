@@ -101,3 +101,10 @@ def pad(samples: Sequence[Sample], indices: tuple[int, ...]) -> Batch:
     ids = torch.from_numpy(input_ids)
     labels = shifted_labels(ids, torch.from_numpy(counted))
     return Batch(indices, ids, labels, torch.tensor([len(sample.input_ids) for sample in samples]))
+
+
+def longest_together(samples: Sequence[Sample], count: int = 4) -> torch.Tensor:
+    """Token ids [count, tokens] of the longest samples, cut to one length; without padding, for self-tests."""
+    longest = sorted(samples, key=lambda sample: -len(sample.input_ids))[:count]
+    width = min(len(sample.input_ids) for sample in longest)
+    return torch.tensor(np.stack([sample.input_ids[:width] for sample in longest]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ class Sample:
         input_ids: [tokens], int64.
         counted: [tokens], bool; token t+1 enters the loss (as a target) where `counted[t+1]`.
         category: the row's category, where the source gives one.
+        window: first token and end of a piece of a longer text; None for a sample that is whole.
 
     """
 
@@ -36,11 +38,17 @@ class Sample:
     input_ids: np.ndarray
     counted: np.ndarray
     category: str | None = None
+    window: tuple[int, int] | None = None
 
     @property
     def targets(self) -> int:
         """Number of tokens that enter the loss."""
         return int(self.counted[1:].sum())
+
+    @property
+    def source(self) -> str:
+        """What it is a sample of: the row, or the text that it is a piece of."""
+        return self.name if self.window is None else self.name.rpartition("[")[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +86,19 @@ class Samples(Sequence[Sample]):
             if total >= tokens:
                 return self[:count]
         return self
+
+    def apart_from(self, others: Samples) -> Samples:
+        """Leave out the samples that are among others, or overlap with one of them in the text they are pieces of."""
+        taken: dict[str, list[tuple[float, float]]] = {}
+        for other in others:
+            taken.setdefault(other.source, []).append(other.window or (0, math.inf))
+
+        def overlaps(sample: Sample) -> bool:
+            start, end = sample.window or (0, math.inf)
+            return any(start < e and s < end for s, e in taken.get(sample.source, ()))
+
+        kept = tuple(sample for sample in self.items if not overlaps(sample))
+        return Samples(kept, {**self.provenance, "left_out": len(self) - len(kept)})
 
     @property
     def hash(self) -> str:
@@ -297,5 +318,6 @@ def _windows(row: Row, tokenizer: Any, width: int, count: int, seed: int) -> lis
     for start in starts[:count]:
         piece = np.array(ids[start : start + width], dtype=np.int64)
         if len(piece) >= 2:
-            windows.append(Sample(f"{row.name}[{start}:{start + len(piece)}]", piece, np.ones(len(piece), dtype=bool)))
+            span, counted = (start, start + len(piece)), np.ones(len(piece), dtype=bool)
+            windows.append(Sample(f"{row.name}[{span[0]}:{span[1]}]", piece, counted, window=span))
     return windows

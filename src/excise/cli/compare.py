@@ -49,6 +49,9 @@ def compare(
     ] = None,
     random_draws: Annotated[int, typer.Option("--random", min=1, help="Draws of the method random.")] = 5,
     energy: Annotated[str, typer.Option(help="Energy shown beside the damage: fisher or fisher+linear.")] = "fisher",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Also repair every choice in closed form, and show Δ loss after it.")
+    ] = False,
     protect: Protect = "",
     seed: Seed = 0,
     loss_on: LossOn = "content",
@@ -94,6 +97,7 @@ def compare(
         energy=energy,
         protected=protected,
         seed=seed,
+        repair=repair,
         batch_tokens=batch_tokens,
         progress=tokens_progress,
     )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.cli.healing import preset_of, print_healed, print_race, training_bar
 from excise.cli.options import AsJson, Device, Force, LossOn, TrustRemoteCode
 from excise.errors import InputError
 
@@ -83,20 +82,18 @@ def heal(
 
     for folder in pruned:
         check_destination(out, folder, force)
-    chosen = _preset(preset)
-    plan = _override(
-        chosen, {"data": data, "samples": samples, "tokens": tokens, "held_out": held_out, "teacher": teacher_precision}
-    )
-    settings = _override(
-        chosen.settings,
+    plan = preset_of(
+        preset,
         {
+            "data": data, "samples": samples, "tokens": tokens, "held_out": held_out, "teacher": teacher_precision,
             "learning_rate": learning_rate, "batch": batch, "micro_batch": micro_batch, "epochs": epochs,
             "steps": steps, "warmup": warmup, "weight_decay": weight_decay, "clip": clip, "temperature": temperature,
             "cross_entropy": cross_entropy, "hidden": hidden, "train": train, "lora_rank": lora_rank,
             "precision": precision, "checkpointing": checkpointing, "seed": seed, "save_every": save_every,
         },
     )  # fmt: skip
-    from excise.cli.terminal import load_model, output
+    settings = plan.settings
+    from excise.cli.terminal import load_model
 
     place = _own_device(device)
     open_student = partial(load_model, dtype="float32", device=place, trust_remote_code=trust_remote_code)
@@ -108,14 +105,14 @@ def heal(
     if len(pruned) > 1:
         from excise.healing.race import race
 
-        with _bar() as report:
+        with training_bar() as report:
             result = race(
                 pruned, said, drawn, apart, heats, settings,
                 open_student=open_student, report=lambda name, progress: report(progress, Path(name).name),
             )  # fmt: skip
         student = open_student(result.winner.student)
         options |= {"work": result.winner.work, "further": {"race": result.describe()}}
-    with _bar() as report:
+    with training_bar() as report:
         facts = heal_model(student, said, drawn, apart, out, settings, report=report, **options)
     if not facts:
         return
@@ -123,32 +120,8 @@ def heal(
     if as_json:
         typer.echo(json.dumps({"out": str(out), **facts}, default=str))
         return
-    from excise.cli.prune import print_self_test
-
-    for standing in facts.get("race", {}).get("standings", ()):
-        reached = (
-            f"{'overflow' if loss is None else f'{loss:.4f}'} after {step} steps"
-            for step, loss in standing["losses"].items()
-        )
-        output.print(f"race: {standing['student']}: {', '.join(reached)}")
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["losses"].items())
-    output.print(f"wrote {out}: {facts['steps']} steps; held-out loss in nats/token: {losses}")
-    print_self_test(facts["self_test"])
-
-
-def _preset(name: str) -> Preset:
-    from excise.healing.settings import PRESETS
-
-    if name not in PRESETS:
-        raise InputError(f"expected a preset in {', '.join(PRESETS)}, got '{name}'")
-    return PRESETS[name]
-
-
-def _override(settings: Any, options: dict[str, Any]) -> Any:
-    """Settings with the options that were given."""
-    from dataclasses import replace
-
-    return replace(settings, **{name: value for name, value in options.items() if value is not None})
+    print_race(facts.get("race", {}).get("standings", ()), lambda standing: standing["student"])
+    print_healed(out, facts)
 
 
 def _own_device(device: str) -> str:
@@ -203,26 +176,3 @@ def _teacher(
     del loaded
     gc.collect()
     return OfflineTeacher.open(offline, samples)
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[..., None]]:
-    """Show step, loss, tokens/s and time left; yields what to call with the progress after each step, and whose."""
-    from datetime import timedelta
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from excise.cli.terminal import console
-
-    facts = TextColumn("loss {task.fields[loss]:.4f}  [cyan]{task.fields[speed]:,.0f} tokens/s[/]  {task.fields[left]}")
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), facts, console=console) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(progress: Any, name: str = "healing") -> None:
-            left = str(timedelta(seconds=round(progress.seconds_left)))
-            fields = {"loss": progress.loss, "speed": progress.tokens_per_second, "left": f"{left} left"}
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=progress.steps, **fields)
-            bar.update(tasks[name], completed=progress.step, **fields)
-
-        yield report

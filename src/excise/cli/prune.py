@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excise.cli.options import AsJson, Device, Dtype, Force, Model, TrustRemoteCode, indices
+from excise.cli.options import AsJson, Device, Dtype, Force, Model, Seed, TokenLimit, TrustRemoteCode, indices
 from excise.errors import InputError
+
+if TYPE_CHECKING:
+    from excise.healing.repair_stage import Removal, Repairs
+    from excise.models.loading import Loaded
 
 
 def prune(
@@ -28,6 +32,18 @@ def prune(
     merge: Annotated[
         str, typer.Option(help="Merge each run of removed blocks into the block kept, by rule figure or code.")
     ] = "",
+    repair: Annotated[
+        bool | None,
+        typer.Option(
+            "--repair/--no-repair",
+            help="Refit one matrix below each cut in closed form, where that helps; on where --data is given.",
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Source of the samples to repair with (default starter).")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Samples to fit the repair on.")] = 64,
+    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Samples kept apart to judge it by.")] = 16,
+    tokens: TokenLimit = 256,
+    seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
@@ -64,6 +80,12 @@ def prune(
         "command": origin["command"],
     }
     options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    drawing = _drawing(repair, data, samples, held_out, tokens, seed)
+    if drawing and (merge or names or out.suffix == ".gguf"):
+        raise InputError(
+            "--repair makes up for whole blocks that are dropped, in a checkpoint folder; leave out --merge, "
+            "sublayers and .gguf, or --repair and --data"
+        )
     if out.suffix == ".gguf":
         if Path(model).suffix != ".gguf" or merge or names:
             raise InputError(
@@ -71,10 +93,10 @@ def prune(
                 f"folder with --out, and convert that with llama.cpp"
             )
         result = _from_gguf_to_gguf(model, blocks, out, test, force, options)
-    elif Path(model).expanduser().is_dir() and not merge and not names:
+    elif Path(model).expanduser().is_dir() and not merge and not names and not drawing:
         result = _from_folder_to_folder(model, blocks, out, card, test, force, options)
     else:
-        result = _in_memory(model, blocks, names, out, card, merge, test, force, options)
+        result = _in_memory(model, blocks, names, out, card, merge, drawing, test, force, options)
     result = {"out": str(out), **result}
     if as_json:
         typer.echo(json.dumps(result, default=str))
@@ -82,6 +104,7 @@ def prune(
     unit = "parameters" if "parameters" in result else "bytes"
     before, after = result[unit]["before"], result[unit]["after"]
     output.print(f"wrote {out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
+    _print_repair(result)
     if result.get("zeroed_sublayers"):
         output.print(
             f"{', '.join(result['zeroed_sublayers'])}: weights set to 0, which makes nothing smaller or faster"
@@ -141,25 +164,30 @@ def _in_memory(
     out: Path,
     card: dict[str, Any],
     merge: str,
+    drawing: dict[str, Any] | None,
     test: bool,
     force: bool,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """For hub ids, GGUF files written as safetensors, sublayers, and merging, which make new weights."""
+    """For hub ids, GGUF files written as safetensors, and what makes new weights: sublayers, merging, repair."""
     from dataclasses import asdict
 
     from excise.cli.terminal import load_model, status
+    from excise.healing.repair_stage import Repairs
     from excise.surgery.checkpoint import write_pruned
+    from excise.surgery.destination import check_destination
     from excise.surgery.merge import merging, runs_of
     from excise.surgery.self_test import self_test
     from excise.surgery.sublayers import as_removal, named_sublayers
 
+    check_destination(out, model, force)
     loaded = load_model(model, **options)
     removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, names))
     blocks, gates = removal.blocks, removal.zeroed
     if merge:
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
-    with merging(loaded.stack, blocks, merge or None):
+    repairs = _repaired(loaded, blocks, drawing, card) if drawing else Repairs()
+    with merging(loaded.stack, blocks, merge or None), repairs.applied(loaded.stack, blocks):
         with status(f"writing {out}"):
             result = write_pruned(
                 loaded.stack,
@@ -176,6 +204,56 @@ def _in_memory(
                 report = self_test(loaded.stack, blocks, out, sublayers=gates)
                 result["self_test"] = {"level": "logits", **report}
     return result
+
+
+def _drawing(
+    repair: bool | None, data: str | None, samples: int, held_out: int, tokens: int, seed: int
+) -> dict[str, Any] | None:
+    """How to draw the samples to repair with; None where nothing is repaired."""
+    if repair is False and data is not None:
+        raise InputError("--data is read by --repair alone; leave out --no-repair or --data")
+    if not repair and data is None:
+        return None
+    return {"data": data or "starter", "samples": samples, "held_out": held_out, "tokens": tokens, "seed": seed}
+
+
+def _repaired(loaded: Loaded, blocks: Removal, drawing: dict[str, Any], card: dict[str, Any]) -> Repairs:
+    """Fit the repair, and put what it brought on the card."""
+    from excise.calibration import split_samples
+    from excise.cli.terminal import tokens_progress
+    from excise.errors import ArchitectureError
+    from excise.healing.repair_stage import repair_removals
+
+    source = drawing["data"]
+    options = {name: value for name, value in drawing.items() if name != "data"}
+    calibration, apart = split_samples(source, loaded.tokenizer, loss_on="content", **options)
+    repairs = repair_removals(
+        loaded, [blocks], calibration, apart, None, tokens=calibration.tokens, progress=tokens_progress
+    )
+    if blocks in repairs.refused:
+        raise ArchitectureError(f"cannot repair this removal: {repairs.refused[blocks]}")
+    fitted = repairs.fitted[blocks]
+    assert fitted.losses is not None  # held-out samples were given
+    card |= {"base_loss": fitted.losses.intact, "pruned_loss": fitted.losses.pruned, "seed": drawing["seed"]}
+    if repairs.helpful(blocks):
+        card |= {"repaired_loss": fitted.losses.repaired, "repair": fitted.describe()}
+    else:
+        card |= {"repair_left_out": fitted.describe()}
+    return repairs
+
+
+def _print_repair(result: dict[str, Any]) -> None:
+    from excise.cli.terminal import output
+
+    kept = result.get("repair")
+    facts = kept or result.get("repair_left_out")
+    if facts is None:
+        return
+    losses, said = facts["losses"], "repaired in closed form" if kept else "repair does not help and is left out"
+    output.print(
+        f"{said}: Δ loss {losses['delta_before']:+.3f} → {losses['delta_after']:+.3f} nats/token on "
+        f"{facts['held_out']['samples']} held-out samples"
+    )
 
 
 def print_self_test(report: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.cli.healing import healing_of, preset_of, print_healed, print_race
 from excise.cli.options import (
     AsJson,
     BatchTokens,
@@ -30,6 +31,9 @@ from excise.cli.options import (
     TrustRemoteCode,
     indices,
 )
+
+if TYPE_CHECKING:
+    from excise.healing.settings import Preset
 
 
 def run(
@@ -69,6 +73,26 @@ def run(
             "state. Default measured, or refined where the objective is another than kl or loss."
         ),
     ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair/--no-repair",
+            help="Refit one matrix below each cut in closed form, where that is exact and helps.",
+        ),
+    ] = True,
+    repair_tokens: Annotated[int, typer.Option(min=2, help="Calibration tokens to fit the repair on.")] = 4096,
+    heal: Annotated[bool, typer.Option("--heal", help="Then train it to predict what the original does.")] = False,
+    heal_race: Annotated[
+        int | None, typer.Option(min=2, help="Heal so many of the best for a while; the winner is removed and healed.")
+    ] = None,
+    heal_preset: Annotated[str | None, typer.Option(help="small, paper-llama or paper-qwen.")] = None,
+    heal_data: Annotated[str | None, typer.Option(help="Source of the samples to train on.")] = None,
+    heal_samples: Annotated[int | None, typer.Option(min=1, help="How many.")] = None,
+    heal_tokens: Annotated[int | None, typer.Option(min=2, help="Longest of them, in tokens.")] = None,
+    heal_batch: Annotated[int | None, typer.Option(help="Samples an optimiser step.")] = None,
+    heal_steps: Annotated[int | None, typer.Option(help="Optimiser steps, instead of the preset's epochs.")] = None,
+    heal_lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    heal_train: Annotated[str | None, typer.Option(help="all, lora, or cuts (the blocks next to a cut).")] = None,
     protect: Protect = "",
     force_blocks: ForceBlocks = "",
     batch_tokens: BatchTokens = None,
@@ -79,7 +103,25 @@ def run(
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Choose M blocks, remove them, and write the smaller model with measured damage beside predicted energy."""
+    """Choose M blocks, remove them, and write the smaller model with measured damage beside predicted energy.
+
+    Any option of healing implies --heal; `excise heal` has more of them.
+    """
+    plan = _healing_plan(
+        heal,
+        heal_race,
+        heal_preset,
+        {
+            "data": heal_data,
+            "samples": heal_samples,
+            "tokens": heal_tokens,
+            "batch": heal_batch,
+            "steps": heal_steps,
+            "learning_rate": heal_lr,
+            "train": heal_train,
+        },
+        seed,
+    )
     protected, forced = indices(protect, "--protect"), indices(force_blocks, "--force-blocks")
 
     from excise.calibration import split_samples
@@ -87,14 +129,16 @@ def run(
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.objectives import load_objective
     from excise.report.tables import candidates_table
+    from excise.report.text import ranges
     from excise.run import Clock, check_folder
     from excise.run import run as run_job
     from excise.verify import Candidate, Verified
 
     check_folder(out, force)
+    options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
     clock = Clock()
     with clock.stage("load"):
-        loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, dtype=dtype, **options)
     with clock.stage("data"):
         calibration, apart = split_samples(
             data,
@@ -110,6 +154,7 @@ def run(
     if select is None:
         plain = domains == "mean" and all(term.kind != "choices" for term in damage.terms)
         select = "measured" if plain or not effort else "refined"
+    healing = healing_of(plan, loaded, apart, race=heal_race or 1, loss_on=loss_on, **options) if plan else None
     facts = run_job(
         loaded,
         calibration,
@@ -132,6 +177,9 @@ def run(
         seed=seed,
         batch_tokens=batch_tokens,
         checkpointing=checkpointing,
+        repair=repair,
+        repair_tokens=repair_tokens,
+        healing=healing,
         force=force,
         progress=tokens_progress,
         clock=clock,
@@ -145,5 +193,21 @@ def run(
     output.print(candidates_table(verified, chosen, facts["parameters"]))
     rho = "" if facts["spearman"] is None else f"; energy against loss: Spearman ρ = {facts['spearman']:.2f}"
     output.print(f"intact: {facts['base_loss']:.4f} nats/token on {facts['held_out']['samples']} held-out samples{rho}")
+    if facts["repair"] and facts["repair"]["applied"]:
+        after = facts["checkpoint_loss"] - facts["base_loss"]
+        output.print(f"repaired in closed form: Δ loss {chosen.delta:+.3f} → {after:+.3f} nats/token")
     print_self_test(facts["self_test"])
     output.print(f"checkpoint: {out / 'model'}   evidence: {out / 'run.json'}, {out / 'figures'}")
+    if facts["race"]:
+        print_race(facts["race"]["standings"], lambda standing: ranges(standing["removed"]))
+    if facts.get("healed"):
+        print_healed(out / facts["healed"]["checkpoint"], facts["healed"])
+
+
+def _healing_plan(
+    heal: bool, race: int | None, preset: str | None, options: dict[str, Any], seed: int
+) -> Preset | None:
+    """How to heal; None where no option of healing was given."""
+    if not (heal or race or preset or any(value is not None for value in options.values())):
+        return None
+    return preset_of(preset or "small", {**options, "seed": seed})

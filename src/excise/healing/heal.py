@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 from excise.artefacts import atomic_path, read_json, write_json
+from excise.calibration.batches import longest_together
 from excise.calibration.samples import Samples
 from excise.errors import InputError, OutputError
 from excise.healing.settings import Settings
@@ -108,7 +109,7 @@ def heal(
         **(further or {}),
         "provenance": provenance(),
     }
-    facts = _write(student, recipe, facts, out, _probe(held_out), started)
+    facts = _write(student, recipe, facts, out, longest_together(held_out), started)
     shutil.rmtree(work, ignore_errors=True)
     PartialState().wait_for_everyone()
     return facts
@@ -178,13 +179,6 @@ def _section(facts: Mapping[str, Any]) -> str:
         f"steps of {settings['batch']} samples, AdamW at {settings['learning_rate']:g}, {trained}.\n\n"
         f"| model | held-out loss, nats/token |\n|---|---|\n{rows}"
     )
-
-
-def _probe(samples: Samples) -> torch.Tensor:
-    """A few real sequences of one length, for the self-test."""
-    longest = sorted(samples, key=lambda sample: -len(sample.input_ids))[:4]
-    width = min(len(sample.input_ids) for sample in longest)
-    return torch.tensor(np.stack([sample.input_ids[:width] for sample in longest]))
 
 
 def loss_curve(curve: Sequence[Mapping[str, float]], losses: Mapping[str, float]) -> Figure:

@@ -8,30 +8,26 @@ Y the rest of its residual stream in the student as repaired so far, and L the o
 and the down projection's output is multiplied by T, which is exact: no parameter is added, and the checkpoint is of the
 same architecture. Beyond the paper: several cuts, refitted in sequence on the repaired stream; the ridge chosen on
 held-out samples; tokens weighted by the gradient of the loss; other matrices to fold into; and the whole matrix
-refitted on its input (`features="input"`, the default) instead of a map of its output.
+refitted on its input (`features="input"`, the default where it is not too wide) instead of a map of its output.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from excise.artefacts import atomic_path
 from excise.calibration.batches import Batch, default_batch_tokens, make_batches
 from excise.calibration.samples import Samples
 from excise.errors import InputError
 from excise.healing.cuts import Projection, cuts_of, output_projections
+from excise.healing.refitted import Losses, Repair, Step
 from excise.healing.ridge import RIDGES, NormalEquations, held_out_errors
 from excise.healing.streams import WEIGHTINGS, Scratch, original_streams, student_streams, swapped
 from excise.measure import measure
@@ -39,150 +35,41 @@ from excise.models.stack import Stack, block_indices
 from excise.provenance import model_hash
 from excise.surgery.merge import Run
 
-FORMAT = "excise repair 1"
 FEATURES = ("output", "input")
+AUTO = "auto"
+WIDEST_INPUT = 8192  # above it, the eigenvectors of the inputs' normal equations cost more than they bring
 EVERY = 5  # one sample in so many chooses the ridge
 
 
-@dataclass(frozen=True)
-class Step:
-    """One fitted matrix.
-
-    Attributes:
-        block: original index of the block it belongs to.
-        kind: of its sublayer.
-        run: the removed run that it makes up for.
-        ridge: chosen strength, relative to the features' mean square; infinite where no map helped held-out samples.
-        error: weighted squared error of the stream on held-out samples, as a share of that without the step.
-
-    """
-
-    block: int
-    kind: str
-    run: tuple[int, ...]
-    ridge: float
-    error: float
-
-    def describe(self) -> dict[str, Any]:
-        """Plain data; JSON has no infinity, so an infinite ridge is None."""
-        return {**asdict(self), "run": list(self.run), "ridge": None if math.isinf(self.ridge) else self.ridge}
-
-    @staticmethod
-    def read(facts: Mapping[str, Any]) -> Step:
-        """Read what `describe` gave."""
-        ridge = math.inf if facts["ridge"] is None else facts["ridge"]
-        return Step(**{**facts, "run": tuple(facts["run"]), "ridge": ridge})
+def repair(stack: Stack, removed: Sequence[int], samples: Samples, **options: Any) -> Repair:
+    """Fit the repair of one removal; arguments as for `repair_each`."""
+    return next(repair_each(stack, [removed], samples, **options))
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Mean loss on held-out samples, nats per token: of the original, of the pruned model, and of the repaired one."""
-
-    intact: float
-    pruned: float
-    repaired: float
-
-    @property
-    def delta_before(self) -> float:
-        """Damage of the removal alone."""
-        return self.pruned - self.intact
-
-    @property
-    def delta_after(self) -> float:
-        """Damage of the removal, repaired."""
-        return self.repaired - self.intact
-
-
-@dataclass(frozen=True, eq=False)
-class Repair:
-    """Weights that make up for a removal.
-
-    Attributes:
-        removed: sorted original indices.
-        weights: parameter name in the original model → its new value, in the parameter's own shape and dtype.
-        steps: how each was fitted, in sequence.
-        forward_tokens: cost of the fit, in tokens through the whole intact stack (a gradient counts as two passes).
-        losses: on the held-out samples, where some were given.
-        facts: hash of the model, samples and settings.
-
-    """
-
-    removed: tuple[int, ...]
-    weights: Mapping[str, Tensor]
-    steps: tuple[Step, ...]
-    forward_tokens: float
-    losses: Losses | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        """Everything but the weights, as plain data."""
-        losses = self.losses and {
-            **asdict(self.losses),
-            "delta_before": self.losses.delta_before,
-            "delta_after": self.losses.delta_after,
-        }
-        return {
-            "removed": list(self.removed),
-            "steps": [step.describe() for step in self.steps],
-            "forward_tokens": self.forward_tokens,
-            "losses": losses,
-            **self.facts,
-        }
-
-    def save(self, path: str | Path) -> None:
-        """Write as safetensors, atomically."""
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.weights.items()}
-        metadata = {"format": FORMAT, "repair": json.dumps(self.describe())}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-
-    @staticmethod
-    def load(path: str | Path) -> Repair:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: no such file, or no repair in it.
-
-        """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise InputError(f"{path} holds no repair of excise")
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except FileNotFoundError:
-            raise InputError(f"no repair file {path}") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
-        facts = json.loads(metadata["repair"])
-        steps = tuple(Step.read(step) for step in facts.pop("steps"))
-        losses = facts.pop("losses")
-        kept = losses and Losses(losses["intact"], losses["pruned"], losses["repaired"])
-        removed = tuple(facts.pop("removed"))
-        return Repair(removed, weights, steps, facts.pop("forward_tokens"), kept, facts)
-
-
-def repair(
+def repair_each(
     stack: Stack,
-    removed: Sequence[int],
+    removals: Sequence[Sequence[int]],
     samples: Samples,
     *,
     held_out: Samples | None = None,
     into: Sequence[str] | None = None,
-    features: str = "input",
+    features: str = AUTO,
     weighting: str = "uniform",
     ridges: Sequence[float] = RIDGES,
+    dtype: torch.dtype | None = None,
     batch_tokens: int | None = None,
+    ledger: Path | None = None,
     advance: Callable[[int], None] | None = None,
-) -> Repair:
-    """Fit the repair of a removal; the model itself is left as it was.
+) -> Iterator[Repair]:
+    """Fit the repairs of several removals, one after the other; the model itself is left as it was.
 
-    The original runs once over the samples for all cuts. The student runs from cut to cut: the streams wait on disk, so
-    that memory holds one batch. Every fifth sample is kept out of the fit to choose the ridge, and joins it after.
+    The original runs once over the samples for all cuts of all removals. The student runs from cut to cut: the streams
+    wait on disk, so that memory holds one batch. Every fifth sample is kept out of the fit to choose the ridge, and
+    joins it after.
 
     Args:
         stack: the original model.
-        removed: original indices.
+        removals: original indices of each.
         samples: calibration samples, at least two.
         held_out: other samples on which the loss is measured, without removal, with it, and repaired.
         into: kinds of sublayers of the block below a cut to fold into, one after the other, each refitted on the
@@ -192,15 +79,18 @@ def repair(
             did not pay on the model measured here.
         features: "output" fits a map of the sublayer's output (width² numbers), as ReplaceMe does; "input" refits the
             whole matrix on its inputs (width × inner width), which did better on the model measured here, and whose
-            normal equations need 16 bytes × inner width² of memory.
+            normal equations need 16 bytes × inner width² of memory; "auto" is "input" for inner widths up to 8,192.
         weighting: what a token's error weighs, see `streams.original_streams`.
         ridges: strengths to choose from, relative to the features' mean square, each > 0; an infinite one stands for
             leaving the matrix alone.
+        dtype: of the new weights, in which they will be written; None keeps that of the loaded model.
         batch_tokens: padded tokens a batch.
+        ledger: folder in which the measured losses are kept and found again.
         advance: called with the tokens of each batch, once for the original and once for each fitted matrix.
 
-    Returns:
-        New weights, to be used with `repaired`.
+    Yields:
+        New weights, to be used with `repaired`, in the order of the removals. The original's pass is part of the cost
+        of the first.
 
     Raises:
         InputError: an option is out of range, or there are fewer than two samples.
@@ -208,38 +98,88 @@ def repair(
 
     """
     _check_options(samples, features, weighting, ridges)
-    removed = block_indices(stack, removed)
-    cuts = cuts_of(stack, removed)
-    projections = output_projections(stack, [cut.kept for cut in cuts], into)
+    if not removals:
+        return
+    targets = [_Target.of(stack, removed, into) for removed in removals]
     batches = [b.to(stack.device) for b in make_batches(samples, batch_tokens or default_batch_tokens(stack))]
-    tokens = sum(batch.tokens for batch in batches)
     n, report = len(stack.blocks), advance or (lambda _: None)
-    tops = [cut.removed[-1] for cut in cuts]
+    tops = sorted({cut.removed[-1] for target in targets for cut in target.cuts})
     blocks_run = n + 2 * (n - tops[0]) if weighting == "gradient" else tops[-1] + 1
-    weights: dict[str, Tensor] = {}
-    steps = []
-    with tempfile.TemporaryDirectory(prefix="excise-repair-") as place, contextlib.ExitStack() as folded:
-        scratch = Scratch(Path(place))
-        _keep_targets(stack, batches, tops, weighting, scratch, report)
-        start = 0
-        for projection in projections:
-            cut = next(cut for cut in cuts if cut.kept == projection.sublayer.block)
-            fit, choice = _gather(stack, batches, scratch, start, removed, projection, cut, features, report)
-            blocks_run += sum(i not in removed for i in range(start, cut.kept + 1))
-            errors = held_out_errors(fit, choice, ridges)
-            best = min(range(len(ridges)), key=errors.__getitem__)
-            new = _folded(projection, (fit + choice).solve(ridges[best]), features)
-            folded.enter_context(swapped(stack.model, new))
-            weights |= new
-            steps.append(Step(cut.kept, projection.sublayer.kind, cut.removed, ridges[best], errors[best]))
-            start = cut.kept
     facts = {
         "model_hash": model_hash(stack.model),
         "samples": samples.describe(),
         "settings": {"into": into and list(into), "features": features, "weighting": weighting},
     }
-    result = Repair(removed, weights, tuple(steps), tokens * blocks_run / n, None, facts)
-    return result if held_out is None else _judged(stack, result, held_out, batch_tokens)
+    with tempfile.TemporaryDirectory(prefix="excise-repair-") as place:
+        scratch = Scratch(Path(place))
+        _keep_targets(stack, batches, tops, weighting, scratch, report)
+        for target in targets:
+            weights, steps, student_blocks = _fit(stack, batches, scratch, target, features, ridges, dtype, report)
+            cost = samples.tokens * (blocks_run + student_blocks) / n
+            fitted = Repair(target.removed, weights, steps, cost, None, facts)
+            yield fitted if held_out is None else _judged(stack, fitted, held_out, batch_tokens, ledger)
+            blocks_run = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """A removal, its cuts, and the matrices to fold into, bottom to top."""
+
+    removed: tuple[int, ...]
+    cuts: tuple[Run, ...]
+    projections: tuple[Projection, ...]
+
+    @staticmethod
+    def of(stack: Stack, removed: Sequence[int], into: Sequence[str] | None) -> _Target:
+        cuts = cuts_of(stack, removed)
+        projections = output_projections(stack, [cut.kept for cut in cuts], into)
+        return _Target(block_indices(stack, removed), cuts, tuple(projections))
+
+
+def require_repairable(stack: Stack, removed: Sequence[int], into: Sequence[str] | None = None) -> None:
+    """Refuse a removal whose repair cannot be folded exactly; costs a pass of a few tokens.
+
+    Raises:
+        ArchitectureError: see `repair_each`.
+
+    """
+    _Target.of(stack, removed, into)
+
+
+def _fit(
+    stack: Stack,
+    batches: Sequence[Batch],
+    scratch: Scratch,
+    target: _Target,
+    features: str,
+    ridges: Sequence[float],
+    dtype: torch.dtype | None,
+    report: Callable[[int], None],
+) -> tuple[dict[str, Tensor], tuple[Step, ...], int]:
+    """New weights of one removal, how they were fitted, and how many blocks the student ran through."""
+    weights: dict[str, Tensor] = {}
+    steps, start, blocks_run = [], 0, 0
+    with contextlib.ExitStack() as folded:
+        for projection in target.projections:
+            cut = next(cut for cut in target.cuts if cut.kept == projection.sublayer.block)
+            fitted = _features_of(projection, features)
+            fit, choice = _gather(stack, batches, scratch, start, target.removed, projection, cut, fitted, report)
+            blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
+            errors = held_out_errors(fit, choice, ridges)
+            best = min(range(len(ridges)), key=errors.__getitem__)
+            new = _folded(projection, (fit + choice).solve(ridges[best]), fitted)
+            new = {name: tensor.to(dtype or tensor.dtype) for name, tensor in new.items()}
+            folded.enter_context(swapped(stack.model, new))
+            weights |= new
+            steps.append(Step(cut.kept, projection.sublayer.kind, cut.removed, fitted, ridges[best], errors[best]))
+            start = cut.kept
+    return weights, tuple(steps), blocks_run
+
+
+def _features_of(projection: Projection, features: str) -> str:
+    if features != AUTO:
+        return features
+    return "input" if projection.matrix.shape[0] <= WIDEST_INPUT else "output"
 
 
 @contextlib.contextmanager
@@ -269,9 +209,10 @@ def repaired(stack: Stack, repair: Repair) -> Iterator[tuple[int, ...]]:
 
 
 def _check_options(samples: Samples, features: str, weighting: str, ridges: Sequence[float]) -> None:
-    if features not in FEATURES or weighting not in WEIGHTINGS:
+    if features not in (AUTO, *FEATURES) or weighting not in WEIGHTINGS:
         raise InputError(
-            f"expected features in {FEATURES} and weighting in {WEIGHTINGS}, got '{features}' and '{weighting}'"
+            f"expected features in {(AUTO, *FEATURES)} and weighting in {WEIGHTINGS}, "
+            f"got '{features}' and '{weighting}'"
         )
     if not ridges or any(not ridge > 0 for ridge in ridges):
         raise InputError(f"expected ridges > 0, at least one, got {list(ridges)}")
@@ -351,10 +292,9 @@ def _folded(projection: Projection, change: Tensor, features: str) -> dict[str, 
     return new
 
 
-def _judged(stack: Stack, fitted: Repair, held_out: Samples, batch_tokens: int | None) -> Repair:
-    before = measure(stack, held_out, [(), fitted.removed], batch_tokens=batch_tokens)
+def _judged(stack: Stack, fitted: Repair, held_out: Samples, batch_tokens: int | None, ledger: Path | None) -> Repair:
+    before = measure(stack, held_out, [(), fitted.removed], batch_tokens=batch_tokens, ledger=ledger)
     with swapped(stack.model, fitted.weights):
-        after = measure(stack, held_out, [fitted.removed], batch_tokens=batch_tokens)
+        after = measure(stack, held_out, [fitted.removed], batch_tokens=batch_tokens, ledger=ledger)
     losses = Losses(before.loss(), before.loss(fitted.removed), after.loss(fitted.removed))
-    facts = {**fitted.facts, "held_out": held_out.describe()}
-    return Repair(fitted.removed, fitted.weights, fitted.steps, fitted.forward_tokens, losses, facts)
+    return replace(fitted, losses=losses, facts={**fitted.facts, "held_out": held_out.describe()})

@@ -25,11 +25,12 @@ HEADERS = ("method", "removed", "energy", "Δ loss [95 %]", "perplexity", "cost 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """One table a budget, lowest loss first; what ties with the best is marked."""
     tables = []
+    repaired = _repaired(comparison)
     for budget in dict.fromkeys(row.remove for row in comparison.rows):
-        table = Table("", *HEADERS, title=f"M = {budget}")
+        table = Table("", *_headers(repaired), title=f"M = {budget}")
         for row in comparison.rows:
             if row.remove == budget:
-                table.add_row(_mark(row), *_cells(row))
+                table.add_row(_mark(row), *_cells(row, repaired))
         tables.append(table)
     return tables
 
@@ -37,10 +38,12 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def comparison_markdown(comparison: Comparison) -> str:
     """The same as Markdown; ● marks the lowest loss, ○ what is not distinguishable from it."""
     parts = []
+    repaired = _repaired(comparison)
+    headers = _headers(repaired)
     for budget in dict.fromkeys(row.remove for row in comparison.rows):
-        lines = [f"### M = {budget}\n", f"| | {' | '.join(HEADERS)} |", "|---" * (len(HEADERS) + 1) + "|"]
+        lines = [f"### M = {budget}\n", f"| | {' | '.join(headers)} |", "|---" * (len(headers) + 1) + "|"]
         rows = [row for row in comparison.rows if row.remove == budget]
-        lines += [f"| {_mark(row)} | {' | '.join(_cells(row))} |" for row in rows]
+        lines += [f"| {_mark(row)} | {' | '.join(_cells(row, repaired))} |" for row in rows]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -139,12 +142,23 @@ def _mark(row: Row) -> str:
     return "○" if row.behind_interval[0] <= 0 else ""
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _repaired(comparison: Comparison) -> bool:
+    return any(row.repaired_delta is not None for row in comparison.rows)
+
+
+def _headers(repaired: bool) -> tuple[str, ...]:
+    place = HEADERS.index("perplexity")
+    return (*HEADERS[:place], *(["repaired"] if repaired else []), *HEADERS[place:])
+
+
+def _cells(row: Row, repaired: bool) -> tuple[str, ...]:
+    after = "" if row.repaired_delta is None else f"{row.repaired_delta:+.3f}"
     return (
         row.method,
         _what(row),
         "" if row.energy is None else f"{row.energy:.3g}",
         f"{row.delta:+.3f} [{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]",
+        *([after] if repaired else []),
         f"{row.perplexity:.4g}",
         f"{row.forward_equivalents:,.0f}",
         f"{row.seconds:,.0f}",

@@ -19,6 +19,7 @@ CHOSEN_BY = {
     "measured": "least measured damage",
     "refined": "winner of the refinement",
     "energy": "ground state of the energy",
+    "race": "winner of the race in healing",
 }
 
 
@@ -83,22 +84,36 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
     if not run:
         return []
     before, after = run["parameters"], run["pruned_parameters"]
-    damage = run["pruned_loss"] - run["base_loss"]
+    loss = run.get("checkpoint_loss", run["pruned_loss"])
+    told = f"{_signed(loss - run['base_loss'])} on held-out text"
+    if loss < run["pruned_loss"]:
+        told += f", {_signed(run['pruned_loss'] - run['base_loss'])} before repair"
     facts = [
         ("Parameters", _millions(after), f"of {_millions(before)} (−{1 - after / before:.0%})"),
         (
             "Loss, nats/token",
-            f"{run['pruned_loss']:.3f}",
-            f"{'−' if damage < 0 else '+'}{abs(damage):.3f} on held-out text",
+            f"{loss:.3f}",
+            told,
         ),
-        ("Perplexity", _perplexity(run["pruned_perplexity"]), f"was {_perplexity(run['base_perplexity'])}"),
+        (
+            "Perplexity",
+            _perplexity(math.exp(loss) if loss < 700 else math.inf),
+            f"was {_perplexity(run['base_perplexity'])}",
+        ),
         ("Proposed by", ", ".join(run["proposed_by"]), CHOSEN_BY.get(run["selected_by"], run["selected_by"])),
     ]
+    if healed := run.get("healed"):
+        after = healed["losses"]["healed"]
+        facts.append(("Healed, nats/token", f"{after:.3f}", f"{_signed(after - run['base_loss'])} on held-out text"))
     test = run.get("self_test")
     if test:
         passed = test["loads_in_stock_transformers"] and test["cache_agrees"]
         facts.append(("Self-test", "passed" if passed else "failed", f"transformers {test.get('transformers', '')}"))
     return facts
+
+
+def _signed(damage: float) -> str:
+    return f"{'−' if damage < 0 else '+'}{abs(damage):.3f}"
 
 
 def _millions(count: int) -> str:

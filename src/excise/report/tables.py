@@ -30,16 +30,26 @@ def stack_table(stack: Stack, removable: Iterable[int]) -> Table:
 
 
 def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table:
-    """Method, blocks removed, energy, Δ loss, perplexity, parameters left; the chosen row is marked."""
-    table = Table("", "method", "blocks removed", "energy", "Δ loss (nats)", "perplexity", "parameters")
+    """Method, blocks removed, energy, Δ loss, perplexity, parameters left; the chosen row is marked.
+
+    Where some were repaired, Δ loss after repair stands beside that before.
+    """
+    is_repaired = any(candidate.repaired_loss is not None for candidate in verified.candidates)
+    table = Table("", "method", "blocks removed", "energy", "Δ loss (nats)")
+    if is_repaired:
+        table.add_column("repaired")
+    for name in ("perplexity", "parameters"):
+        table.add_column(name)
     for candidate in verified.candidates:
         is_chosen = candidate.removed == chosen.removed
+        after = candidate.repaired_loss
         table.add_row(
             "→" if is_chosen else "",
             candidate.method,
             ranges(candidate.removed),
             f"{candidate.energy:.4g}",
             f"{candidate.delta:+.3f}",
+            *(["" if after is None else f"{after - verified.base_loss:+.3f}"] if is_repaired else []),
             f"{candidate.perplexity:.4g}" if math.isfinite(candidate.perplexity) else "∞",
             f"{candidate.parameters / 1e6:,.1f} M ({candidate.parameters / total:.0%})",
             style="bold green" if is_chosen else None,

@@ -34,7 +34,8 @@ def model_card(facts: Mapping[str, Any], *, name: str) -> str:
             `language`, `removed` and `original_blocks` (original indices), `zeroed_sublayers` (names),
             `merge` ({"rule", "runs"}, where runs of removed blocks were merged into a kept one), `healing` (where it
             was healed), `proposed_by` (method), `energy` (predicted),
-            `energy_model` (its name), `base_loss` and `pruned_loss` (nats/token on held-out samples),
+            `energy_model` (its name), `base_loss`, `pruned_loss` and `repaired_loss` (nats/token on held-out samples),
+            `repair` ({"steps": [{"block", "kind", …}], "samples"}, where matrices were refitted in closed form),
             `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
             Others are not shown; they stay in excise.json.
         name: how the usage example calls the checkpoint.
@@ -95,7 +96,14 @@ def _summary(facts: Mapping[str, Any]) -> str:
             f"{summary}, and {len(zeroed)} sublayers of the others silenced: the weights by which these add to the "
             f"residual stream are 0. That removes what they did exactly; it makes the model no smaller and no faster.\n"
         )
-    return f"{summary}; the others {'were then healed' if facts.get('healing') else 'are unchanged'}.\n"
+    healed, mended = facts.get("healing"), facts.get("repair")
+    if healed:
+        others = "were repaired in closed form and then healed" if mended else "were then healed"
+    else:
+        others = (
+            "are unchanged, but for one matrix below each cut, refitted without training" if mended else "are unchanged"
+        )
+    return f"{summary}; the others {others}.\n"
 
 
 def _recipe_table(facts: Mapping[str, Any]) -> str:
@@ -104,10 +112,12 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
         ("Blocks removed (original indices, from 0)", _listed(facts.get("removed"))),
         ("Sublayers set to 0 (no smaller and no faster for it)", _listed(facts.get("zeroed_sublayers"))),
         ("Merged", _merged(facts)),
+        ("Repaired in closed form", _repaired(facts)),
         ("Proposed by", facts.get("proposed_by")),
         ("Predicted energy", _energy(facts)),
         ("Loss before", _loss(facts.get("base_loss"))),
         ("Loss after", _loss(facts.get("pruned_loss"))),
+        ("Loss after repair", _loss(facts.get("repaired_loss"))),
         ("Parameters", _parameters(facts.get("parameters"))),
         ("Stored as", facts.get("dtype")),
         ("Data", _phrase(facts.get("data"))),
@@ -123,6 +133,19 @@ def _merged(facts: Mapping[str, Any]) -> str | None:
         return None
     runs = ", ".join(f"{_listed(run['removed'])} into {run['kept']}" for run in facts["merge"]["runs"])
     return f"{runs} (rule '{facts['merge']['rule']}' of sliding window merging)"
+
+
+def _repaired(facts: Mapping[str, Any]) -> str | None:
+    if not facts.get("repair"):
+        return None
+    samples, steps = facts["repair"].get("samples"), facts["repair"]["steps"]
+    data = f", fitted on {samples['samples']} samples of {_data_name(samples['data'])}" if samples else ""
+    return "; ".join(f"{step['kind']} of block {step['block']}" for step in steps) + data
+
+
+def _data_name(data: Any) -> str:
+    """A hub id, or the last part of a path."""
+    return str(data) if HUB_ID.fullmatch(str(data)) and not Path(str(data)).exists() else Path(str(data)).name
 
 
 def _listed(indices: Any) -> str | None:

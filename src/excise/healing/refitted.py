@@ -1,0 +1,139 @@
+"""The artefact of a repair: new weights, how each was fitted, and what they cost and bring."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from excise.artefacts import atomic_path
+from excise.errors import InputError
+
+FORMAT = "excise repair 2"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One fitted matrix.
+
+    Attributes:
+        block: original index of the block it belongs to.
+        kind: of its sublayer.
+        run: the removed run that it makes up for.
+        features: "input" where the whole matrix was refitted, "output" where its output is mapped.
+        ridge: chosen strength, relative to the features' mean square; infinite where no map helped held-out samples.
+        error: weighted squared error of the stream on held-out samples, as a share of that without the step.
+
+    """
+
+    block: int
+    kind: str
+    run: tuple[int, ...]
+    features: str
+    ridge: float
+    error: float
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data; JSON has no infinity, so an infinite ridge is None."""
+        return {**asdict(self), "run": list(self.run), "ridge": None if math.isinf(self.ridge) else self.ridge}
+
+    @staticmethod
+    def read(facts: Mapping[str, Any]) -> Step:
+        """Read what `describe` gave."""
+        ridge = math.inf if facts["ridge"] is None else facts["ridge"]
+        return Step(**{**facts, "run": tuple(facts["run"]), "ridge": ridge})
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Mean loss on held-out samples, nats per token: of the original, of the pruned model, and of the repaired one."""
+
+    intact: float
+    pruned: float
+    repaired: float
+
+    @property
+    def delta_before(self) -> float:
+        """Damage of the removal alone."""
+        return self.pruned - self.intact
+
+    @property
+    def delta_after(self) -> float:
+        """Damage of the removal, repaired."""
+        return self.repaired - self.intact
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """Weights that make up for a removal.
+
+    Attributes:
+        removed: sorted original indices.
+        weights: parameter name in the original model → its new value, in the parameter's own shape.
+        steps: how each was fitted, in sequence.
+        forward_tokens: cost of the fit, in tokens through the whole intact stack (a gradient counts as two passes).
+        losses: on the held-out samples, where some were given.
+        facts: hash of the model, samples and settings.
+
+    """
+
+    removed: tuple[int, ...]
+    weights: Mapping[str, Tensor]
+    steps: tuple[Step, ...]
+    forward_tokens: float
+    losses: Losses | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the weights, as plain data."""
+        losses = self.losses and {
+            **asdict(self.losses),
+            "delta_before": self.losses.delta_before,
+            "delta_after": self.losses.delta_after,
+        }
+        return {
+            "removed": list(self.removed),
+            "steps": [step.describe() for step in self.steps],
+            "forward_tokens": self.forward_tokens,
+            "losses": losses,
+            **self.facts,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors, atomically."""
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.weights.items()}
+        metadata = {"format": FORMAT, "repair": json.dumps(self.describe())}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+
+    @staticmethod
+    def load(path: str | Path) -> Repair:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or no repair in it.
+
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InputError(f"{path} holds no repair of excise")
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except FileNotFoundError:
+            raise InputError(f"no repair file {path}") from None
+        except SafetensorError as error:
+            raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
+        facts = json.loads(metadata["repair"])
+        steps = tuple(Step.read(step) for step in facts.pop("steps"))
+        losses = facts.pop("losses")
+        kept = losses and Losses(losses["intact"], losses["pruned"], losses["repaired"])
+        removed = tuple(facts.pop("removed"))
+        return Repair(removed, weights, steps, facts.pop("forward_tokens"), kept, facts)
