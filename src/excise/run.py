@@ -23,7 +23,7 @@ from excise.healing import heal_stage, repair_stage
 from excise.healing.heal import check_destination
 from excise.healing.heal_stage import Healing, heal_pruned, race_removals
 from excise.healing.race import Race
-from excise.healing.repair_stage import Repairs, repair_removals
+from excise.healing.repair_stage import Repairs, repair_removals, write_removal
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
 from excise.objectives import Objective, parse_objective
@@ -35,8 +35,6 @@ from excise.removable import is_writable
 from excise.report.figures import write_figures
 from excise.score import score
 from excise.surgery.check import check_loaded
-from excise.surgery.checkpoint import write_pruned
-from excise.surgery.on_disk import prune_folder
 from excise.verify import Candidate, Verified, verify
 
 SELECT = ("measured", "refined", "energy")
@@ -254,12 +252,10 @@ def run(
         "checkpoint": "model",
         "provenance": provenance(),
     }
-    with repairs.applied(stack, chosen.removed):
-        with clock.stage("prune"):
-            changed = repairs.helpful(chosen.removed) is not None
-            _write_checkpoint(loaded, chosen.removed, folder / "model", _card(facts, chosen, repairs), changed)
-        with clock.stage("self_test"):
-            facts["self_test"] = check_loaded(stack, chosen.removed, folder / "model", longest_together(held_out))
+    with clock.stage("prune"):
+        write_removal(loaded, chosen.removed, repairs, folder / "model", _card(facts, chosen, repairs))
+    with clock.stage("self_test"), repairs.applied(stack, chosen.removed):
+        facts["self_test"] = check_loaded(stack, chosen.removed, folder / "model", longest_together(held_out))
     with clock.stage("figures"):
         facts["figures"] = write_figures(folder / "figures", energies[energy], spectra[energy], verified, chosen)
     if healing:
@@ -391,22 +387,6 @@ def _gradients(
     assert gradients is not None  # one part: never incomplete
     gradients.save(path)
     return gradients
-
-
-def _write_checkpoint(loaded: Loaded, removed: Sequence[int], out: Path, card: dict[str, Any], changed: bool) -> None:
-    """Byte by byte from folder to folder, so that a quantised one stays so; from memory where weights changed."""
-    if Path(loaded.source).expanduser().is_dir() and not changed:
-        prune_folder(loaded.source, removed, out, card=card, overwrite=True)
-    else:
-        write_pruned(
-            loaded.stack,
-            removed,
-            out,
-            tokenizer=loaded.tokenizer,
-            dtype=loaded.stored_dtype,
-            card=card,
-            overwrite=True,
-        )
 
 
 def _card(facts: dict[str, Any], chosen: Candidate, repairs: Repairs) -> dict[str, Any]:

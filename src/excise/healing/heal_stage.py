@@ -15,14 +15,13 @@ from excise.calibration.samples import Samples
 from excise.errors import InputError
 from excise.healing.heal import heal
 from excise.healing.race import Race, race, rungs_of
-from excise.healing.repair_stage import Removal, Repairs
+from excise.healing.repair_stage import Removal, Repairs, write_removal
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
 from excise.healing.trainer import Progress, planned_steps
 from excise.models.loading import Loaded
 from excise.provenance import model_hash
 from excise.report.text import ranges
-from excise.surgery.checkpoint import write_pruned
 
 FOLDER = "healed"
 
@@ -107,9 +106,9 @@ def _entrant(loaded: Loaded, removed: Removal, repairs: Repairs, work: Path) -> 
     """The checkpoint of an entrant, written if it is not there."""
     with repairs.applied(loaded.stack, removed):
         identity = f"{model_hash(loaded.stack.model)} {removed}"
-        folder = work / "entrants" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-        if not folder.exists():
-            write_pruned(loaded.stack, removed, folder, tokenizer=loaded.tokenizer, dtype=loaded.stored_dtype)
+    folder = work / "entrants" / hashlib.sha256(identity.encode()).hexdigest()[:16]
+    if not folder.exists():
+        write_removal(loaded, removed, repairs, folder)
     return folder
 
 

@@ -21,6 +21,8 @@ from excise.models.loading import Loaded
 from excise.models.stack import Stack
 from excise.progress import Progress, silent
 from excise.provenance import model_hash
+from excise.surgery.checkpoint import write_pruned
+from excise.surgery.on_disk import prune_folder
 
 REPAIRED = 3
 TOKENS = 4096
@@ -122,6 +124,29 @@ def repair_removals(
     except InputError as error:  # the model's streams overflow on these samples
         refused |= {removed: str(error) for removed in new if removed not in fitted}
     return Repairs({removed: fitted[removed] for removed in wanted if removed in fitted}, refused)
+
+
+def write_removal(
+    loaded: Loaded, removed: Removal, repairs: Repairs, out: Path, card: Mapping[str, Any] | None = None
+) -> None:
+    """Write the checkpoint without some blocks, repaired where that helps; replaces one that is there.
+
+    A repaired one, and one of a model that is no folder, comes from memory. Any other goes from folder to folder byte
+    by byte, so that a quantised checkpoint stays one.
+    """
+    if repairs.helpful(removed) is None and Path(loaded.source).expanduser().is_dir():
+        prune_folder(loaded.source, removed, out, card=card, overwrite=True)
+        return
+    with repairs.applied(loaded.stack, removed):
+        write_pruned(
+            loaded.stack,
+            removed,
+            out,
+            tokenizer=loaded.tokenizer,
+            dtype=loaded.stored_dtype,
+            card=card,
+            overwrite=True,
+        )
 
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:
