@@ -124,7 +124,10 @@ class OfflineTeacher:
         """
         folder = Path(folder)
         if not (folder / INDEX).is_file():
-            raise InputError(f"{folder} holds no finished recording of a teacher; `excise heal --record` writes one")
+            raise InputError(
+                f"{folder} holds no finished recording of a teacher; `excise heal … --teacher ORIGINAL --offline "
+                f"{folder}` writes one"
+            )
         facts = read_json(folder / INDEX)
         if facts.get("format") != FORMAT:
             raise InputError(f"{folder / INDEX} is not the index of a teacher that this version of excise reads")
