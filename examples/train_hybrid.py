@@ -61,7 +61,7 @@ class Plan:
     The learning rate rises over `warmup` steps, stays, and falls to 0 over the last `fall` of them.
     """
 
-    steps: int = 600
+    steps: int = 1600
     batch: int = 8
     tokens: int = 128
     learning_rate: float = 3e-3
