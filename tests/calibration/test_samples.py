@@ -36,7 +36,8 @@ def decoded(sample, tokenizer, counted=True):
 
 def test_chats_go_through_the_template(tmp_path):
     tokenizer = tiny_tokenizer()
-    (sample,) = load_samples(data_file(tmp_path, {"messages": CHAT, "category": "mathematics"}), tokenizer)
+    data = data_file(tmp_path, {"messages": CHAT, "category": "mathematics"})
+    (sample,) = load_samples(data, tokenizer, loss_on="all")
     assert tokenizer.decode(sample.input_ids) == RENDERED
     assert sample.counted.all()
     assert sample.targets == len(sample.input_ids) - 1
@@ -44,22 +45,23 @@ def test_chats_go_through_the_template(tmp_path):
     assert sample.input_ids.dtype == np.int64
 
 
-def test_content_leaves_out_the_opening_that_all_chats_share(tmp_path):
+def test_content_leaves_out_what_the_template_puts_before_a_chat(tmp_path):
     tokenizer = tiny_tokenizer()
-    texts = {"What is 2 + 2?", "Four, of course.", "Six."}
-    data = data_file(tmp_path, *({"messages": [{"role": "user", "content": text}]} for text in texts))
-    samples = load_samples(data, tokenizer)
-    assert {decoded(sample, tokenizer) for sample in samples} == {f"{text}<|im_end|>\n" for text in texts}
-    assert samples.provenance["opening_tokens"] == len(tokenizer("<|im_start|>user\n")["input_ids"])
-    assert all(sample.counted.all() for sample in load_samples(data, tokenizer, loss_on="all"))
+    texts = ["What is 2 + 2?", "Four, of course.", "Six."]
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    rows.append({"messages": [{"role": "system", "content": "What?"}, {"role": "user", "content": "Six."}]})
+    samples = load_samples(data_file(tmp_path, *rows), tokenizer)
+    expected = {f"{text}<|im_end|>\n" for text in texts} | {"What?<|im_end|>\n<|im_start|>user\nSix.<|im_end|>\n"}
+    assert {decoded(sample, tokenizer) for sample in samples} == expected
+    every = load_samples(data_file(tmp_path, *rows), tokenizer, loss_on="all")
+    assert all(sample.counted.all() for sample in every)
 
 
-def test_a_chat_that_is_only_the_opening_is_unusable(tmp_path):
-    tokenizer = tiny_tokenizer(chat=False)
-    chats = [[{"role": "user", "content": text}] for text in ("What is", "What is 2 + 2?", "What is that?")]
-    samples = load_samples(data_file(tmp_path, *({"messages": chat} for chat in chats)), tokenizer)
-    assert len(samples) == 2
-    assert "nothing after the" in samples.provenance["unusable"][0]
+def test_a_chat_cut_before_its_content_is_unusable(tmp_path):
+    tokenizer = tiny_tokenizer()
+    opening = len(tokenizer("<|im_start|>user\n")["input_ids"])
+    with pytest.raises(InputError, match="0 of them counted"):
+        load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer, tokens=opening)
 
 
 def test_without_a_template_turns_are_joined_by_blank_lines(tmp_path):

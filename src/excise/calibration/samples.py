@@ -8,7 +8,7 @@ import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, overload
 
@@ -135,9 +135,8 @@ def load_samples(
         samples: number wanted; fewer come where the source has fewer.
         tokens: longest sample, in tokens; longer ones are cut; 0 for no limit (windows of text are then 2,048 long).
         seed: of the draw.
-        loss_on: `all` counts every token after the first (as the paper does); `content` all but the opening that the
-            drawn chats have in common, which is the chat template's and would count once a sample; `responses` only
-            assistant turns.
+        loss_on: `all` counts every token after the first (as the paper does); `content` all but what the chat template
+            puts before a chat's first message, which is the same for every chat; `responses` only assistant turns.
 
     Raises:
         InputError: an option is out of range, or not one usable sample comes out.
@@ -150,7 +149,6 @@ def load_samples(
     source = draw_rows(data, samples, seed)
     tokenised: list[Sample] = []
     skipped: list[str] = []
-    chats = all(row.text is None for row in source.rows)
     for row in source.rows:
         if row.text is not None and source.is_text_file and loss_on != "responses":
             tokenised += _windows(row, tokenizer, tokens or 2048, samples, seed)
@@ -161,10 +159,6 @@ def load_samples(
             skipped.append(f"{row.name}: {reason}")
             continue
         tokenised.append(sample)
-    if loss_on == "content" and chats:
-        tokenised, opening = _without_opening(tokenised, skipped)
-    else:
-        opening = 0
     if not tokenised:
         reasons = "; ".join(skipped[:3]) or "the source holds no rows"
         raise InputError(
@@ -175,7 +169,6 @@ def load_samples(
         **source.provenance,
         "tokens": tokens,
         "loss_on": loss_on,
-        "opening_tokens": opening,
         "chat_template_sha256": hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None,
         "unusable": skipped,
     }
@@ -261,33 +254,16 @@ def _tokenise_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, loss_o
     special = {"add_special_tokens": not has_template, "verbose": False}
     if loss_on != "responses":
         ids = tokenizer(text, **special)["input_ids"]
-        return ids, [True] * len(ids)
+        first = messages[0]["content"].strip() if messages else ""
+        opening = text[: max(0, text.find(first))] if loss_on == "content" else ""
+        uncounted = min(len(ids), len(tokenizer(opening, **special)["input_ids"])) if has_template and opening else 0
+        return ids, [False] * uncounted + [True] * (len(ids) - uncounted)
     spans = list(_response_spans(messages, text, tokenizer))
     encoded = tokenizer(text, return_offsets_mapping=True, **special)
     counted = [
         any(start < end and start >= a and end <= b for a, b in spans) for start, end in encoded["offset_mapping"]
     ]
     return encoded["input_ids"], counted
-
-
-def _without_opening(samples: list[Sample], skipped: list[str]) -> tuple[list[Sample], int]:
-    """Samples that do not count the tokens that all of them begin with, and the number of those tokens.
-
-    Samples that are nothing else go to `skipped`, unless that would be all.
-    """
-    shortest = min((len(sample.input_ids) for sample in samples), default=0)
-    heads = np.array([sample.input_ids[:shortest] for sample in samples]).reshape(len(samples), shortest)
-    differing = np.flatnonzero((heads != heads[:1]).any(axis=0))
-    opening = int(differing[0]) if len(differing) else shortest
-    if len(samples) < 2 or all(len(sample.input_ids) <= opening for sample in samples):
-        return samples, 0
-    kept = []
-    for sample in samples:
-        if len(sample.input_ids) > opening:
-            kept.append(replace(sample, counted=sample.counted & (np.arange(len(sample.counted)) >= opening)))
-        else:
-            skipped.append(f"{sample.name}: nothing after the {opening} tokens that all chats begin with")
-    return kept, opening
 
 
 def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt: bool = False) -> str:

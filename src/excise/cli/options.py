@@ -22,7 +22,7 @@ TokenLimit = Annotated[int, typer.Option("--tokens", min=0, help="Longest sample
 LossOn = Annotated[
     str,
     typer.Option(
-        help="Tokens that count: 'content' (all but the opening that the chat template gives every chat), 'all' (as in "
+        help="Tokens that count: 'content' (all but what the chat template puts before a chat), 'all' (as in "
         "the paper) or 'responses'."
     ),
 ]
