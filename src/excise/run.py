@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import shutil
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import read_json, write_json
+from excise.artefacts import write_json
 from excise.calibration.batches import longest_together
 from excise.calibration.samples import Samples
+from excise.choice import check_choices, choose, contenders
 from excise.criteria import CRITERIA
-from excise.energies import ENERGIES
-from excise.errors import ArchitectureError, InputError, OutputError
+from excise.errors import ArchitectureError, InputError
 from excise.gradients import Gradients
 from excise.healing import heal_stage, repair_stage
 from excise.healing.heal import check_destination
@@ -27,37 +24,18 @@ from excise.healing.repair_stage import Repairs, repair_removals, write_removal
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
 from excise.objectives import Objective, parse_objective
-from excise.progress import Progress, silent
+from excise.progress import Clock, Progress, silent
 from excise.proposals import Proposal, Proposer, block_energies, lowest_states
 from excise.provenance import model_hash, provenance
 from excise.refine import DEFAULT_EFFORT, refinement_facts
 from excise.removable import is_writable
 from excise.report.figures import write_figures
+from excise.run_folder import MANIFEST, WORK, open_folder
 from excise.score import score
 from excise.surgery.check import check_loaded
-from excise.verify import Candidate, Verified, verify
+from excise.verify import Candidate, verify
 
-SELECT = ("measured", "refined", "energy")
-RACE = "race"
 RIVALS = ("block-influence", "block-influence-iterative", "norm-ratio")
-MANIFEST = "run.json"
-WORK = "work"
-
-
-@dataclass
-class Clock:
-    """Seconds each stage took."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(time.perf_counter() - started, 3)
 
 
 def run(
@@ -140,7 +118,7 @@ def run(
         OutputError: `out` exists and is not an unfinished run.
 
     """
-    energy = _check_choices(energy, select, effort)
+    energy = check_choices(energy, select, effort)
     unknown = sorted(set(rivals) - set(CRITERIA))
     if unknown:
         raise InputError(f"unknown criteria {unknown}; known: {sorted(CRITERIA)}")
@@ -150,7 +128,7 @@ def run(
     _check_budget(stack, budget, protected, forced)
     if healing:
         healing.require_feasible()
-    folder = _open_folder(out, force)
+    folder = open_folder(out, force)
     if healing:
         check_destination(folder / heal_stage.FOLDER, str(folder / "model"), force)
     work = folder / WORK
@@ -189,13 +167,13 @@ def run(
                 ledger=work / "measurements",
                 advance=advance,
             )
-    contenders = _contenders(verified, energy, select, healing)
+    chosen_from = contenders(verified, energy, select, healing)
     repairs = Repairs()
     if repair:
         with clock.stage("repair"):
             repairs = repair_removals(
                 loaded,
-                [c.removed for c in contenders],
+                [c.removed for c in chosen_from],
                 calibration,
                 held_out,
                 work / "repairs",
@@ -207,11 +185,11 @@ def run(
         _tell_refused(repairs)
         verified = verified.with_repairs(repairs.loss)
     chosen, won = choose(verified, energy, select), None
-    if healing and healing.race > 1 and len(contenders) > 1:
+    if healing and healing.race > 1 and len(chosen_from) > 1:
         with clock.stage("race"):
             entrants = [c.removed for c in verified.ranked[: healing.race]]
             won, places = race_removals(healing, loaded, entrants, repairs, held_out, work)
-        select = RACE
+        select = "race"
         chosen = next(c for c in verified.candidates if c.removed == places[won.winner.student])
     facts: dict[str, Any] = {
         "model": loaded.source,
@@ -267,53 +245,6 @@ def run(
     return facts
 
 
-def check_folder(out: str | Path, force: bool) -> Path:
-    """Refuse a folder that a run must not write to; touches nothing.
-
-    Raises:
-        OutputError: it holds a finished run, or something that is no run at all.
-
-    """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; choose another --out")
-    if (folder / MANIFEST).exists() and not force:
-        raise OutputError(f"{folder} holds a finished run; choose another --out, or pass --force to replace it")
-    if folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists():
-        raise OutputError(f"{folder} exists and is no run of excise; choose another --out")
-    return folder
-
-
-def _open_folder(out: str | Path, force: bool) -> Path:
-    """Create the folder of a run, or take up an unfinished one; a finished one starts anew."""
-    folder = check_folder(out, force)
-    if (folder / MANIFEST).exists():
-        if read_json(folder / MANIFEST).get("healed"):
-            shutil.rmtree(folder / heal_stage.FOLDER, ignore_errors=True)
-        (folder / MANIFEST).unlink()
-        shutil.rmtree(folder / WORK, ignore_errors=True)
-    (folder / WORK).mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def choose(verified: Verified, energy: str, select: str) -> Candidate:
-    """The candidate to remove: lowest measured loss (repaired, where it was), refinement's winner, or ground state."""
-    if select == "measured":
-        return verified.best
-    if select == "refined":
-        return next(c for c in verified.candidates if c.method == "refined:0")
-    return next(c for c in verified.candidates if c.method == f"{energy}:0")
-
-
-def _contenders(verified: Verified, energy: str, select: str, healing: Healing | None) -> Sequence[Candidate]:
-    """Those among whom repair, and a race if there is one, may change the choice; else the choice alone."""
-    racing = healing.race if healing and healing.race > 1 else 0
-    chosen = choose(verified, energy, select)
-    if select != "measured" and not racing:
-        return [chosen]
-    return verified.ranked[: max(repair_stage.REPAIRED if select == "measured" else 0, racing)]
-
-
 def _tell_refused(repairs: Repairs) -> None:
     reasons = "; ".join(dict.fromkeys(repairs.refused.values()))
     if reasons:
@@ -339,21 +270,6 @@ def _writable(stack: Stack, proposals: Sequence[Proposal]) -> list[Proposal]:
             f"try another --remove, or --protect the blocks that must stay"
         )
     return kept
-
-
-def _check_choices(energy: str | None, select: str, effort: float) -> str:
-    """Return the energy to show, the default one filled in."""
-    if select not in SELECT:
-        raise InputError(f"expected select in {', '.join(SELECT)}, got '{select}'")
-    if effort < 0:
-        raise InputError(f"effort must be 0 (no refinement) or above, got {effort}")
-    energy = energy or ("fisher" if select == "energy" or not effort else "fitted")
-    known = [*ENERGIES, *(["fitted"] if effort else [])]
-    if energy not in known:
-        raise InputError(f"expected energy in {', '.join(known)}, got '{energy}'; 'fitted' needs an effort above 0")
-    if select == "refined" and not effort:
-        raise InputError("select 'refined' needs an effort above 0")
-    return energy
 
 
 def _check_budget(stack: Stack, budget: int, protected: Sequence[int], forced: Sequence[int]) -> None:

@@ -128,10 +128,11 @@ def run(
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.objectives import load_objective
+    from excise.progress import Clock
     from excise.report.tables import candidates_table
     from excise.report.text import ranges
-    from excise.run import Clock, check_folder
     from excise.run import run as run_job
+    from excise.run_folder import check_folder
     from excise.verify import Candidate, Verified
 
     check_folder(out, force)
