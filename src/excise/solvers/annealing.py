@@ -10,7 +10,6 @@ import numpy as np
 from excise.problem import Problem
 from excise.solvers.base import Deadline, make_spectrum, removed_sets
 from excise.solvers.kernels import (
-    EMPTY_STATE,
     contents,
     inner_kernel,
     kernel,
@@ -20,7 +19,7 @@ from excise.solvers.kernels import (
     threshold,
     zobrist,
 )
-from excise.solvers.tabu import marginals_of, penalised, random_subset, record, violation
+from excise.solvers.swaps import first_state, penalised, random_subset, record, swap, violation
 from excise.spectrum import Spectrum
 
 
@@ -88,17 +87,7 @@ def _one_anneal(h, J, count, temperatures, random, pool, keys, C, bounds, penalt
     units = np.arange(n)
     random_subset(units, count, random)
     inside, outside = units[:count], units[count:]
-    c, energy = marginals_of(h, J, inside)
-    key = EMPTY_STATE
-    for i in inside:
-        key ^= keys[i]
-    totals = np.zeros(len(bounds))
-    for k in range(len(bounds)):
-        for i in inside:
-            totals[k] += C[k, i]
-    present = violation(C, bounds, totals, 0, 0)
-    if present == 0.0 and energy < threshold(pool):
-        record(pool, energy, key, inside, -1, -1)
+    c, energy, key, totals, present = first_state(h, J, inside, pool, keys, C, bounds)
     if count == 0 or count == n:
         return 1
     size = 0.0  # mean size of a swap's change of energy
@@ -118,13 +107,7 @@ def _one_anneal(h, J, count, temperatures, random, pool, keys, C, bounds, penalt
                 continue
             energy += change
             present = after
-            for k in range(n):
-                if k != i and k != j:
-                    c[k] += 2 * (J[k, j] - J[k, i])
-            c[i] += 2 * J[i, j]
-            c[j] -= 2 * J[i, j]
-            for k in range(len(bounds)):
-                totals[k] += C[k, j] - C[k, i]
+            swap(J, C, i, j, c, totals)
             key ^= keys[i] ^ keys[j]
             inside[a], outside[b] = j, i
     return len(temperatures) * n

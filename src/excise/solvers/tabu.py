@@ -15,20 +15,8 @@ from numpy.typing import NDArray
 
 from excise.problem import Problem, Reduced
 from excise.solvers.base import Deadline, make_spectrum, removed_sets
-from excise.solvers.kernels import (
-    EMPTY_STATE,
-    Pool,
-    contents,
-    inner_kernel,
-    is_known,
-    kernel,
-    new_pool,
-    next_random,
-    place_state,
-    random_state,
-    threshold,
-    zobrist,
-)
+from excise.solvers.kernels import Pool, contents, kernel, new_pool, next_random, random_state, threshold, zobrist
+from excise.solvers.swaps import first_state, penalised, random_subset, record, swap, violation
 from excise.spectrum import Spectrum
 
 
@@ -124,78 +112,13 @@ def search(
     return moves
 
 
-def penalised(reduced: Reduced) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """Constraints scaled to a largest weight of 1, and a penalty per unit of violation above any change of energy."""
-    scale = np.maximum(np.abs(reduced.C).max(axis=1, initial=0.0), 1e-300)
-    penalty = 2 * float(np.abs(reduced.h).sum() + np.abs(reduced.J).sum()) + 1.0
-    return penalty, np.ascontiguousarray(reduced.C / scale[:, None]), reduced.bounds / scale
-
-
-@inner_kernel
-def random_subset(units, count, random):  # type: ignore[no-untyped-def]
-    """Shuffle `units` in place so that its first `count` entries are a uniform random subset."""
-    n = len(units)
-    for k in range(min(count, n - 1)):
-        other = k + next_random(random) % (n - k)
-        units[k], units[other] = units[other], units[k]
-
-
-@inner_kernel
-def marginals_of(h, J, inside):  # type: ignore[no-untyped-def]
-    """c_i = h_i + J_ii + 2 Σ_{j inside, j≠i} J_ij, what adding i costs (or what removing it saves), and the energy."""
-    n = len(h)
-    c = np.empty(n)
-    energy = 0.0
-    for i in range(n):
-        c[i] = h[i] + J[i, i]
-        for j in inside:
-            if j != i:
-                c[i] += 2 * J[i, j]
-    for i in inside:
-        energy += (c[i] + h[i] + J[i, i]) / 2
-    return c, energy
-
-
-@inner_kernel
-def violation(C, bounds, totals, i, j):  # type: ignore[no-untyped-def]
-    """Sum of violations after swapping i out and j in; pass i = j for the present state."""
-    amount = 0.0
-    for c in range(len(bounds)):
-        amount += max(0.0, bounds[c] - totals[c] - C[c, j] + C[c, i])
-    return amount
-
-
-@inner_kernel
-def record(pool, energy, key, inside, out_unit, in_unit):  # type: ignore[no-untyped-def]
-    """Add the state `inside` with out_unit replaced by in_unit (−1, −1 for itself), unless the pool has it."""
-    if is_known(pool, key):
-        return
-    row = place_state(pool, energy, key)
-    pool.masks[row, :] = 0
-    for i in inside:
-        pool.masks[row, i] = 1
-    if out_unit >= 0:
-        pool.masks[row, out_unit] = 0
-        pool.masks[row, in_unit] = 1
-
-
 @kernel
 def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bounds, penalty):  # type: ignore[no-untyped-def]
     n = len(h)
     if shuffle:
         random_subset(units, count, random)
     inside, outside = units[:count], units[count:]
-    c, energy = marginals_of(h, J, inside)
-    key = EMPTY_STATE
-    for i in inside:
-        key ^= keys[i]
-    totals = np.zeros(len(bounds))
-    for k in range(len(bounds)):
-        for i in inside:
-            totals[k] += C[k, i]
-    violated = violation(C, bounds, totals, 0, 0)
-    if violated == 0.0 and energy < threshold(pool):
-        record(pool, energy, key, inside, -1, -1)
+    c, energy, key, totals, violated = first_state(h, J, inside, pool, keys, C, bounds)
     if count == 0 or count == n:
         return 0
     free_from = np.zeros(n, dtype=np.int64)
@@ -223,13 +146,7 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
             continue
         i, j = inside[best_a], outside[best_b]
         energy += c[j] - c[i] - 2 * J[i, j]
-        for k in range(n):
-            if k != i and k != j:
-                c[k] += 2 * (J[k, j] - J[k, i])
-        c[i] += 2 * J[i, j]
-        c[j] -= 2 * J[i, j]
-        for k in range(len(bounds)):
-            totals[k] += C[k, j] - C[k, i]
+        swap(J, C, i, j, c, totals)
         key ^= keys[i] ^ keys[j]
         inside[best_a], outside[best_b] = j, i
         free_from[i] = move + 5 + next_random(random) % 5
