@@ -7,7 +7,7 @@ chats, for seed 0.
 
     python -m benchmarks.selection --seeds 0 --budgets 4,8,12 --out runs/selection
     python -m benchmarks.selection --seeds 1,2 --budgets 8 --out runs/selection
-    python -m benchmarks.selection --seeds 0 --budgets 8,12 --efforts 1,2,4,8,16 --out runs/selection
+    python -m benchmarks.selection --seeds 0 --budgets 4,8,12 --efforts 1,2,4,8,16 --out runs/selection
 
 With `--efforts`, only refinement runs, once an effort: damage against cost. Prints one JSON line a (seed, text);
 `--collect FILE` joins all that is in the folder. Interrupted, it goes on.
