@@ -83,6 +83,23 @@ def test_run_heals_and_says_so(excise, model, tmp_path):
     assert facts["healed"]["settings"]["batch"] == 4
 
 
+def test_run_judges_repairs_and_heals_on_what_it_is_told(excise, model, tmp_path):
+    other = tmp_path / "other.jsonl"
+    words = ["blocks", "of", "a", "model", "are", "removed", "and", "the", "rest", "is", "measured"]
+    rows = [{"text": " ".join(words[i % len(words) :] + words[: i % len(words)] + [str(i)])} for i in range(24)]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    options = ("--remove", 1, "--samples", 12, "--held-out", 4, "--tokens", 20, "--effort", 0, "--rivals", "")
+    elsewhere = ("--held-out-data", other, "--repair-tokens", 64, "--heal", "--heal-data", other)
+    healing = ("--heal-train", "cuts", "--heal-samples", 8, "--heal-tokens", 16, "--heal-steps", 1, "--heal-batch", 4)
+    code, _, err = excise("run", model, *options, *elsewhere, *healing, "--out", tmp_path / "run")
+    assert code == 0, err
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["calibration"]["data"] == "starter"
+    assert facts["held_out"]["data"] == facts["healed"]["samples"]["data"] == str(other)
+    assert facts["settings"]["repair_tokens"] == 64
+    assert facts["healed"]["settings"]["train"] == "cuts"
+
+
 def test_prune_repairs_where_data_is_given(excise, model, tmp_path):
     drawn = ("--samples", 24, "--held-out", 6, "--tokens", 24)
     code, out, err = excise("prune", model, "--removed", "2", "--out", tmp_path / "r", "--data", "starter", *drawn)
