@@ -23,12 +23,12 @@ import numpy as np
 import torch
 
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
-from excise.calibration import Batch, Samples, load_samples, make_batches
-from excise.calibration.batches import default_batch_tokens
-from excise.losses import sample_losses
+from excise.data import Batch, Samples, load_samples, make_batches
+from excise.data.batches import default_batch_tokens
+from excise.measuring.losses import sample_losses
+from excise.measuring.score import score
 from excise.models.loading import load
 from excise.models.stack import Stack, gated
-from excise.score import score
 
 WAYS = ("score", "loop", "frozen_loop")
 

@@ -22,19 +22,19 @@ from matplotlib.figure import Figure
 
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 from excise.artefacts import read_json, write_json
-from excise.calibration import Samples, load_samples
 from excise.cli.options import indices
+from excise.data import Samples, load_samples
 from excise.healing.heal import heal
-from excise.healing.refitted import Repair
-from excise.healing.repair import repair, repaired
 from excise.healing.settings import Settings
 from excise.healing.teachers import INDEX, OfflineTeacher, record_teacher
-from excise.measure import measure
+from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
+from excise.repair.refitted import Repair
+from excise.repair.repair import repair, repaired
 from excise.report.figures import save_figure
-from excise.report.text import ranges
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.merge import merging
+from excise.text import ranges
 
 # Of SmolLM2-135M-Instruct at M = 8, as chosen in docs/results.md (seed 0 of the selection; SWM in the first table).
 REMOVALS = (

@@ -25,19 +25,19 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from excise.artefacts import write_json
-from excise.calibration import Samples, split_samples
-from excise.energies import Energy
-from excise.measure import Measurements, measure
+from excise.choosing.proposals import block_energies
+from excise.choosing.refine import DEFAULT_EFFORT, refine
+from excise.data import Samples, split_samples
+from excise.ising.energies import Energy
+from excise.ising.solvers import solve
+from excise.measuring.measure import Measurements, measure
+from excise.measuring.objectives import parse_objective
+from excise.measuring.score import score
 from excise.models.loading import load
+from excise.models.removable import block_problem
 from excise.models.stack import Stack
-from excise.objectives import parse_objective
-from excise.proposals import block_energies
 from excise.provenance import provenance
-from excise.refine import DEFAULT_EFFORT, refine
-from excise.removable import block_problem
 from excise.report.figures import save_figure
-from excise.score import score
-from excise.solvers import solve
 
 PLACE = Path("examples/tiny-hybrid")
 BUDGETS, STATES, MOST_MEASURED = (2, 3), 20, 100

@@ -22,12 +22,12 @@ import numpy as np
 
 from benchmarks.weights import smollm2
 from excise.artefacts import write_json
-from excise.calibration import Samples, load_samples
-from excise.measure import measure
+from excise.choosing.refine import DEFAULT_EFFORT, refine
+from excise.data import Samples, load_samples
+from excise.measuring.measure import measure
+from excise.measuring.objectives import load_objective, load_questions
 from excise.models.loading import Loaded, load
-from excise.objectives import load_objective, load_questions
 from excise.provenance import provenance
-from excise.refine import DEFAULT_EFFORT, refine
 
 OBJECTIVES = ("loss", "kl", "choices", "kl:0.5,choices:0.5")
 SAMPLES, TOKENS = 128, 64

@@ -26,15 +26,15 @@ from scipy.stats import spearmanr
 
 from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
-from excise.calibration import Samples, load_samples
-from excise.compare import compare
-from excise.measure import measure
+from excise.choosing.compare import compare
+from excise.choosing.refine import DEFAULT_EFFORT, refine
+from excise.data import Samples, load_samples
+from excise.ising.problem import Problem
+from excise.ising.solvers import solve
+from excise.measuring.measure import measure
+from excise.measuring.objectives import parse_objective
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
-from excise.objectives import parse_objective
-from excise.problem import Problem
-from excise.refine import DEFAULT_EFFORT, refine
-from excise.solvers import solve
 
 METHODS = (
     "fisher",

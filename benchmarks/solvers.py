@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from excise.energies import Energy
 from excise.errors import ExciseError
-from excise.problem import Problem
-from excise.solvers import Solver, solve, solve_all
-from excise.spectrum import Spectrum
+from excise.ising.energies import Energy
+from excise.ising.problem import Problem
+from excise.ising.solvers import Solver, solve, solve_all
+from excise.ising.spectrum import Spectrum
 
-RIVALS = {"gurobi": "excise.bridges.gurobi:Gurobi", "scip": "excise.bridges.scip:Scip"}
+RIVALS = {"gurobi": "excise.ising.bridges.gurobi:Gurobi", "scip": "excise.ising.bridges.scip:Scip"}
 RIVALS_MOST_STATES = 20  # SCIP and Gurobi's pool do not finish with 1000
 
 

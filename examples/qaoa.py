@@ -22,10 +22,10 @@ from qiskit.circuit.library import XXPlusYYGate
 from qiskit.quantum_info import Statevector
 from scipy.optimize import minimize
 
-from excise.bridges.qubo import Ising, to_ising
-from excise.energies import Energy
 from excise.errors import InputError
-from excise.problem import Problem
+from excise.ising.bridges.qubo import Ising, to_ising
+from excise.ising.energies import Energy
+from excise.ising.problem import Problem
 
 MOST_UNITS = 16
 

@@ -35,8 +35,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedTokenizerFast
 
 from excise.artefacts import atomic_path, write_json
-from excise.calibration import load_samples
-from excise.measure import measure
+from excise.data import load_samples
+from excise.measuring.measure import measure
 from excise.models.loading import load
 
 PATTERN = "ME*EME-EME*EME-ME"  # Mamba-2, mixture of experts, attention, feed-forward
@@ -152,7 +152,7 @@ def _docstrings(path: Path) -> list[str]:
 
 def starter_chats() -> tuple[list[str], list[str]]:
     """The starter chats of excise as JSON lines: to train on, and kept apart."""
-    lines = resources.files("excise.calibration").joinpath("starter.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = resources.files("excise.data").joinpath("starter.jsonl").read_text(encoding="utf-8").splitlines()
     apart = range(CHATS_KEPT_APART - 1, len(lines), CHATS_KEPT_APART)
     return [line for i, line in enumerate(lines) if i not in apart], [lines[i] for i in apart]
 

@@ -16,12 +16,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from excise.energies import fisher
 from excise.errors import ArchitectureError
+from excise.ising.energies import fisher
+from excise.ising.problem import Problem, at_most
+from excise.ising.solvers import solve
+from excise.measuring.score import score
 from excise.models.stack import Stack, find_stack, gated
-from excise.problem import Problem, at_most
-from excise.score import score
-from excise.solvers import solve
 from excise.surgery.checkpoint import pruned, write_pruned
 from excise.surgery.config import pruned_config
 from excise.surgery.on_disk import prune_folder

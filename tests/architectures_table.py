@@ -16,7 +16,7 @@ import transformers
 
 from excise.models.architectures import ARCHITECTURES
 from tests.architecture_walk import Walk, kinds_in_words, walk
-from tests.test_architectures import FLOAT32_INSIDE, PAGE
+from tests.models.test_architectures import FLOAT32_INSIDE, PAGE
 from tests.tiny import MODEL_TYPES
 
 HEAD = """\

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from excise.calibration.samples import Sample, Samples
+from excise.data.samples import Sample, Samples
 from tests.tiny import VOCABULARY
 
 FIRST_ORDINARY_TOKEN = 6

@@ -5,35 +5,59 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import excise
 
 SOURCE = Path(excise.__file__).parent
-BRIDGES = ("bridges.gurobi", "bridges.scip", "bridges.highs", "bridges.dimod", "bridges.qubo", "bridges.lp")
-SOLVING = ("energies", "problem", "spectrum", "solvers", "gradients", "report.spectra", "cli", "cli.solve")
-LIGHT = (*SOLVING, *BRIDGES)
+LIGHT = ("ising", "report.spectra", "cli", "cli.solve")
 HEAVY = {"torch", "transformers", "datasets", "matplotlib"}
 
 
 def test_the_combinatorial_half_and_the_command_line_import_without_torch():
-    code = f"import sys\n{chr(10).join(f'import excise.{name}' for name in LIGHT)}\nprint(*sys.modules)"
+    whole = [".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in (SOURCE / "ising").rglob("*.py")]
+    names = [name for name in (*whole, *LIGHT) if not name.endswith("__init__")]
+    code = f"import sys\n{chr(10).join(f'import excise.{name}' for name in names)}\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(loaded)
 
 
 def test_a_solve_imports_neither_torch_nor_transformers():
     code = (
-        "import sys, numpy as np\nfrom excise.energies import Energy\nfrom excise.problem import Problem\n"
-        "from excise.solvers import solve\nsolve(Problem(Energy(None, np.eye(6)), 2), states=3)\nprint(*sys.modules)"
+        "import sys, numpy as np\nfrom excise.ising.energies import Energy\nfrom excise.ising.problem import Problem\n"
+        "from excise.ising.solvers import solve\n"
+        "solve(Problem(Energy(None, np.eye(6)), 2), states=3)\nprint(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(loaded)
 
 
-def test_nothing_outside_the_command_line_imports_it():
-    for path in SOURCE.rglob("*.py"):
-        if path.is_relative_to(SOURCE / "cli") or path.name == "__main__.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not any(name and name.startswith("excise.cli") for name in names), path
+# Folders and modules of the package in the order in which data passes through them: each imports only from those above
+# it (and within itself).
+STAGES = (
+    *("errors", "text", "progress", "artefacts", "provenance"),
+    *("ising", "models", "data", "evaluation", "surgery", "measuring", "repair", "healing", "choosing", "report"),
+    *("run_folder", "run", "cli", "__main__"),
+)
+
+
+@pytest.mark.xfail(strict=True, reason="healing draws its loss curve with report.figures")
+def test_every_stage_imports_only_from_those_above_it():
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        importer = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        for imported in _imports(path):
+            if importer != "__init__" and STAGES.index(imported) > STAGES.index(importer):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {imported}")
+    assert not wrong
+
+
+def _imports(path):
+    """First parts below excise of everything that a file imports, in functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "excise" else [node.module]
+            )
+        yield from (name.split(".")[1] for name in names if name.startswith("excise.") and name != "excise.__version__")

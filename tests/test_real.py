@@ -9,13 +9,13 @@ import torch
 from benchmarks.gradients import frozen_gradient_loop
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 
-from excise.calibration import split_samples
-from excise.energies import Energy
+from excise.data import split_samples
+from excise.ising.energies import Energy
+from excise.ising.problem import Problem
+from excise.ising.solvers import solve
+from excise.measuring.score import score
 from excise.models.loading import load
-from excise.problem import Problem
 from excise.run import run
-from excise.score import score
-from excise.solvers import solve
 
 MATRICES = Path(os.environ.get("EXCISE_DATA", "../shared/data")) / "hessians"
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from excise.calibration import split_samples
+from excise.data import split_samples
 from excise.errors import InputError, OutputError
-from excise.gradients import Gradients
-from excise.measure import measure
+from excise.ising.gradients import Gradients
+from excise.ising.spectrum import Spectrum
+from excise.measuring.measure import measure
 from excise.models.loading import load
 from excise.progress import silent
 from excise.run import run
-from excise.spectrum import Spectrum
 from tests.gguf_files import write_gguf
 from tests.quantised import quantise
 from tests.surgery.test_on_disk import tensors_of

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from excise.calibration import load_samples
-from excise.measure import measure
+from excise.data import load_samples
+from excise.ising.spectrum import Spectrum
+from excise.measuring.measure import measure
 from excise.models.headers import read_checkpoint
 from excise.models.loading import load
-from excise.spectrum import Spectrum
 
 PLACE = Path(__file__).parents[1] / "examples" / "tiny-hybrid"
 MODEL, HELD_OUT = PLACE / "model", PLACE / "held_out.txt"

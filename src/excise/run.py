@@ -10,30 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from excise.artefacts import write_json
-from excise.calibration.batches import longest_together
-from excise.calibration.samples import Samples
-from excise.choice import check_choices, choose, contenders
-from excise.criteria import CRITERIA
+from excise.choosing.criteria import CRITERIA
+from excise.choosing.follow import check_choices, choose, contenders
+from excise.choosing.proposals import Proposal, Proposer, block_energies, lowest_states
+from excise.choosing.refine import DEFAULT_EFFORT, refinement_facts
+from excise.choosing.verify import Candidate, verify
+from excise.data.batches import longest_together
+from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
-from excise.gradients import Gradients
-from excise.healing import heal_stage, repair_stage
+from excise.healing import heal_stage
 from excise.healing.heal import check_destination
 from excise.healing.heal_stage import Healing, heal_pruned, race_removals
 from excise.healing.race import Race
-from excise.healing.repair_stage import Repairs, repair_removals, write_removal
+from excise.ising.gradients import Gradients
+from excise.measuring.objectives import Objective, parse_objective
+from excise.measuring.score import score
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
-from excise.objectives import Objective, parse_objective
 from excise.progress import Clock, Progress, silent
-from excise.proposals import Proposal, Proposer, block_energies, lowest_states
 from excise.provenance import model_hash, provenance
-from excise.refine import DEFAULT_EFFORT, refinement_facts
-from excise.removable import is_writable
+from excise.repair import repair_stage
+from excise.repair.repair_stage import Repairs, repair_removals, write_removal
 from excise.report.figures import write_figures
 from excise.run_folder import MANIFEST, WORK, open_folder
-from excise.score import score
 from excise.surgery.check import check_loaded
-from excise.verify import Candidate, verify
+from excise.surgery.config import is_writable
 
 RIVALS = ("block-influence", "block-influence-iterative", "norm-ratio")
 
@@ -86,13 +87,13 @@ def run(
             is followed or nothing is refined.
         effort: what refinement may cost, in passes over the calibration samples; 0 for none.
         objective: the damage it keeps low; by default the divergence from the intact model on `calibration`.
-        solver: a name in `excise.solvers.SOLVERS`, or "auto".
+        solver: a name in `excise.ising.solvers.SOLVERS`, or "auto".
         states: length K of the spectra.
         time_limit: seconds for the proof of each; a list not proved by then is the best known, with its gap.
         verify_states: how many of the lowest states of each energy are measured.
         min_distance: smallest Hamming distance between those states.
         random_states: random removals measured beside them, as control.
-        rivals: names in `excise.criteria.CRITERIA`.
+        rivals: names in `excise.choosing.criteria.CRITERIA`.
         protected: blocks that stay.
         forced: blocks that go; they count towards the budget.
         select: "measured" takes the lowest measured loss whoever proposed it, after repair where there was one;
@@ -100,7 +101,7 @@ def run(
         seed: of solver and random removals.
         batch_tokens: padded tokens a batch.
         checkpointing: recompute blocks in the backward pass to save memory.
-        repair: fit the closed-form repair (see `excise.healing.repair`) of the three that measured best, or of what
+        repair: fit the closed-form repair (see `excise.repair.repair`) of the three that measured best, or of what
             `select` names, on the calibration samples; it is written where it lowers the loss. What cannot be repaired
             exactly is left as it is, with a warning.
         repair_tokens: of calibration samples to fit it on.

@@ -11,7 +11,7 @@ from tests.tiny import tiny_folder, tiny_model
 
 from excise.cli.options import indices
 from excise.errors import InputError
-from excise.spectrum import Spectrum
+from excise.ising.spectrum import Spectrum
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from tests.tiny import tiny_folder, tiny_model
 from typer.testing import CliRunner
 
 from excise.cli import app
-from excise.gradients import Gradients
+from excise.ising.gradients import Gradients
 from excise.models.stack import find_stack
 from excise.surgery.sublayers import named_sublayers
 

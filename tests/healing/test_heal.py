@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from excise.measure import measure
+from excise.measuring.measure import measure
 from excise.models.loading import load
 from tests.tiny import tiny_folder
 
@@ -97,7 +97,7 @@ def test_several_race_and_the_winner_is_healed(excise, models, tmp_path):
 
 @pytest.mark.slow
 def test_the_loss_it_reports_is_that_of_the_checkpoint_it_wrote(excise, models, tmp_path):
-    from excise.calibration import load_samples
+    from excise.data import load_samples
 
     original, pruned = models
     out = tmp_path / "healed"

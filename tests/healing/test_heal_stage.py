@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from excise.calibration import split_samples
+from excise.data import split_samples
 from excise.errors import InputError, OutputError
 from excise.healing.heal_stage import Healing
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher
-from excise.measure import measure
+from excise.measuring.measure import measure
 from excise.models.loading import load
 from excise.run import run
 from tests.random_samples import random_samples

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from excise.data.batches import IGNORED
 from excise.errors import ArchitectureError
 from excise.healing import losses
 from excise.healing.losses import DenseTargets, SparseTargets, counted_rows, hidden_loss, vocabulary_loss
-from excise.losses import IGNORED
 from excise.models.stack import find_stack
 from tests.tiny import VOCABULARY, tiny_model
 

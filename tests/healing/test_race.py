@@ -11,7 +11,7 @@ from excise.healing.race import race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher
 from excise.healing.trainer import Origin, train
-from excise.measure import measure
+from excise.measuring.measure import measure
 from excise.models.loading import load
 from excise.surgery.checkpoint import write_pruned
 from tests.random_samples import random_samples

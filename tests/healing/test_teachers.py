@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from excise.calibration.batches import make_batches
+from excise.data.batches import make_batches
 from excise.errors import InputError, OutputError
 from excise.healing.losses import vocabulary_loss
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, load_teacher, record_teacher

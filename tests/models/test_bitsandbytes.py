@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from excise.measuring.score import score
 from excise.models.loading import load
 from excise.models.stack import find_stack
-from excise.score import score
 from excise.surgery.on_disk import prune_folder
 from tests.random_samples import random_samples
 from tests.surgery.test_on_disk import tensors_of

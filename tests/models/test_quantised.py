@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from excise.errors import CheckpointError, InputError, MissingExtraError
+from excise.measuring.score import score
 from excise.models.loading import load
 from excise.models.quantised import dequantise
-from excise.score import score
 from tests.quantised import dequantised, quantise
 from tests.random_samples import random_samples
 from tests.tiny import tiny_folder

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from excise.energies import Energy, fisher
 from excise.evaluation.scores import Metric, Model, Result, Scores
-from excise.gradients import Gradients
-from excise.spectrum import Spectrum, State
+from excise.ising.energies import Energy, fisher
+from excise.ising.gradients import Gradients
+from excise.ising.spectrum import Spectrum, State
 
 HOSTILE = "<script>alert('x')</script>\"&"
 

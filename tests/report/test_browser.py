@@ -12,7 +12,7 @@ import pytest
 
 from excise.report.material import gather
 from excise.report.page import write_page
-from excise.report.text import ranges
+from excise.text import ranges
 from tests.report.folders import HOSTILE, full_folder
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; pip install -e '.[dev]'")

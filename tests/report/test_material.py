@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from excise.energies import Energy
 from excise.errors import InputError
+from excise.ising.energies import Energy
 from excise.report.material import gather
 from tests.report.folders import add_spectra, full_folder, lowest, run_folder
 

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from excise.choosing.verify import Candidate
+from excise.ising.spectrum import Spectrum, State
 from excise.report.material import gather
 from excise.report.page import render, write_page
 from excise.report.sections import SECTIONS
@@ -15,8 +17,6 @@ from excise.report.sections.healing import curves
 from excise.report.sections.prediction import group_of, spearman
 from excise.report.sections.refinement import predictions
 from excise.report.static_figures import write_static_figures
-from excise.spectrum import Spectrum, State
-from excise.verify import Candidate
 from tests.report.folders import HOSTILE, add_spectra, full_folder, gradients, run_folder
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from excise.energies import Energy
-from excise.problem import Problem
+from excise.choosing.verify import Candidate, Verified
+from excise.ising.energies import Energy
+from excise.ising.problem import Problem
+from excise.ising.solvers import solve, solve_all
 from excise.report.figures import couplings, energy_and_loss, removal_frequency, write_figures
 from excise.report.spectra import budget_curve, budgets_table, certificate, spectrum_table
 from excise.report.tables import candidates_table
-from excise.report.text import human_bytes, ranges
-from excise.solvers import solve, solve_all
-from excise.verify import Candidate, Verified
+from excise.text import human_bytes, ranges
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 
 from excise.errors import InputError
 from excise.evaluation.scores import Scores
-from excise.spectrum import Spectrum, State
+from excise.ising.spectrum import Spectrum, State
 from excise.surgery.card import model_card
 from excise.surgery.card_scores import update_card
 from tests.report.folders import PRUNED, scores

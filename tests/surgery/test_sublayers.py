@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from excise.cli import app
 from excise.errors import ArchitectureError, CheckpointError, InputError
+from excise.ising.spectrum import Spectrum, State
 from excise.models.architectures import ARCHITECTURES
 from excise.models.stack import find_stack, gated
-from excise.spectrum import Spectrum, State
 from excise.surgery.checkpoint import pruned, write_pruned
 from excise.surgery.self_test import self_test
 from excise.surgery.sublayers import Removal, as_removal, named_sublayers, zeroed

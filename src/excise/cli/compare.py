@@ -65,10 +65,10 @@ def compare(
     wanted, protected = budgets(remove), indices(protect, "--protect")
 
     from excise.artefacts import atomic_path
-    from excise.calibration import split_samples
+    from excise.choosing.compare import check_energy, method_names
+    from excise.choosing.compare import compare as compare_methods
     from excise.cli.terminal import load_model, output, tokens_progress
-    from excise.compare import check_energy, method_names
-    from excise.compare import compare as compare_methods
+    from excise.data import split_samples
     from excise.report.comparison import comparison_markdown, comparison_tables, write_comparison_figures
 
     names = method_names(methods)

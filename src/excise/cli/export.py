@@ -11,7 +11,7 @@ from excise.cli.options import Force, ForceBlocks, Protect, check_new, indices
 from excise.errors import InputError
 
 if TYPE_CHECKING:
-    from excise.problem import Problem
+    from excise.ising.problem import Problem
 
 FORMATS = ("qubo", "ising", "bqm", "lp")
 
@@ -44,8 +44,8 @@ def export(
         raise InputError("an LP file keeps the budget as a row and has no penalty; leave out --penalty")
     check_new(out, force)
 
-    from excise.energies import Energy
-    from excise.problem import Problem
+    from excise.ising.energies import Energy
+    from excise.ising.problem import Problem
 
     problem = Problem(
         Energy.load(energy), remove, indices(protect, "--protect"), indices(force_blocks, "--force-blocks")
@@ -55,12 +55,12 @@ def export(
 
 def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
     if file_format == "lp":
-        from excise.bridges.lp import write_lp
+        from excise.ising.bridges.lp import write_lp
 
         write_lp(problem, out)
         return f"wrote {out}: {len(problem.energy)} binaries, the budget as a row"
-    from excise.bridges.dimod import write_bqm
-    from excise.bridges.qubo import to_ising, to_qubo
+    from excise.ising.bridges.dimod import write_bqm
+    from excise.ising.bridges.qubo import to_ising, to_qubo
 
     P = _penalty(problem, penalty)
     if file_format == "bqm":
@@ -71,7 +71,7 @@ def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
 
 
 def _penalty(problem: Problem, text: str) -> float:
-    from excise.bridges.qubo import safe_penalty, soft_penalty
+    from excise.ising.bridges.qubo import safe_penalty, soft_penalty
 
     if text in ("safe", "soft"):
         return safe_penalty(problem) if text == "safe" else soft_penalty(problem)

@@ -18,7 +18,7 @@ from excise.cli.options import AsJson, Device, Force, LossOn, TrustRemoteCode
 from excise.errors import InputError
 
 if TYPE_CHECKING:
-    from excise.calibration import Samples
+    from excise.data import Samples
     from excise.healing.settings import Preset, Settings
     from excise.healing.teachers import Teacher
     from excise.models.loading import Loaded
@@ -134,7 +134,7 @@ def _own_device(device: str) -> str:
 
 
 def _samples(plan: Preset, student: Loaded, seed: int, loss_on: str) -> tuple[Samples, Samples]:
-    from excise.calibration import load_samples
+    from excise.data import load_samples
 
     if not 0 < plan.held_out < 1:
         raise InputError(f"--held-out expects a share between 0 and 1, got {plan.held_out}")

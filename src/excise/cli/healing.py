@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from excise.errors import InputError
 
 if TYPE_CHECKING:
-    from excise.calibration import Samples
+    from excise.data import Samples
     from excise.healing.heal_stage import Healing
     from excise.healing.settings import Preset
     from excise.models.loading import Loaded
@@ -42,8 +42,8 @@ def healing_of(
     """How a run heals: on samples apart from those it holds out, taught by the model it has in memory if it may."""
     from functools import partial
 
-    from excise.calibration import load_samples
     from excise.cli.terminal import load_model, status
+    from excise.data import load_samples
     from excise.healing.heal_stage import Healing
     from excise.healing.teachers import OnlineTeacher, load_teacher
 

@@ -13,8 +13,8 @@ from excise.cli.options import AsJson, Device, Dtype, Force, Model, Seed, TokenL
 from excise.errors import InputError
 
 if TYPE_CHECKING:
-    from excise.healing.repair_stage import Removal, Repairs
     from excise.models.loading import Loaded
+    from excise.repair.repair_stage import Removal, Repairs
 
 
 def prune(
@@ -115,7 +115,7 @@ def prune(
 
 def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], list[str]]:
     """Blocks and names of sublayers that a state of a spectrum removes."""
-    from excise.spectrum import Spectrum
+    from excise.ising.spectrum import Spectrum
 
     states = Spectrum.load(path)
     if state >= len(states):
@@ -173,7 +173,7 @@ def _in_memory(
     from dataclasses import asdict
 
     from excise.cli.terminal import load_model, status
-    from excise.healing.repair_stage import Repairs
+    from excise.repair.repair_stage import Repairs
     from excise.surgery.checkpoint import write_pruned
     from excise.surgery.destination import check_destination
     from excise.surgery.merge import merging, runs_of
@@ -219,10 +219,10 @@ def _drawing(
 
 def _repaired(loaded: Loaded, blocks: Removal, drawing: dict[str, Any], card: dict[str, Any]) -> Repairs:
     """Fit the repair, and put what it brought on the card."""
-    from excise.calibration import split_samples
     from excise.cli.terminal import tokens_progress
+    from excise.data import split_samples
     from excise.errors import ArchitectureError
-    from excise.healing.repair_stage import repair_removals
+    from excise.repair.repair_stage import repair_removals
 
     source = drawing["data"]
     options = {name: value for name, value in drawing.items() if name != "data"}

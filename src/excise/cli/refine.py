@@ -31,7 +31,7 @@ from excise.cli.options import (
 from excise.errors import InputError
 
 if TYPE_CHECKING:
-    from excise.refine import Refined
+    from excise.choosing.refine import Refined
 
 
 def refine(
@@ -60,14 +60,14 @@ def refine(
         raise InputError(f"--effort must be above 0, got {effort}")
 
     from excise.artefacts import write_json
-    from excise.calibration import load_samples
+    from excise.choosing.refine import no_energy, plan, refinement_facts
+    from excise.choosing.refine import refine as refine_budget
     from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
+    from excise.data import load_samples
+    from excise.measuring.objectives import load_objective
+    from excise.models.removable import block_problem
     from excise.models.stack import block_indices
-    from excise.objectives import load_objective
     from excise.provenance import model_hash
-    from excise.refine import no_energy, plan, refinement_facts
-    from excise.refine import refine as refine_budget
-    from excise.removable import block_problem
     from excise.report.refinement import finalists_table, save_predictions, trust_line
 
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

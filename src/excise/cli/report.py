@@ -28,7 +28,7 @@ def report(
     from excise.report.material import gather
     from excise.report.page import write_page
     from excise.report.static_figures import write_static_figures
-    from excise.report.text import human_bytes
+    from excise.text import human_bytes
 
     material = gather(folder)
     page = write_page(material, out)

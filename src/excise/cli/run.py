@@ -124,16 +124,16 @@ def run(
     )
     protected, forced = indices(protect, "--protect"), indices(force_blocks, "--force-blocks")
 
-    from excise.calibration import split_samples
+    from excise.choosing.verify import Candidate, Verified
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import load_model, output, tokens_progress
-    from excise.objectives import load_objective
+    from excise.data import split_samples
+    from excise.measuring.objectives import load_objective
     from excise.progress import Clock
     from excise.report.tables import candidates_table
-    from excise.report.text import ranges
     from excise.run import run as run_job
     from excise.run_folder import check_folder
-    from excise.verify import Candidate, Verified
+    from excise.text import ranges
 
     check_folder(out, force)
     options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}

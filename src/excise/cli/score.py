@@ -48,9 +48,9 @@ def score(
     check_new(out, force)
     rank, parts = _part(part)
 
-    from excise.calibration import load_samples
     from excise.cli.terminal import console, load_model, tokens_progress
-    from excise.score import score as score_gradients
+    from excise.data import load_samples
+    from excise.measuring.score import score as score_gradients
 
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     drawn = load_samples(data, loaded.tokenizer, samples=samples, tokens=tokens, seed=seed, loss_on=loss_on)

@@ -14,9 +14,9 @@ from excise.cli.options import AsJson, Protect, Seed, budgets, check_new, indice
 from excise.errors import InputError
 
 if TYPE_CHECKING:
-    from excise.energies import Energy
-    from excise.problem import Constraint, Problem
-    from excise.spectrum import Spectrum
+    from excise.ising.energies import Energy
+    from excise.ising.problem import Constraint, Problem
+    from excise.ising.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def solve(
     if asked:
         constraints = (*constraints, *_weight_budget(units, asked[0], goals[asked[0]]))
 
-    from excise.problem import Problem
-    from excise.solvers import solve as solve_problem
-    from excise.solvers import solve_all
+    from excise.ising.problem import Problem
+    from excise.ising.solvers import solve as solve_problem
+    from excise.ising.solvers import solve_all
 
     protected = (*indices(protect, "--protect"), *_of_other_kinds(units, kinds))
     wanted: list[int | None] = [*budgets(remove)] if remove else [None]
@@ -108,7 +108,7 @@ def solve(
 
 
 def _units(gradients: Path | None, hessian: Path | None, weights: Path | None, name: str, granularity: str) -> _Units:
-    from excise.energies import ENERGIES, Energy
+    from excise.ising.energies import ENERGIES, Energy
 
     if (gradients is None) == (hessian is None):
         raise InputError("expected either a gradients file or --hessian FILE, got both or neither")
@@ -118,8 +118,8 @@ def _units(gradients: Path | None, hessian: Path | None, weights: Path | None, n
         return _Units(energy, sizes=sizes)
     if name not in ENERGIES:
         raise InputError(f"expected --energy in {', '.join(ENERGIES)}, got '{name}'")
-    from excise.gradients import Gradients
-    from excise.units import units_of
+    from excise.ising.gradients import Gradients
+    from excise.ising.units import units_of
 
     assert gradients is not None
     measured = Gradients.load(gradients)
@@ -153,7 +153,7 @@ def _known_kinds(units: _Units) -> str:
 
 
 def _at_most(units: _Units, text: str) -> tuple[Constraint, ...]:
-    from excise.problem import at_most
+    from excise.ising.problem import at_most
 
     constraints = []
     for part in filter(None, text.split(",")):
@@ -167,7 +167,7 @@ def _at_most(units: _Units, text: str) -> tuple[Constraint, ...]:
 
 def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...]:
     """At least the target, at most the heaviest unit beyond it: an energy may fall as more is removed."""
-    from excise.problem import weigh_at_least, weigh_at_most
+    from excise.ising.problem import weigh_at_least, weigh_at_most
 
     sizes = (units.sizes or {}).get(what)
     if sizes is None:

@@ -51,7 +51,7 @@ def announce_cost(stack: Any, samples: Any, tokens: float) -> None:
 
     import torch
 
-    from excise.calibration.batches import default_batch_tokens, make_batches
+    from excise.data.batches import default_batch_tokens, make_batches
 
     batch = make_batches(samples.first_tokens(default_batch_tokens(stack)), default_batch_tokens(stack))[0]
     with torch.no_grad():

@@ -60,14 +60,14 @@ def verify(
     import shutil
 
     from excise.artefacts import write_json
-    from excise.calibration import load_samples
+    from excise.choosing.verify import verify as verify_proposals
     from excise.cli.terminal import load_model, output, tokens_progress
-    from excise.energies import ENERGIES, Energy
-    from excise.gradients import Gradients
+    from excise.data import load_samples
+    from excise.ising.energies import ENERGIES, Energy
+    from excise.ising.gradients import Gradients
+    from excise.ising.spectrum import Spectrum
     from excise.provenance import provenance
     from excise.report.tables import candidates_table
-    from excise.spectrum import Spectrum
-    from excise.verify import verify as verify_proposals
 
     if energy not in ENERGIES:
         raise InputError(f"expected --energy in {', '.join(ENERGIES)}, got '{energy}'")

@@ -15,9 +15,9 @@ from excise.evaluation import harness
 from excise.evaluation.perplexity import perplexity, text_settings
 from excise.evaluation.scores import MANIFEST, Result, Scores, describe
 from excise.evaluation.speed import speed, speed_settings
+from excise.ising.spectrum import Spectrum
 from excise.models.loading import Loaded
 from excise.provenance import model_hash, provenance
-from excise.spectrum import Spectrum
 
 Announce = Callable[[str], AbstractContextManager[Any]]
 RUN = "run.json"

@@ -18,9 +18,9 @@ from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from excise.bridges.extras import require
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
+from excise.ising.bridges.extras import require
 from excise.models.loading import Loaded
 
 TASK_SETS = {

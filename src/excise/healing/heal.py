@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 from excise.artefacts import atomic_path, read_json, write_json
-from excise.calibration.batches import longest_together
-from excise.calibration.samples import Samples
+from excise.data.batches import longest_together
+from excise.data.samples import Samples
 from excise.errors import InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
 from excise.healing.trainer import Origin, Progress, last_whole, train
-from excise.measure import measure
+from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
 from excise.provenance import provenance

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from excise.calibration.samples import Samples
+from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.healing.heal import heal
 from excise.healing.race import Race, race, rungs_of
-from excise.healing.repair_stage import Removal, Repairs, write_removal
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
 from excise.healing.trainer import Progress, planned_steps
 from excise.models.loading import Loaded
 from excise.provenance import model_hash
-from excise.report.text import ranges
+from excise.repair.repair_stage import Removal, Repairs, write_removal
+from excise.text import ranges
 
 FOLDER = "healed"
 

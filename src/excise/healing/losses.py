@@ -1,8 +1,8 @@
 """Distillation losses: KL(teacher ‖ student) over a large vocabulary in chunks, cross-entropy, hidden states.
 
-Neither the teacher's nor the student's [batch, tokens, vocabulary] ever exists. As in `excise.losses`, the gradient of
-each chunk is taken while its logits exist; here it reaches the head's weights as well, so that a step costs the three
-matrix products that it needs, and not a fourth for recomputation.
+Neither the teacher's nor the student's [batch, tokens, vocabulary] ever exists. As in `excise.measuring.losses`, the
+gradient of each chunk is taken while its logits exist; here it reaches the head's weights as well, so that a step
+costs the three matrix products that it needs, and not a fourth for recomputation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from excise.data.batches import IGNORED
 from excise.errors import ArchitectureError
-from excise.losses import CHUNK_ELEMENTS, GPU_CHUNKS, IGNORED
+from excise.measuring.losses import CHUNK_ELEMENTS, GPU_CHUNKS
 from excise.models.stack import Stack
 
 
@@ -135,7 +136,7 @@ def vocabulary_loss(
     Args:
         student: gives the vocabulary head.
         hidden: [batch, tokens, width], the student's final hidden states.
-        labels: [batch, tokens] token that each position must predict, `excise.losses.IGNORED` where none counts.
+        labels: [batch, tokens] token that each position must predict, `IGNORED` where none counts.
         targets: of the counted positions.
         temperature: T > 0.
         cross_entropy: weight of the next token's cross-entropy (at temperature 1).

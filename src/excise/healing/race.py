@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from excise.calibration.samples import Samples
+from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.healing.heal import recipe_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
 from excise.healing.trainer import Origin, Progress, planned_steps, train
-from excise.journal import Journal
-from excise.measure import measure
+from excise.measuring.journal import Journal
+from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
 
 

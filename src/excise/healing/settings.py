@@ -85,7 +85,7 @@ class Preset:
 
     Attributes:
         settings: how to train.
-        data: source of the samples, see `excise.calibration.load_samples`.
+        data: source of the samples, see `excise.data.load_samples`.
         samples: how many; None takes what the source has.
         tokens: longest sample.
         held_out: share of the samples kept apart.

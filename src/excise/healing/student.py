@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from excise.errors import HealingError, InputError, MissingExtraError
 from excise.healing.losses import hidden_loss, vocabulary_loss
 from excise.healing.settings import Settings
-from excise.healing.streams import recorded_streams
 from excise.healing.teachers import Teacher
 from excise.models.stack import Stack, override_forward
+from excise.repair.streams import recorded_streams
 
 
 def distilling(

@@ -15,16 +15,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from excise.artefacts import read_json, write_json
-from excise.calibration.batches import default_batch_tokens, make_batches
-from excise.calibration.samples import Samples
+from excise.data.batches import default_batch_tokens, make_batches
+from excise.data.samples import Samples
 from excise.errors import InputError, MissingExtraError
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
-from excise.healing.streams import recorded_streams
-from excise.journal import Journal
-from excise.losses import CHUNK_ELEMENTS
+from excise.measuring.journal import Journal
+from excise.measuring.losses import CHUNK_ELEMENTS
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
 from excise.provenance import model_hash
+from excise.repair.streams import recorded_streams
 
 FORMAT = "excise teacher 1"
 INDEX = "teacher.json"
@@ -58,7 +58,7 @@ class Teacher(Protocol):
 
         Args:
             input_ids: [batch, tokens], padded on the right.
-            labels: [batch, tokens], `excise.losses.IGNORED` where a position does not count.
+            labels: [batch, tokens], `excise.measuring.losses.IGNORED` where a position does not count.
             samples: [batch], which of the training samples they are.
             blocks: original indices of the blocks after which the residual stream is wanted.
 

@@ -26,13 +26,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from excise.artefacts import write_json
-from excise.calibration.batches import pad
-from excise.calibration.samples import Sample, Samples
+from excise.data.batches import pad
+from excise.data.samples import Sample, Samples
 from excise.errors import HealingError, InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
 from excise.healing.teachers import OfflineTeacher, Teacher
-from excise.journal import Journal
+from excise.measuring.journal import Journal
 from excise.models.stack import Stack
 from excise.provenance import model_hash
 

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from excise.report.figures import save_figure
-from excise.report.text import ranges
+from excise.text import ranges
 
 if TYPE_CHECKING:
-    from excise.compare import Comparison
-    from excise.judge import Row
+    from excise.choosing.compare import Comparison
+    from excise.choosing.intervals import Row
 
 MARKERS = "osD^vP*Xhp<>"
 HEADERS = ("method", "removed", "energy", "Δ loss [95 %]", "perplexity", "cost (tokens)", "seconds")

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from excise.artefacts import atomic_path
-from excise.energies import Energy
-from excise.spectrum import Spectrum
+from excise.ising.energies import Energy
+from excise.ising.spectrum import Spectrum
 
 if TYPE_CHECKING:
-    from excise.verify import Candidate, Verified
+    from excise.choosing.verify import Candidate, Verified
 
 LOWEST = 20
 OURS, LIGHTER, CHOSEN = "#1f5fa8", "#79a9dc", "#1d8348"

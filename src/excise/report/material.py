@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from excise.artefacts import read_json
-from excise.energies import ENERGIES, Energy
 from excise.errors import InputError
 from excise.evaluation.scores import Scores
-from excise.gradients import Gradients
-from excise.spectrum import Spectrum
+from excise.ising.energies import ENERGIES, Energy
+from excise.ising.gradients import Gradients
+from excise.ising.spectrum import Spectrum
 
 Removed = tuple[int, ...]
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from excise.artefacts import atomic_path
 from excise.report.material import Material
 from excise.report.sections import SECTIONS
-from excise.report.text import ranges
+from excise.text import ranges
 
 PAGE = "report.html"
 CHOSEN_BY = {

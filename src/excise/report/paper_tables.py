@@ -12,7 +12,7 @@ from typing import Any
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
 from excise.report.material import Material
-from excise.report.text import ranges
+from excise.text import ranges
 
 FORMATS = ("markdown", "latex", "csv")
 Z = 1.96  # a difference within so many of its own standard errors is a tie (95 %)

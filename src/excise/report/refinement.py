@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from excise.report.figures import CHOSEN, COLOURS, OURS, save_figure
-from excise.report.text import ranges
+from excise.text import ranges
 
 if TYPE_CHECKING:
-    from excise.refine import Refined
+    from excise.choosing.refine import Refined
 
 TRUSTED = 0.6
 

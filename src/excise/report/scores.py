@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from excise.evaluation.scores import Metric, Scores
-from excise.report.text import human_bytes
+from excise.text import human_bytes
 
 
 def scores_table(scores: Scores) -> Table:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from excise.energies import Energy
-from excise.report.text import ranges
-from excise.spectrum import Spectrum
+from excise.ising.energies import Energy
+from excise.ising.spectrum import Spectrum
+from excise.text import ranges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

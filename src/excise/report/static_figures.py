@@ -7,14 +7,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from excise.energies import Energy
+from excise.choosing.verify import Candidate, Verified
+from excise.ising.energies import Energy
 from excise.report import figures
 from excise.report.material import Material
 from excise.report.sections.benchmarks import names_of, ordered_models
 from excise.report.sections.couplings import shown_energy
 from excise.report.sections.damage import damage_rows
 from excise.report.sections.healing import curves
-from excise.verify import Candidate, Verified
 
 FORMATS = ("png", "svg")
 COLOURS = ("#1f5fa8", "#c4572b", "#1d8348", "#7d4a9e", "#a37c00", "#12808f", "#b5256b", "#75513f")

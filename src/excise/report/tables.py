@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from rich.table import Table
 
+from excise.choosing.verify import Candidate, Verified
 from excise.models.stack import Stack
-from excise.report.text import human_bytes, ranges
-from excise.verify import Candidate, Verified
+from excise.text import human_bytes, ranges
 
 
 def stack_table(stack: Stack, removable: Iterable[int]) -> Table:

@@ -12,8 +12,8 @@ from huggingface_hub import EvalResult, ModelCard
 from excise.artefacts import atomic_path
 from excise.errors import InputError
 from excise.evaluation.scores import Result, Scores
-from excise.report.text import human_bytes, ranges
-from excise.spectrum import Spectrum
+from excise.ising.spectrum import Spectrum
+from excise.text import human_bytes, ranges
 
 BEGIN, END = "<!-- excise: scores and spectrum -->", "<!-- excise: end -->"
 SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)

@@ -6,12 +6,15 @@ import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import Architecture
 from excise.models.architectures.record import Period
 from excise.models.constraints import kv_sources, listed, needed_blocks
+
+if TYPE_CHECKING:
+    from excise.models.stack import Stack
 
 
 def kept_blocks(blocks: int, removed: Sequence[int]) -> tuple[int, ...]:
@@ -187,3 +190,12 @@ def quantisation(config: Any) -> str | None:
         return None
     method = marks.get("quant_method") if isinstance(marks, dict) else getattr(marks, "quant_method", None)
     return str(getattr(method, "value", method))
+
+
+def is_writable(stack: Stack, removed: Sequence[int]) -> bool:
+    """Whether a config can describe the model without these blocks (some place blocks by a period, for example)."""
+    try:
+        pruned_config(stack.model.config, stack.architecture, removed)
+    except ArchitectureError:
+        return False
+    return True

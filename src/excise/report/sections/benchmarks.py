@@ -10,7 +10,7 @@ from excise.evaluation.scores import Metric, Model, Result
 from excise.report.material import Material
 from excise.report.section import Section
 from excise.report.svg import NARROW, Axis, figure, legend, line, number, responsive, svg, table, text
-from excise.report.text import human_bytes
+from excise.text import human_bytes
 
 PALETTE = 8
 SPEED_ROWS = {

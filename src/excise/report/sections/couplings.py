@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from excise.energies import Energy
+from excise.ising.energies import Energy
 from excise.report.material import Material
 from excise.report.section import Section
 from excise.report.svg import number, table

@@ -25,7 +25,7 @@ from excise.report.svg import (
     table,
     text,
 )
-from excise.report.text import ranges
+from excise.text import ranges
 
 COLOURED = 8
 Row = Mapping[str, Any]

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from excise.report.material import Material, Measured
 from excise.report.section import Section
 from excise.report.svg import NARROW, axis, figure, frame, legend, marker, number, responsive, svg, table, text
-from excise.report.text import ranges
+from excise.text import ranges
 
 OTHERS = "other energies and refinement"
 # Colour and shape of each group, as in the PNG figures.

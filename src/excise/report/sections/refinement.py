@@ -11,7 +11,7 @@ from markupsafe import Markup
 from excise.report.material import Material
 from excise.report.section import Section
 from excise.report.svg import NARROW, axis, figure, frame, legend, marker, number, responsive, svg, table
-from excise.report.text import ranges
+from excise.text import ranges
 
 # Name, colour and shape of what was predicted before it was measured.
 LOOP, RANDOM = ("proposed by the loop", "ours", 0), ("random", "random", 1)

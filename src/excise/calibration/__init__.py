@@ -1,6 +1,0 @@
-"""Calibration: from a data source to tokenised samples, and from samples to batches of similar length."""
-
-from excise.calibration.batches import Batch, make_batches
-from excise.calibration.samples import Sample, Samples, load_samples, split_samples
-
-__all__ = ["Batch", "Sample", "Samples", "load_samples", "make_batches", "split_samples"]

@@ -1,0 +1,1 @@
+"""Who proposes which blocks to remove, and how the proposals are measured and compared."""

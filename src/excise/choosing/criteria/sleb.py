@@ -1,0 +1,69 @@
+"""SLEB (Song et al., 2024, arXiv 2402.09025): greedy removal of the block without which the model predicts best.
+
+Score of a block: Σ over samples of the mean token negative log-likelihood × the sample's length, with the block off and
+those already removed off too. Each round removes the block of least score and measures all others again. The first and
+the last block still there are never candidates.
+
+Beyond the original: candidates that share their lowest blocks share the computation of those
+(`excise.measuring.measure`), which changes cost, not choice; and where only the first and last block are left to
+choose from, they may go, with a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from excise.choosing.criteria.greedy import greedy
+from excise.choosing.criteria.selection import Selection, removable_blocks
+from excise.data.samples import Samples
+from excise.measuring.measure import Measurements
+from excise.models.stack import Stack
+
+
+def sleb(
+    stack: Stack,
+    samples: Samples,
+    budget: int,
+    *,
+    protected: Sequence[int] = (),
+    seed: int = 0,
+    work: Path | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Selection:
+    """Remove `budget` blocks one at a time, each the one whose absence costs least likelihood.
+
+    Args:
+        stack: the model.
+        samples: calibration samples.
+        budget: number of blocks to remove.
+        protected: blocks that stay, besides the first and the last.
+        seed: not used; nothing here is random.
+        work: folder in which measurements are kept, so that an interrupted search goes on.
+        advance: called with tokens × candidates done.
+
+    """
+    candidates = removable_blocks(stack, budget, protected)
+    lengths = np.array([len(sample.input_ids) for sample in samples])
+
+    def total(measured: Measurements) -> np.ndarray:
+        return (measured.sums / measured.counts * lengths).sum(axis=1)
+
+    def pool(gone: Sequence[int]) -> list[int]:
+        alive = [block.index for block in stack.blocks if block.index not in gone]
+        eligible = [i for i in candidates if i in alive[1:-1]]
+        return eligible or [i for i in candidates if i in alive]
+
+    result = greedy(stack, samples, budget, pool, total, work=work, advance=advance)
+    ends = [i for i in result.order if i in (0, len(stack.blocks) - 1)]
+    return Selection(
+        "sleb",
+        tuple(sorted(result.order)),
+        tuple(result.scores.get(block.index) for block in stack.blocks),
+        result.order,
+        result.trail[-1].forward_tokens,
+        trail=result.trail,
+        note=f"nothing else was left, so blocks {ends} go, which the original keeps" if ends else "",
+    )

@@ -1,0 +1,190 @@
+"""From what methods chose and what it costs on held-out samples to rows of a comparison, with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from excise.choosing.criteria import Selection
+from excise.ising.energies import Energy
+from excise.models.stack import Stack
+
+REPLICATES = 10_000
+CONFIDENCE = 0.95
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What one method chose at one budget, and what that costs.
+
+    Attributes:
+        method: name of the criterion.
+        budget: M.
+        seed: of its random part.
+        selection: what it chose.
+        sums: [samples], loss sums on the held-out samples, nats.
+
+    """
+
+    method: str
+    budget: int
+    seed: int
+    selection: Selection
+    sums: Floats
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget.
+
+    Attributes:
+        method: name of the criterion.
+        remove: budget M.
+        removed: blocks removed whole, sorted original indices; empty for the mean of random draws.
+        sublayers: names of the sublayers removed, for a sublayer criterion.
+        merge: rule by which runs of `removed` were merged into the block kept, or None.
+        energy: under the comparison's energy model; None for a merge, which it does not describe.
+        loss: on the held-out text, nats per token.
+        delta: loss less that of the intact model.
+        interval: of `delta`, 95 %, from a paired bootstrap over samples (for random draws, over draws too).
+        behind: `delta` less that of the best at this budget.
+        behind_interval: 95 % interval of that difference, paired too; one that contains 0 is a tie.
+        perplexity: exp(loss).
+        forward_tokens: what choosing cost, in tokens through the whole intact stack.
+        backward_tokens: likewise backwards; weights are frozen save for Taylor+.
+        seconds: what choosing took.
+        parameters: parameters that hold weight after removal.
+        draws: for random, each draw's `seed`, `removed` and `delta`.
+        note: what a reader must know.
+        repaired_delta: `delta` after closed-form repair (the mean over draws, for random); None where it was not
+            repaired.
+
+    """
+
+    method: str
+    remove: int
+    removed: tuple[int, ...]
+    sublayers: tuple[str, ...]
+    merge: str | None
+    energy: float | None
+    loss: float
+    delta: float
+    interval: tuple[float, float]
+    behind: float
+    behind_interval: tuple[float, float]
+    perplexity: float
+    forward_tokens: float
+    backward_tokens: float
+    seconds: float
+    parameters: int
+    draws: tuple[dict[str, Any], ...] = ()
+    note: str = ""
+    repaired_delta: float | None = None
+
+    @property
+    def forward_equivalents(self) -> float:
+        """Cost as forward tokens; a backward pass through frozen weights costs what a forward pass does."""
+        return self.forward_tokens + self.backward_tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Turns loss sums into rows, with intervals from one set of resampled samples for all of them.
+
+    Args:
+        stack: the model.
+        gates: energy over its gates, shown beside the damage.
+        base: [samples], loss sums of the intact model, nats.
+        counts: [samples], counted tokens.
+        seed: of the bootstrap.
+
+    """
+
+    stack: Stack
+    gates: Energy
+    base: Floats
+    counts: Floats
+    seed: int = 0
+
+    def rows(self, choices: Sequence[Choice]) -> list[Row]:
+        """Rows of one budget, lowest loss first; several seeds of one method become one row, their mean."""
+        by_method: dict[str, list[Choice]] = {}
+        for choice in choices:
+            by_method.setdefault(choice.method, []).append(choice)
+        excess = {method: np.array([c.sums - self.base for c in drawn]) for method, drawn in by_method.items()}
+        deltas = {method: self._mean(values) for method, values in excess.items()}
+        resampled = {method: self._resample(values) for method, values in excess.items()}
+        best = min(deltas, key=lambda method: (math.isnan(deltas[method]), deltas[method]))
+        rows = [
+            Row(
+                **self._facts(drawn),
+                **self._damage(deltas[method]),
+                interval=_interval(resampled[method]),
+                behind=deltas[method] - deltas[best],
+                behind_interval=_interval(resampled[method] - resampled[best]),
+            )
+            for method, drawn in by_method.items()
+        ]
+        return sorted(rows, key=lambda row: (math.isnan(row.delta), row.delta))
+
+    def _mean(self, excess: Floats) -> float:
+        return float(excess.mean(axis=0).sum() / self.counts.sum())
+
+    def _resample(self, excess: Floats) -> Floats:
+        """Bootstrap replicates [replicates] of the mean of `excess` [draws, samples] per counted token."""
+        generator = np.random.default_rng(self.seed)
+        draws, samples = excess.shape
+        weights = generator.multinomial(samples, np.full(samples, 1 / samples), REPLICATES)
+        shares = generator.multinomial(draws, np.full(draws, 1 / draws), REPLICATES) / draws
+        return np.einsum("rs,rd,ds->r", weights, shares, excess, optimize=True) / (weights @ self.counts)
+
+    def _damage(self, delta: float) -> dict[str, Any]:
+        loss = float(self.base.sum() / self.counts.sum()) + delta
+        return {"loss": loss, "delta": delta, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+    def _facts(self, drawn: Sequence[Choice]) -> dict[str, Any]:
+        choice, at_random = drawn[0], len(drawn) > 1
+        selection = choice.selection
+        energies = [self.gates.energy(_gates_of(self.stack, c.selection)) for c in drawn]
+        return {
+            "method": choice.method,
+            "remove": choice.budget,
+            "removed": () if at_random else selection.removed,
+            "sublayers": tuple(self.stack.sublayers[gate].name for gate in selection.sublayers),
+            "merge": selection.merge,
+            "energy": None if selection.merge else float(np.mean(energies)),
+            "forward_tokens": float(selection.forward_tokens),
+            "backward_tokens": float(selection.backward_tokens),
+            "seconds": round(selection.seconds, 3),
+            "parameters": _parameters_left(self.stack, selection),
+            "draws": tuple(self._draw(c) for c in drawn) if at_random else (),
+            "note": f"mean of {len(drawn)} draws" if at_random else selection.note,
+        }
+
+    def _draw(self, choice: Choice) -> dict[str, Any]:
+        delta = self._mean((choice.sums - self.base)[None])
+        return {"seed": choice.seed, "removed": choice.selection.removed, "delta": delta}
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _gates_of(stack: Stack, selection: Selection) -> list[int]:
+    if selection.sublayers:
+        return list(selection.sublayers)
+    return [sublayer.gate for i in selection.removed for sublayer in stack.blocks[i].sublayers]
+
+
+def _parameters_left(stack: Stack, selection: Selection) -> int:
+    total = sum(p.numel() for p in stack.model.parameters())
+    apart = [stack.sublayers[g] for g in selection.sublayers if stack.sublayers[g].block not in selection.removed]
+    return total - sum(stack.blocks[i].parameters for i in selection.removed) - sum(s.parameters for s in apart)

@@ -1,0 +1,188 @@
+"""The refinement loop: solve the energy, measure what it points at, fit the energy to all measurements, again.
+
+Every round proposes removals not yet measured, from three sources in turn: the lowest states of the posterior mean, far
+apart; swap neighbours of the best removal so far, in the order of predicted damage; and ground states of energies drawn
+from the posterior (Thompson sampling: uncertain couplings are tried where they might pay). The loop knows nothing of
+models: `measure` is any function from removals to damages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from excise.ising.energies import Energy
+from excise.ising.energies.fitted import Fitted, fit
+from excise.ising.problem import Problem
+from excise.ising.solvers import solve
+from excise.ising.spectrum import Spectrum
+
+Removal = tuple[int, ...]
+Measure = Callable[[Sequence[Removal]], Mapping[Removal, tuple[float, float]]]
+
+LOWEST = 64
+APART = 4
+MISFIT = 0.15
+LEAST_NOISE = 1e-3
+TIME_LIMIT = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """What one round did.
+
+    Attributes:
+        proposed: removals measured in it.
+        best: lowest damage of the wanted size so far, nats.
+        predicted: their damage before they were measured, nats.
+        measured: and after, nats.
+
+    """
+
+    proposed: tuple[Removal, ...]
+    best: float
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Where the loop ended.
+
+    Attributes:
+        fitted: posterior after the last round.
+        damages: removal → (damage, standard error), nats, of everything measured.
+        rounds: in order.
+        spectrum: lowest states of the last posterior mean.
+
+    """
+
+    fitted: Fitted
+    damages: Mapping[Removal, tuple[float, float]]
+    rounds: tuple[Round, ...]
+    spectrum: Spectrum
+
+    def best(self, budget: int, count: int = 1) -> list[Removal]:
+        """The `count` removals of size `budget` with the lowest damage measured, lowest first."""
+        sized = [(damage, removed) for removed, (damage, _) in self.damages.items() if len(removed) == budget]
+        return [removed for damage, removed in sorted(sized) if math.isfinite(damage)][:count]
+
+
+def search(
+    measure: Measure,
+    prior: Energy,
+    problem: Problem,
+    *,
+    rounds: int,
+    batch: int = 8,
+    known: Mapping[Removal, tuple[float, float]] | None = None,
+    seed: int = 0,
+    recorded: Sequence[Sequence[Removal]] = (),
+    record: Callable[[Sequence[Removal]], None] | None = None,
+) -> Search:
+    """Look for the removal of least measured damage.
+
+    Args:
+        measure: removals → (damage, standard error) of each, nats.
+        prior: what is believed before anything is measured, nats.
+        problem: budget, protected and forced units, constraints; its energy is not used.
+        rounds: rounds of proposals.
+        batch: removals measured a round.
+        known: what was measured already, of any size (singles, pairs, other budgets).
+        seed: of the draws.
+        recorded: what the first rounds of an interrupted search proposed; they are not proposed anew.
+        record: called with the removals of every new round, before they are measured.
+
+    """
+    damages = dict(known or {})
+    history: list[Round] = []
+    fitted = fit_around_the_best(prior, damages, problem) if damages else fit(prior, {(): 0.0}, LEAST_NOISE)
+    for number in range(rounds):
+        if number < len(recorded):
+            proposed = [tuple(removed) for removed in recorded[number]]
+        else:
+            proposed = _propose(fitted, problem, damages, batch, np.random.default_rng((seed, number)))
+            if record:
+                record(proposed)
+        if not proposed:
+            break
+        predicted = fitted.energy().energies(proposed)
+        measured = measure(proposed)
+        damages |= measured
+        fitted = fit_around_the_best(prior, damages, problem)
+        best = min((d for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)), default=math.nan)
+        history.append(Round(tuple(proposed), best, tuple(predicted), tuple(measured[r][0] for r in proposed)))
+    spectrum = _lowest(fitted.energy(), problem, LOWEST)
+    return Search(fitted, damages, tuple(history), spectrum)
+
+
+def fit_around_the_best(prior: Energy, damages: Mapping[Removal, tuple[float, float]], problem: Problem) -> Fitted:
+    """Fit an energy that is meant to be right near the best removal.
+
+    No quadratic energy fits damages from 0.5 to 15 nats, and the large ones do not matter: what exceeds the lowest
+    damage of the wanted size is taken as noisier in proportion.
+    """
+    sized = [d for removed, (d, _) in damages.items() if problem.allows(removed) and math.isfinite(d)]
+    lowest = min(sized, default=max((d for d, _ in damages.values() if math.isfinite(d)), default=0.0))
+    noise = {r: math.hypot(max(se, LEAST_NOISE), MISFIT * max(0.0, d - lowest)) for r, (d, se) in damages.items()}
+    return fit(prior, {removed: damage for removed, (damage, _) in damages.items()}, noise)
+
+
+def _propose(
+    fitted: Fitted,
+    problem: Problem,
+    damages: Mapping[Removal, tuple[float, float]],
+    batch: int,
+    generator: np.random.Generator,
+) -> list[Removal]:
+    """Up to `batch` removals not yet measured, from the sources in turn."""
+    if sum(problem.allows(removed) for removed in damages) >= problem.number_of_states():
+        return []
+    energy = fitted.energy()
+    sources = [
+        _apart(_lowest(energy, problem, LOWEST)),
+        _neighbours(energy, problem, damages),
+        _drawn(fitted, problem, generator),
+    ]
+    chosen: list[Removal] = []
+    while sources and len(chosen) < batch:
+        for source in list(sources):
+            fresh = next((r for r in source if r not in damages and r not in chosen), None)
+            if fresh is None:
+                sources.remove(source)
+            elif len(chosen) < batch:
+                chosen.append(fresh)
+    return chosen
+
+
+def _lowest(energy: Energy, problem: Problem, states: int) -> Spectrum:
+    return solve(replace(problem, energy=energy), states=states, time_limit=TIME_LIMIT)
+
+
+def _apart(spectrum: Spectrum) -> Iterator[Removal]:
+    """States at distance `APART` or more from one another first, then the others, each in the order of energy."""
+    yield from (state.removed for state in spectrum.select(len(spectrum), min_distance=APART))
+    yield from (state.removed for state in spectrum)
+
+
+def _neighbours(energy: Energy, problem: Problem, damages: Mapping[Removal, tuple[float, float]]) -> Iterator[Removal]:
+    """One-swap neighbours of the best removals measured, best first, each in the order of predicted damage."""
+    allowed = [(d, r) for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)]
+    for _, centre in sorted(allowed):
+        swaps = [
+            tuple(sorted((*(i for i in centre if i != out), unit)))
+            for out in centre
+            for unit in range(len(energy))
+            if unit not in centre
+        ]
+        feasible = [removed for removed in swaps if problem.allows(removed)]
+        yield from (r for _, r in sorted(zip(energy.energies(feasible), feasible, strict=True)))
+
+
+def _drawn(fitted: Fitted, problem: Problem, generator: np.random.Generator) -> Iterator[Removal]:
+    """Ground states of energies drawn from the posterior."""
+    for _ in range(LOWEST):
+        yield _lowest(fitted.draw(generator), problem, 1)[0].removed

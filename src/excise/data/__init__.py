@@ -1,0 +1,6 @@
+"""Calibration: from a data source to tokenised samples, and from samples to batches of similar length."""
+
+from excise.data.batches import Batch, make_batches
+from excise.data.samples import Sample, Samples, load_samples, split_samples
+
+__all__ = ["Batch", "Sample", "Samples", "load_samples", "make_batches", "split_samples"]

@@ -1,0 +1,1 @@
+"""The combinatorial half: gradients of gates, energies, problems, spectra and their solvers; never torch."""

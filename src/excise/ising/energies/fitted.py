@@ -1,0 +1,172 @@
+"""An energy fitted to any measured removals: Bayesian linear regression on x_i and x_i x_j around a prior energy.
+
+The damage of a removal x is modelled as
+
+    d(x) = (1 + β) E₀(x) + γ |x| (|x| − 1) / 2 + uᵀx + Σ_{i<j} v_ij x_i x_j + noise,
+
+with E₀ the prior energy and independent normal β, γ, u, v. Everything is quadratic in x, so the posterior mean is again
+an energy (h, J), and every exact solver applies. β and γ let a few measurements correct the scale of the prior and the
+mean coupling, in which cheap priors are most wrong. The regression is done in its dual form: with n = |x ∩ x'| the
+kernel of the u and v terms is σ_u² n + σ_v² n (n − 1) / 2, so the cost is that of one n × n solve for n measurements,
+however many pairs of units there are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+
+from excise.errors import InputError
+from excise.ising.energies.energy import Energy
+
+Removal = tuple[int, ...]
+Floats = NDArray[np.float64]
+
+SCALE_SD, COUPLING_SD = 0.5, 0.1
+# Grid of (σ_u, σ_v) in units of the spread of the damages, from which the marginal likelihood chooses.
+SPREADS = tuple(itertools.product((0.03, 0.1, 0.3), (0.01, 0.03, 0.1)))
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Posterior over energies.
+
+    Attributes:
+        prior: E₀.
+        masks: [n, N], which units each measured removal removes, as 0 and 1.
+        damages: [n], measured, nats.
+        noise: [n], standard deviation of each measurement, nats.
+        linear_sd: σ_u, prior standard deviation of what each unit adds to E₀, nats.
+        pair_sd: σ_v, of what each pair adds, nats.
+
+    """
+
+    prior: Energy
+    masks: Floats
+    damages: Floats
+    noise: Floats
+    linear_sd: float
+    pair_sd: float
+
+    def energy(self) -> Energy:
+        """Posterior mean as an energy (h, J), in nats."""
+        return self._energy(self._dual(self.damages - self._prior_mean(self.masks)))
+
+    def draw(self, generator: np.random.Generator) -> Energy:
+        """One energy drawn from the posterior (by conditioning a draw from the prior on the measurements)."""
+        n = len(self.prior)
+        beta, gamma = SCALE_SD * generator.standard_normal(), COUPLING_SD * generator.standard_normal()
+        u = self.linear_sd * generator.standard_normal(n)
+        v = np.triu(self.pair_sd * generator.standard_normal((n, n)), 1)
+        couplings = (v + v.T + gamma * (1 - np.eye(n))) / 2
+        drawn = Energy((1 + beta) * self.prior.h + u, (1 + beta) * self.prior.J + couplings)
+        residual = self.damages + self.noise * generator.standard_normal(len(self.damages)) - _values(drawn, self.masks)
+        correction = self._energy(self._dual(residual), scale=0.0)
+        return Energy(drawn.h + correction.h, drawn.J + correction.J, self.prior.labels, {"kind": "fitted draw"})
+
+    def sd(self, removals: Sequence[Removal]) -> Floats:
+        """Posterior standard deviation of the damage of removals [removals], nats, without measurement noise."""
+        masks = _masks(removals, len(self.prior))
+        cross = self._kernel(masks, self.masks)
+        variance = np.array([self._kernel(m[None], m[None])[0, 0] for m in masks])
+        variance -= np.einsum("ij,ji->i", cross, cho_solve(self._factor, cross.T))
+        return np.sqrt(np.maximum(variance, 0.0))
+
+    def log_likelihood(self) -> float:
+        """Log marginal likelihood of the measurements."""
+        residual = self.damages - self._prior_mean(self.masks)
+        factor = self._factor
+        log_determinant = 2 * np.log(np.diag(factor[0])).sum()
+        return float(
+            -0.5 * (residual @ cho_solve(factor, residual) + log_determinant + len(residual) * np.log(2 * np.pi))
+        )
+
+    def leave_one_out(self) -> tuple[Floats, Floats]:
+        """Prediction of each measurement from all others, and its standard deviation, noise included, [n] each."""
+        inverse = cho_solve(self._factor, np.eye(len(self.damages)))
+        residual = self.damages - self._prior_mean(self.masks)
+        variance = 1 / np.diag(inverse)
+        return self.damages - (inverse @ residual) * variance, np.sqrt(variance)
+
+    def _prior_mean(self, masks: Floats) -> Floats:
+        return _values(self.prior, masks)
+
+    def _kernel(self, a: Floats, b: Floats) -> Floats:
+        overlap = a @ b.T
+        size_a, size_b = a.sum(axis=1), b.sum(axis=1)
+        count_a, count_b = size_a * (size_a - 1) / 2, size_b * (size_b - 1) / 2
+        return (
+            self.linear_sd**2 * overlap
+            + self.pair_sd**2 * overlap * (overlap - 1) / 2
+            + SCALE_SD**2 * np.outer(self._prior_mean(a), self._prior_mean(b))
+            + COUPLING_SD**2 * np.outer(count_a, count_b)
+        )
+
+    @cached_property
+    def _factor(self) -> tuple[Floats, bool]:
+        return cho_factor(self._kernel(self.masks, self.masks) + np.diag(self.noise**2), lower=True)
+
+    def _dual(self, residual: Floats) -> Floats:
+        return cho_solve(self._factor, residual)
+
+    def _energy(self, dual: Floats, scale: float = 1.0) -> Energy:
+        """Energy whose values are scale·E₀ + Σ_n dual_n k(x, x_n)."""
+        size = self.masks.sum(axis=1)
+        beta = SCALE_SD**2 * float(dual @ self._prior_mean(self.masks))
+        gamma = COUPLING_SD**2 * float(dual @ (size * (size - 1) / 2))
+        h = self.linear_sd**2 * (dual @ self.masks)
+        J = (self.pair_sd**2 * (self.masks.T * dual) @ self.masks + gamma) / 2
+        np.fill_diagonal(J, 0.0)
+        J = (J + J.T) / 2
+        source = {"kind": "fitted", "prior": self.prior.source.get("kind"), "measurements": len(self.damages)}
+        return Energy((scale + beta) * self.prior.h + h, (scale + beta) * self.prior.J + J, self.prior.labels, source)
+
+
+def fit(
+    prior: Energy,
+    damages: Mapping[Removal, float],
+    noise: Mapping[Removal, float] | float,
+    *,
+    spreads: Sequence[tuple[float, float]] = SPREADS,
+) -> Fitted:
+    """Fit an energy to measured damages.
+
+    Args:
+        prior: E₀, in nats; one without any content (all zero) is allowed.
+        damages: removal → measured damage, nats. Not finite ones (the model overflowed) are left out.
+        noise: standard deviation of the measurements, nats; for all, or each.
+        spreads: pairs (σ_u, σ_v) in units of the damages' median, of which the one with the largest marginal likelihood
+            is taken.
+
+    Raises:
+        InputError: no measurement is finite, or a standard deviation is not above 0.
+
+    """
+    kept = [removed for removed, damage in damages.items() if np.isfinite(damage)]
+    if not kept:
+        raise InputError("an energy is fitted to measured damages, and none that is finite was given")
+    values = np.array([damages[removed] for removed in kept])
+    sds = np.array([noise[removed] if isinstance(noise, Mapping) else noise for removed in kept], dtype=np.float64)
+    if not (sds > 0).all():
+        raise InputError("the noise of a measurement must be above 0 nats")
+    unit = max(float(np.median(np.abs(values))), 1e-12)
+    start = Fitted(prior, _masks(kept, len(prior)), values, sds, 1.0, 1.0)
+    fits = [replace(start, linear_sd=linear * unit, pair_sd=pair * unit) for linear, pair in spreads]
+    return max(fits, key=Fitted.log_likelihood)
+
+
+def _masks(removals: Sequence[Removal], units: int) -> Floats:
+    masks = np.zeros((len(removals), units))
+    for row, removed in zip(masks, removals, strict=True):
+        row[list(removed)] = 1
+    return masks
+
+
+def _values(energy: Energy, masks: Floats) -> Floats:
+    return masks @ energy.h + np.einsum("ni,ij,nj->n", masks, energy.J, masks, optimize=True)

@@ -1,0 +1,354 @@
+"""Branch-and-bound: the exact K lowest states of any symmetric J, with a proof, a bound and a gap.
+
+Tabu search gives the threshold T (the K-th lowest energy it saw); the tree search then starts with an empty list and
+must find every state at or below T by itself. It never meets a state twice, so its finished list is the proof.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count as counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from excise.ising.problem import Problem, Reduced
+from excise.ising.solvers.base import Deadline, make_spectrum, removed_sets
+from excise.ising.solvers.bound import Shift, best_shift
+from excise.ising.solvers.kernels import Pool, contents, new_pool, random_state, zobrist
+from excise.ising.solvers.tabu import search as tabu_search
+from excise.ising.solvers.tree import TIES_FOLLOWED, Instance, Shared, Work, explore, new_work
+from excise.ising.spectrum import Spectrum
+
+FIRST_NODES = 6000  # with one shift for all depths, before the table of shifts is computed
+NODES_PER_CALL = 1000
+CAPACITY = 4000
+SMALLEST_TAIL = 8
+LEAST_RESTARTS = 20
+
+
+Removed = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BranchAndBound:
+    """Depth-first search in best-first order of open subtrees, on all cores.
+
+    Args:
+        restarts: Tabu starts for each number of removed units; more only help where the threshold is not yet right.
+        threads: Search threads; 0 for one per core.
+
+    """
+
+    restarts: int = 100
+    threads: int = 0
+    name: str = "branch-and-bound"
+
+    def solve(self, problem: Problem, states: int = 20, *, seed: int = 0, time_limit: float | None = None) -> Spectrum:
+        """Return the `states` lowest states, certified.
+
+        Out of time, or interrupted, it returns the lowest states known with the bound proved so far, and says so.
+        """
+        run = Run(problem, states, Deadline.after(time_limit), self.threads or os.cpu_count() or 1, seed)
+        try:
+            run.find_threshold(self.restarts)
+            run.prove()
+        except KeyboardInterrupt:
+            run.interrupted = True
+        return run.spectrum(self.name)
+
+
+class Run:
+    """One call of solve: the problem's numbers of removed units one after another, with one threshold."""
+
+    def __init__(self, problem: Problem, states: int, deadline: Deadline, threads: int, seed: int) -> None:
+        self.started = time.perf_counter()
+        self.problem, self.states, self.deadline, self.threads, self.seed = problem, states, deadline, threads, seed
+        self.wanted = min(states, problem.number_of_states())
+        self.met: set[Removed] = set()  # states met by the tree searches, which start from nothing
+        self.energies: dict[Removed, float] = {}  # of every state known, by tabu search too
+        self.threshold = math.inf
+        self.open_bounds = dict.fromkeys(problem.counts(), -math.inf)  # number removed → bound of what is unexplored
+        self.nodes = self.ties = 0
+        self.interrupted = False
+        self.shift: Shift | None = None  # the last one computed; valid for every number removed
+
+    def find_threshold(self, restarts: int, starts: Iterable[Sequence[int]] = ()) -> None:
+        """Tabu search; `starts` are states over the free units to start from, for a problem with a budget."""
+        pool = new_pool(self.wanted, len(self.problem.free))
+        random = random_state(self.seed)
+        counts = self.problem.counts()
+        restarts = min(restarts, max(LEAST_RESTARTS, restarts // len(counts)))
+        for count in counts:
+            tabu_search(self.problem.reduced(count), pool, random, restarts, 2, self.deadline, starts)
+        self.low_masks = contents(pool)[1]
+        self._lower_threshold(set(removed_sets(self.problem, self.low_masks)))
+
+    def prove(self) -> None:
+        """Search the tree of every number of removed units; what stays unexplored is left in `open_bounds`."""
+        for count in self.problem.counts():
+            search = TreeSearch(self.problem.reduced(count), self.wanted, self.threshold, self.threads)
+            try:
+                if self.shift is None or not search.ends_at_root(self.shift):
+                    self.shift = search.prepare(self._typical(count), self.shift)
+                    search.run(self.deadline)
+            finally:
+                self.open_bounds[count] = search.open_bound() + search.reduced.constant
+                if self.open_bounds[count] == math.inf:
+                    self.open_bounds.pop(count)
+                found = set(removed_sets(self.problem, search.masks()))
+                self.met |= found
+                self._lower_threshold(found)
+                self.nodes += search.nodes
+                self.ties += search.ties
+
+    def _lower_threshold(self, states: set[Removed]) -> None:
+        new = [state for state in states if state not in self.energies]
+        self.energies.update(zip(new, self.problem.energy.energies(new), strict=True))
+        if len(self.energies) >= self.wanted:
+            self.threshold = sorted(self.energies.values())[self.wanted - 1]
+
+    def _typical(self, count: int) -> NDArray[np.float64]:
+        """How often the known low states of this size remove each free unit, [n]."""
+        r, n = count - len(self.problem.forced), self.low_masks.shape[1]
+        same_size = self.low_masks[self.low_masks.sum(axis=1) == r]
+        return same_size.mean(axis=0) if len(same_size) else np.full(n, r / n)
+
+    def spectrum(self, name: str) -> Spectrum:
+        """What is known now, with the proof or the bound reached."""
+        notes = []
+        finished = not self.open_bounds and not self.interrupted
+        certified = finished and (len(self.met) >= self.wanted or self.threshold == math.inf)
+        if finished and not certified:
+            notes.append("the search ended with fewer states than it must have met: rounding is too coarse here")
+        if self.ties:
+            notes.append("other states tie with the last one within rounding; which of them are listed is arbitrary")
+        result = make_spectrum(
+            self.problem,
+            sorted(self.energies, key=lambda removed: (self.energies[removed], removed))[: self.states],
+            self.states,
+            solver=name,
+            seconds=time.perf_counter() - self.started,
+            evaluated=self.nodes,
+            seed=self.seed,
+            notes=tuple(notes),
+        )
+        if certified:
+            return replace(result.with_proof(), complete=len(result) < self.states)
+        if not len(result):
+            return result
+        why = "interrupted" if self.interrupted else "time limit reached"
+        ground = result[0].energy
+        bound = min([ground, *self.open_bounds.values()])
+        gap = (ground - bound) / abs(ground) if math.isfinite(bound) and ground != 0 else None
+        proved = sum(1 for state in result if state.energy <= bound)
+        return replace(
+            result,
+            lower_bound=bound if math.isfinite(bound) else None,
+            gap=gap,
+            proved=proved,
+            notes=(*result.notes, f"{why}: the list is the best known, {proved} of its states proved"),
+        )
+
+
+class TreeSearch:
+    """The proof for one reduced problem: every state at or below a threshold, found from an empty list."""
+
+    def __init__(self, reduced: Reduced, wanted: int, threshold: float, threads: int) -> None:
+        n = len(reduced.h)
+        self.reduced, self.threads = reduced, threads
+        self.order = np.argsort(-np.diag(reduced.J), kind="stable")
+        order = self.order
+        tables = 1 + len(_table_depths(n))
+        C = np.ascontiguousarray(reduced.C[:, order])
+        self.instance = Instance(
+            J=np.ascontiguousarray(reduced.J[np.ix_(order, order)]),
+            h=np.ascontiguousarray(reduced.h[order]),
+            C=C,
+            bounds=reduced.bounds,
+            by_weight=np.argsort(-C, axis=1, kind="stable"),
+            tilt=np.zeros(n),
+            offset=np.zeros(1),
+            shifts=np.zeros((tables, n)),
+            which=np.zeros(n + 1, dtype=np.int64),
+            keys=zobrist(n),
+        )
+        limit = threshold - reduced.constant
+        scale = float(np.abs(reduced.J).sum() + np.abs(reduced.h).sum())
+        eps = max(1e-13 * scale, 1e-9 * abs(limit) if math.isfinite(limit) else 0.0) or 1.0  # or: all energies are 0
+        self.shared = Shared(np.array([limit]), np.array([eps, eps]), np.zeros(1, dtype=np.int64))
+        self.pools: list[Pool] = [new_pool(wanted, n) for _ in range(threads)]
+        self.works: list[Work] = [new_work(n, CAPACITY) for _ in range(threads)]
+        self.tie_break = counter()
+        self.queue: list[tuple[float, int, NDArray[np.int8]]] = [
+            (-np.inf, next(self.tie_break), np.full(n, -1, np.int8))
+        ]
+        self.in_flight: dict[int, float] = {}
+        self.changed = threading.Condition()
+        self.staged = False
+
+    @property
+    def nodes(self) -> int:
+        """Nodes visited so far."""
+        return sum(int(work.counters[0]) for work in self.works)
+
+    @property
+    def ties(self) -> int:
+        """States met that tie with the last one listed."""
+        return sum(int(work.counters[1]) for work in self.works)
+
+    def masks(self) -> NDArray[np.uint8]:
+        """States found, over the free units in their own order, [states, n]."""
+        ordered = np.concatenate([contents(pool)[1] for pool in self.pools])
+        masks = np.empty_like(ordered)
+        masks[:, self.order] = ordered
+        return masks
+
+    def open_bound(self) -> float:
+        """Lower bound of everything not yet explored, without the constant; infinite when nothing is left."""
+        bounds = [*(node[0] for node in self.queue), *self.in_flight.values()]
+        return min(bounds, default=math.inf) - self.shared.margin[1]
+
+    def ends_at_root(self, shift: Shift) -> bool:
+        """Whether the bound with a shift from another number of removed units already rules out every state."""
+        if self._is_trivial():
+            return False
+        self._install_root(shift)
+        self._expand(0, 1)
+        return not self.queue
+
+    def prepare(self, typical: NDArray[np.float64], start: Shift | None = None) -> Shift | None:
+        """Compute the shift of the whole problem.
+
+        Args:
+            typical: How often low states remove each unit, [n].
+            start: A shift of the same J to start from, as another number of removed units has.
+
+        """
+        self.typical = typical[self.order]
+        self.queue = [(-np.inf, next(self.tie_break), np.full(len(self.order), -1, np.int8))]
+        if self._is_trivial():
+            return start
+        reduced, limit = self.reduced, float(self.shared.threshold[0])
+        coarse = 1e-4 * float(np.abs(reduced.h).sum() + np.abs(reduced.J).sum())
+        tolerance = max(1e-2 * abs(limit), 1e-12 * coarse) if math.isfinite(limit) else coarse
+        self._compute_root(tolerance, None if start is None else (start.u, start.y))
+        return self.root
+
+    def _compute_root(
+        self, tolerance: float, start: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    ) -> None:
+        instance = self.instance
+        count = self.reduced.count
+        self.root = best_shift(instance.J, instance.h, count, tolerance, instance.C, instance.bounds, start)
+        self._install_root(self.root)
+
+    def run(self, deadline: Deadline) -> None:
+        """Search until nothing is open or the deadline has come.
+
+        The first nodes use one shift for all depths; only if that does not end it, shifts for the depths are computed.
+        """
+        self.staged = deadline.limited
+        self._in_parallel(self._search, deadline, budget=FIRST_NODES)
+        if (
+            self.queue and self.ties > TIES_FOLLOWED
+        ):  # states that only tie are now pruned, where the bound is this close
+            self._compute_root(tolerance=float(self.shared.margin[1]) / 4)
+        elif self.queue:
+            self._in_parallel(self._fill_tables, deadline)
+        if self.queue:
+            self._in_parallel(self._search, deadline)
+
+    def _in_parallel(self, job: Callable[[int], None], deadline: Deadline, budget: int | None = None) -> None:
+        """Run `job` in every thread until done, the deadline, the node budget or an interrupt."""
+        self.shared.stop[0] = 0
+        self.budget = math.inf if budget is None else self.nodes + budget
+        helpers = [threading.Thread(target=job, args=(k,), daemon=True) for k in range(self.threads)]
+        for helper in helpers:
+            helper.start()
+        try:
+            for helper in helpers:
+                while helper.is_alive():
+                    if deadline.passed():
+                        self.shared.stop[0] = 1
+                    helper.join(0.02)
+        finally:
+            self.shared.stop[0] = 1
+            for helper in helpers:
+                helper.join()
+
+    def _is_trivial(self) -> bool:
+        n, r = len(self.order), self.reduced.count
+        return n < 4 or r <= 1 or n - r <= 1
+
+    def _install_root(self, shift: Shift) -> None:
+        self.instance.shifts[0] = shift.u
+        self.instance.tilt[:] = -self.instance.C.T @ shift.multipliers
+        self.instance.offset[0] = shift.multipliers @ self.instance.bounds
+
+    def _search(self, thread: int) -> None:
+        while self.shared.stop[0] == 0 and self.nodes < self.budget:
+            with self.changed:
+                if not self.queue:
+                    if not self.in_flight:
+                        return
+                    self.changed.wait(0.02)
+                    continue
+            self._expand(thread, NODES_PER_CALL)
+
+    def _expand(self, thread: int, nodes: int) -> None:
+        """Take the open node with the lowest bound and search below it."""
+        with self.changed:
+            if not self.queue:
+                return
+            bound, _, status = heapq.heappop(self.queue)
+            self.in_flight[thread] = bound
+        work = self.works[thread]
+        level = self._level(bound)
+        handed = explore(
+            self.instance, self.shared, work, self.pools[thread], status, self.reduced.count, bound, level, nodes
+        )
+        with self.changed:
+            for k in range(handed):
+                node = (float(work.open_bounds[k]), next(self.tie_break), work.open_status[k].copy())
+                heapq.heappush(self.queue, node)
+            del self.in_flight[thread]
+            self.changed.notify_all()
+
+    def _level(self, bound: float) -> float:
+        """Bound up to which a subtree is searched now: all of it, or when time is limited the lowest part first."""
+        threshold = float(self.shared.threshold[0])
+        if not self.staged or not math.isfinite(bound) or threshold - bound < 0.03 * abs(threshold):
+            return math.inf
+        return bound + 0.2 * (threshold - bound)
+
+    def _fill_tables(self, thread: int) -> None:
+        """Compute shifts for the units left at greater depths, every `threads`-th of them, each from the one before."""
+        instance = self.instance
+        u, y, start = self.root.u, self.root.y, 0
+        linear = instance.h + instance.tilt
+        tolerance = 0.02 * abs(float(self.shared.threshold[0]) - self.root.value)
+        depths = _table_depths(len(self.order))
+        for table in range(thread, len(depths), self.threads):
+            if self.shared.stop[0] != 0:
+                return
+            p = depths[table]
+            tail = linear[p:] + 2 * instance.J[p:, :p] @ self.typical[:p]
+            count = float(np.clip(self.typical[p:].sum(), 1, len(tail) - 1))
+            u, y = u[p - start :], y[p - start :]
+            shift = best_shift(instance.J[p:, p:], tail, count, tolerance, start=(u, y))
+            u, y, start = shift.u, shift.y, p
+            instance.shifts[table + 1, p:] = shift.u
+            until = depths[table + 1] if table + 1 < len(depths) else len(self.order) + 1
+            instance.which[p:until] = table + 1
+
+
+def _table_depths(n: int) -> range:
+    step = max(2, n // 12)
+    return range(step, max(step, n - SMALLEST_TAIL), step)

@@ -1,0 +1,157 @@
+"""Tabu search with swap moves: one unit back in, one out, so the number of removed units (the magnetisation) is kept.
+
+Every swap that is evaluated, not only those made, is offered to the pool; that is why the whole low spectrum is found
+and not only the ground state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from excise.ising.problem import Problem, Reduced
+from excise.ising.solvers.base import Deadline, make_spectrum, removed_sets
+from excise.ising.solvers.kernels import Pool, contents, kernel, new_pool, next_random, random_state, threshold, zobrist
+from excise.ising.solvers.swaps import first_state, penalised, random_subset, record, swap, violation
+from excise.ising.spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Tabu:
+    """Multi-start tabu search; finds the lowest states almost always and proves nothing.
+
+    Args:
+        restarts: Number of random starts, for each number of removed units.
+        patience: A start ends after `patience`·N + 20 moves without improvement.
+
+    """
+
+    restarts: int = 100
+    patience: int = 2
+    name: str = "tabu"
+
+    def solve(self, problem: Problem, states: int = 20, *, seed: int = 0, time_limit: float | None = None) -> Spectrum:
+        """Return the `states` lowest states seen. The same seed gives the same result unless time runs out."""
+        started, deadline = time.perf_counter(), Deadline.after(time_limit)
+        total = problem.number_of_states()
+        pool = new_pool(min(states, total), len(problem.free))
+        random = random_state(seed)
+        moves = 0
+        notes: tuple[str, ...] = ()
+        try:
+            for count in problem.counts():
+                moves += search(problem.reduced(count), pool, random, self.restarts, self.patience, deadline)
+        except KeyboardInterrupt:
+            notes = ("interrupted",)
+        if deadline.passed():
+            notes = ("time limit reached",)
+        _, masks = contents(pool)
+        return make_spectrum(
+            problem,
+            removed_sets(problem, masks),
+            states,
+            solver=self.name,
+            seconds=time.perf_counter() - started,
+            evaluated=moves,
+            seed=seed,
+            complete=len(masks) == total < states,
+            notes=notes,
+        )
+
+
+def search(
+    reduced: Reduced,
+    pool: Pool,
+    random: NDArray[np.uint64],
+    restarts: int,
+    patience: int,
+    deadline: Deadline,
+    starts: Iterable[Sequence[int]] = (),
+) -> int:
+    """Run tabu search on a reduced problem, adding to the pool; return the number of moves made.
+
+    Constraints enter as a penalty on the moves; only states that satisfy them reach the pool.
+
+    Args:
+        reduced: The problem.
+        pool: Where the states go.
+        random: State of the generator.
+        restarts: Number of random starts.
+        patience: See Tabu.
+        deadline: When to stop.
+        starts: Further starts, before the random ones: free units to remove, `reduced.count` of them each.
+
+    """
+    penalty, C, bounds = penalised(reduced)
+    n = len(reduced.h)
+    keys = zobrist(n)
+    moves = 0
+    for start in (*starts, *[()] * restarts):
+        chosen = [*start, *sorted(set(range(n)) - set(start))]
+        units = np.array(chosen, dtype=np.int64)
+        moves += _one_start(
+            reduced.h,
+            reduced.J,
+            reduced.count,
+            units,
+            len(start) == 0,
+            patience,
+            random,
+            pool,
+            keys,
+            C,
+            bounds,
+            penalty,
+        )
+        if deadline.passed():
+            break
+    return moves
+
+
+@kernel
+def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bounds, penalty):  # type: ignore[no-untyped-def]
+    n = len(h)
+    if shuffle:
+        random_subset(units, count, random)
+    inside, outside = units[:count], units[count:]
+    c, energy, key, totals, violated = first_state(h, J, inside, pool, keys, C, bounds)
+    if count == 0 or count == n:
+        return 0
+    free_from = np.zeros(n, dtype=np.int64)
+    best = energy + penalty * violated
+    move, last_improvement = 0, 0
+    while move - last_improvement < patience * n + 20:
+        move += 1
+        best_score, best_a, best_b = np.inf, -1, -1
+        limit = threshold(pool)
+        for a in range(count):
+            i = inside[a]
+            base = energy - c[i]
+            for b in range(n - count):
+                j = outside[b]
+                value = base + c[j] - 2 * J[i, j]
+                score = value
+                if len(bounds) > 0 and (value < limit or value < best_score):
+                    score += penalty * violation(C, bounds, totals, i, j)
+                if value < limit and score == value:
+                    record(pool, value, key ^ keys[i] ^ keys[j], inside, i, j)
+                    limit = threshold(pool)
+                if score < best_score and (score < best or (free_from[i] <= move and free_from[j] <= move)):
+                    best_score, best_a, best_b = score, a, b
+        if best_a < 0:
+            continue
+        i, j = inside[best_a], outside[best_b]
+        energy += c[j] - c[i] - 2 * J[i, j]
+        swap(J, C, i, j, c, totals)
+        key ^= keys[i] ^ keys[j]
+        inside[best_a], outside[best_b] = j, i
+        free_from[i] = move + 5 + next_random(random) % 5
+        free_from[j] = move + 3 + next_random(random) % 5
+        if best_score < best - 1e-12 * abs(best):
+            best = best_score
+            last_improvement = move
+    return move

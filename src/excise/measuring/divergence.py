@@ -1,0 +1,93 @@
+"""KL divergence of a pruned model's next-token distributions from the intact model's, over a large vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+
+import torch
+from torch import Tensor
+
+from excise.data.batches import IGNORED
+from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.models.stack import Stack
+
+KEPT_ELEMENTS = 1 << 25  # intact probabilities kept from candidate to candidate: 128 MiB of float32
+KEPT_BYTES = 1 << 28  # intact hidden states kept from measurement to measurement
+
+
+class Divergence:
+    """KL(intact ‖ pruned) of one batch, a function of the pruned model's final hidden states.
+
+    The intact model runs once. Positions go through the vocabulary head in chunks; what belongs to the intact model is
+    kept from call to call where it is small, and computed anew, chunk by chunk, where it is not, so that
+    [batch, tokens, vocabulary] never exists for a large batch.
+
+    Args:
+        stack: the model, intact while this is created.
+        input_ids: [batch, tokens].
+        labels: [batch, tokens], `IGNORED` where a position does not count.
+        intact: [positions, width], the attribute `intact` of an earlier one for the same batch; None runs the model.
+
+    Attributes:
+        intact: [positions, width], the intact model's final hidden states that predict a counted token.
+
+    """
+
+    @torch.no_grad()
+    def __init__(self, stack: Stack, input_ids: Tensor, labels: Tensor, intact: Tensor | None = None) -> None:
+        self._stack, self._samples = stack, labels.shape[0]
+        self._device = stack.model.get_output_embeddings().weight.device
+        self._rows, self._positions = torch.nonzero(labels != IGNORED, as_tuple=True)
+        self.intact = self._counted(stack.hidden(input_ids)) if intact is None else intact
+        vocabulary = stack.model.config.get_text_config().vocab_size
+        self._chunk = max(1, CHUNK_ELEMENTS // vocabulary)
+        keep = len(self._rows) * vocabulary <= KEPT_ELEMENTS
+        self._kept = list(self._intact_chunks()) if keep else None
+
+    @torch.no_grad()
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Sums over the counted positions of each sample [batch], nats.
+
+        Args:
+            hidden: [batch, tokens, width], final hidden states of the pruned model.
+
+        """
+        states = self._counted(hidden)
+        sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
+        for start, p, negative_entropy in self._kept or self._intact_chunks():
+            logits = self._stack.logits(states[start : start + self._chunk])
+            expected = torch.einsum("tv,tv->t", p, logits)
+            divergence = negative_entropy - expected + torch.logsumexp(logits, dim=-1)
+            sums.index_add_(0, self._rows[start : start + self._chunk].to(self._device), divergence.double())
+        return sums
+
+    def _counted(self, hidden: Tensor) -> Tensor:
+        """States [positions, width] that predict a counted token."""
+        return hidden[self._rows.to(hidden.device), self._positions.to(hidden.device)].to(self._device)
+
+    def _intact_chunks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Start of each chunk, the intact model's probabilities [chunk, vocabulary] and Σ p log p [chunk]."""
+        for start in range(0, len(self.intact), self._chunk):
+            log_p = torch.log_softmax(self._stack.logits(self.intact[start : start + self._chunk]), dim=-1)
+            p = log_p.exp()
+            yield start, p, torch.einsum("tv,tv->t", p, log_p)
+
+
+class IntactStates:
+    """Hidden states of the intact model, kept from one measurement on some samples to the next; the oldest go first."""
+
+    def __init__(self) -> None:
+        self._states: dict[Hashable, Tensor] = {}
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """What was kept under a key."""
+        return self._states.get(key)
+
+    def keep(self, key: Hashable, states: Tensor) -> None:
+        """Keep states, and forget the oldest while all take more than `KEPT_BYTES`."""
+        self._states[key] = states
+        while len(self._states) > 1 and sum(s.numel() * s.element_size() for s in self._states.values()) > KEPT_BYTES:
+            self._states.pop(next(iter(self._states)))
+
+
+INTACT = IntactStates()

@@ -1,0 +1,92 @@
+"""Cross-entropy over a large vocabulary, a few tokens at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from excise.data.batches import IGNORED
+from excise.models.stack import Stack
+
+CHUNK_ELEMENTS = 1 << 22  # logits held at a time: 16 MiB of float32; larger pieces cost a CPU page faults
+GPU_CHUNKS = 16  # times as many where launches cost more than memory
+
+
+@dataclass(frozen=True)
+class SampleLosses:
+    """Negative log-likelihoods of a batch.
+
+    Attributes:
+        sums: [batch], nats summed over the counted tokens of each sample.
+        counts: [batch], number of counted tokens.
+
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """Mean token cross-entropy of each sample [batch], in nats per token."""
+        return self.sums / self.counts.clamp(min=1)
+
+
+def sample_losses(stack: Stack, hidden: Tensor, labels: Tensor) -> SampleLosses:
+    """Cross-entropy per sample from final hidden states, differentiable in `hidden`.
+
+    The tensor [batch, tokens, vocabulary] never exists: counted tokens go through the head in chunks, and where a
+    gradient is wanted, the gradient of each chunk is taken while its logits are there (two matrix products a chunk
+    instead of the three of recomputation).
+
+    Args:
+        stack: gives the vocabulary head.
+        hidden: [batch, tokens, width], after the final norm.
+        labels: [batch, tokens] token that each position must predict, `IGNORED` where it does not count.
+
+    Returns:
+        Sums and counts per sample, float32 (float64 for a float64 model).
+
+    """
+    sums = _ChunkedCrossEntropy.apply(hidden, labels, stack)
+    return SampleLosses(sums, (labels != IGNORED).sum(dim=1))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, hidden: Tensor, labels: Tensor, stack: Stack) -> Tensor:
+        head_device = stack.model.get_output_embeddings().weight.device
+        rows, positions = torch.nonzero(labels != IGNORED, as_tuple=True)
+        targets = labels[rows, positions].to(head_device)
+        wants_gradient = hidden.requires_grad
+        states = hidden.detach()[rows.to(hidden.device), positions.to(hidden.device)].to(head_device)
+        gradient = torch.empty_like(states) if wants_gradient else None
+        elements = CHUNK_ELEMENTS * (1 if head_device.type == "cpu" else GPU_CHUNKS)
+        chunk = max(1, elements // stack.model.config.get_text_config().vocab_size)
+        losses = []
+        for start in range(0, len(targets), chunk):
+            piece, target = states[start : start + chunk], targets[start : start + chunk]
+            with torch.set_grad_enabled(wants_gradient):
+                piece = piece.requires_grad_(wants_gradient)
+                loss = torch.nn.functional.cross_entropy(stack.logits(piece), target, reduction="none")
+                if gradient is not None:
+                    (gradient[start : start + chunk],) = torch.autograd.grad(loss.sum(), piece)
+            losses.append(loss.detach())
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(labels.shape[0], dtype=dtype, device=head_device)
+        if losses:
+            sums.index_add_(0, rows.to(head_device), torch.cat(losses).to(dtype))
+        if gradient is not None:
+            ctx.save_for_backward(rows.to(hidden.device), positions.to(hidden.device), gradient.to(hidden.device))
+            ctx.shape = hidden.shape  # type: ignore[attr-defined]
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_sums: Tensor) -> tuple[Tensor, None, None]:
+        rows, positions, gradient = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad_hidden = gradient.new_zeros(ctx.shape)  # type: ignore[attr-defined]
+        grad_hidden[rows, positions] = gradient * grad_sums.to(gradient.device, gradient.dtype)[rows].unsqueeze(-1)
+        return grad_hidden, None, None

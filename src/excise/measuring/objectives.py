@@ -1,0 +1,318 @@
+"""The damage to predict, which is the user's choice: loss, divergence from the intact model, or questions answered.
+
+Damage is always relative to the intact model, per token (loss, kl) or per question (choices), in nats. A mixture weighs
+several of them; each may be taken by domain (`Sample.category`), as the mean or the worst domain.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from excise.data.samples import Sample, Samples
+from excise.errors import InputError
+from excise.measuring.ledger import Removal
+from excise.measuring.measure import Statistic, known_removals, measure
+from excise.models.stack import Stack
+
+KINDS = ("loss", "kl", "choices")
+DOMAINS = ("mean", "worst")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Damages:
+    """Measured damage of removals.
+
+    Attributes:
+        removals: [candidates], distinct.
+        values: [candidates], nats.
+        errors: [candidates], standard errors of `values` over samples (questions), nats.
+        costs: [candidates], tokens through the whole intact stack. The intact model's is that of the removal (),
+            once for these samples.
+
+    """
+
+    removals: tuple[Removal, ...]
+    values: Floats
+    errors: Floats
+    costs: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One objective on its samples.
+
+    Attributes:
+        kind: "loss" (cross-entropy), "kl" (KL(intact ‖ pruned) over the next token) or "choices" (how surprised the
+            model is by the right option among a question's options).
+        samples: for "choices", one an option, those of a question side by side and the right one first
+            (see `load_questions`).
+        weight: in a mixture.
+        domains: "mean", or "worst": the domain with the largest damage counts.
+
+    """
+
+    kind: str
+    samples: Samples
+    weight: float = 1.0
+    domains: str = "mean"
+
+    def first_tokens(self, tokens: int) -> Term:
+        """The same on the first samples (whole questions) of so many tokens."""
+        few = self.samples.first_tokens(tokens)
+        if self.kind != "choices" or len(few) == len(self.samples):
+            return replace(self, samples=few)
+        question = _questions(self.samples)
+        return replace(self, samples=self.samples[: int(np.searchsorted(question, question[len(few) - 1] + 1))])
+
+    def values(self, sums: Floats, counts: Floats) -> tuple[Floats, Floats]:
+        """Contributions [candidates, items] and weights [items] whose ratio of sums is the objective.
+
+        Args:
+            sums: [candidates, samples], nats over the counted tokens.
+            counts: [samples], counted tokens.
+
+        """
+        if self.kind != "choices":
+            return sums, counts
+        question = _questions(self.samples)
+        first = np.flatnonzero(np.diff(question, prepend=-1))
+        largest = np.maximum.reduceat(-sums, first, axis=1)
+        total = np.add.reduceat(np.exp(-sums - largest[:, question]), first, axis=1)
+        return sums[:, first] + largest + np.log(total), np.ones(len(first))
+
+    def domain_of_items(self) -> list[str]:
+        """Domain of each item (sample or question)."""
+        names = [sample.category or "" for sample in self.samples]
+        if self.kind != "choices":
+            return names
+        return [names[i] for i in np.flatnonzero(np.diff(_questions(self.samples), prepend=-1))]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A weighted sum of terms."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that measuring one removal takes."""
+        return sum(term.samples.tokens for term in self.terms)
+
+    @property
+    def name(self) -> str:
+        """Such as `loss`, or `kl:0.7,choices:0.3`."""
+        if len(self.terms) == 1:
+            return self.terms[0].kind
+        return ",".join(f"{term.kind}:{term.weight:g}" for term in self.terms)
+
+    def first_tokens(self, tokens: int) -> Objective:
+        """The same on the first samples of so many tokens, divided among the terms as they are now."""
+        total = self.tokens
+        return Objective(tuple(t.first_tokens(max(1, round(tokens * t.samples.tokens / total))) for t in self.terms))
+
+    def damages(
+        self,
+        stack: Stack,
+        removals: Sequence[Sequence[int]],
+        *,
+        ledger: Path | None = None,
+        advance: Callable[[int], None] | None = None,
+    ) -> Damages:
+        """Measure the damage of removals of whole blocks.
+
+        Args:
+            stack: the model.
+            removals: block indices of each.
+            ledger: folder in which measurements are kept and found again.
+            advance: called with tokens × removals done.
+
+        """
+        wanted = [tuple(sorted(removed)) for removed in removals]
+        total: Damages | None = None
+        for term in self.terms:
+            one = _term_damages(term, stack, wanted, ledger, advance)
+            total = one if total is None else _add(total, one)
+        assert total is not None
+        return total
+
+    def known(self, stack: Stack, ledger: Path | None) -> list[Removal]:
+        """Removals of blocks that a ledger holds already for all terms, the intact model not counted."""
+        found = [known_removals(stack, t.samples, statistic=_statistic(t), ledger=ledger) for t in self.terms]
+        return sorted(set.intersection(*map(set, found)) - {()})
+
+
+def _statistic(term: Term) -> Statistic:
+    return "divergence" if term.kind == "kl" else "loss"
+
+
+def _term_damages(
+    term: Term,
+    stack: Stack,
+    removals: Sequence[Removal],
+    ledger: Path | None,
+    advance: Callable[[int], None] | None,
+) -> Damages:
+    asked = list(dict.fromkeys(removals))
+    rows = [(), *(removed for removed in asked if removed)]
+    run = partial(measure, stack, term.samples, statistic=_statistic(term), ledger=ledger, advance=advance)
+    if term.kind == "kl":  # the intact model's from itself is 0, and not measured
+        measured = run(rows[1:])
+        sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
+        costs = np.append(float(term.samples.tokens), measured.costs)
+    else:
+        measured = run(rows)
+        sums, costs = measured.sums, measured.costs
+    values, weights = term.values(sums, measured.counts.astype(np.float64))
+    excess = values - values[0]
+    domain = np.array(term.domain_of_items())
+    groups = [domain == name for name in dict.fromkeys(domain)] if term.domains == "worst" else [domain == domain]
+    means = np.array([excess[:, g].sum(axis=1) / weights[g].sum() for g in groups])  # [groups, candidates]
+    worst = np.argmax(np.nan_to_num(means, nan=np.inf), axis=0)
+    damage = means[worst, np.arange(len(worst))]
+    errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
+    keep = [rows.index(removed) for removed in asked]
+    return Damages(tuple(asked), term.weight * damage[keep], term.weight * errors[keep], costs[keep])
+
+
+def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], mean: float) -> float:
+    """Of a ratio of sums over the items of a group (the usual linearisation)."""
+    residual = excess[group] - mean * weights[group]
+    items = len(residual)
+    if items < 2:
+        return abs(float(mean))
+    return float(np.sqrt(items / (items - 1) * (residual**2).sum()) / weights[group].sum())
+
+
+def _add(a: Damages, b: Damages) -> Damages:
+    return Damages(a.removals, a.values + b.values, np.hypot(a.errors, b.errors), a.costs + b.costs)
+
+
+def parse_objective(text: str, samples: Samples, questions: Samples | None = None, domains: str = "mean") -> Objective:
+    """Read an objective such as `loss`, `kl` or `kl:0.7,choices:0.3`.
+
+    Args:
+        text: kinds, each with a weight after a colon where there are several.
+        samples: for `loss` and `kl`.
+        questions: for `choices`.
+        domains: see `Term`.
+
+    Raises:
+        InputError: an unknown kind, a weight that is no number above 0, or `choices` without questions.
+
+    """
+    if domains not in DOMAINS:
+        raise InputError(f"expected domains in {DOMAINS}, got '{domains}'")
+    terms = []
+    for part in text.split(","):
+        kind, colon, weight_text = (piece.strip() for piece in part.partition(":"))
+        if kind not in KINDS:
+            raise InputError(
+                f"expected an objective of {', '.join(KINDS)}, such as kl or kl:0.7,choices:0.3; got '{text}'"
+            )
+        try:
+            weight = float(weight_text) if colon else 1.0
+        except ValueError:
+            weight = 0.0
+        if not (weight > 0 and np.isfinite(weight)):
+            raise InputError(f"the weight of {kind} must be a number above 0, got '{weight_text}'")
+        if kind == "choices" and questions is None:
+            raise InputError("the objective 'choices' needs questions: pass --questions FILE (JSONL)")
+        terms.append(Term(kind, questions if kind == "choices" and questions else samples, weight, domains))
+    return Objective(tuple(terms))
+
+
+def load_objective(
+    text: str,
+    samples: Samples,
+    tokenizer: Any,
+    *,
+    questions: str | Path | None = None,
+    domains: str = "mean",
+    seed: int = 0,
+) -> Objective:
+    """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
+
+    Raises:
+        InputError: as those, or questions were given that no part of the objective asks for.
+
+    """
+    asked = "choices" in text
+    if questions is not None and not asked:
+        raise InputError(f"--questions was given, but the objective '{text}' has no choices; add it, or leave them out")
+    loaded = load_questions(questions, tokenizer, seed=seed) if questions is not None else None
+    return parse_objective(text, samples, loaded, domains)
+
+
+def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0) -> Samples:
+    """Multiple-choice questions, one sample an option, those of a question side by side and the right one first.
+
+    Args:
+        path: JSONL(.gz) with `question` (or `ctx`), the options (`choices` as a list or {"text": […], "label": […]},
+            or `endings`) and the right one (`answer`, `answerKey` or `label`: an index or one of the labels).
+        tokenizer: of the model.
+        count: questions drawn at random.
+        seed: of the draw.
+
+    Raises:
+        InputError: no such file, or a row of another form.
+
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"no file of questions {path}")
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
+        rows = [(number, line) for number, line in enumerate(stream, start=1) if line.strip()]
+    order = np.random.default_rng(seed).permutation(len(rows))[:count]
+    items: list[Sample] = []
+    for place in order:
+        number, line = rows[place]
+        name = f"{file.name}:{number}"
+        try:
+            question, options, right = _question(json.loads(line))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InputError(
+                f"{name}: expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, "
+                f"`answerKey` or `label` ({type(error).__name__}: {error})"
+            ) from None
+        items += _option_samples(name, question, [options[right], *options[:right], *options[right + 1 :]], tokenizer)
+    return Samples(tuple(items), {"data": str(path), "questions": len(order), "seed": seed})
+
+
+def _question(row: Mapping[str, Any]) -> tuple[str, list[str], int]:
+    if "ctx" in row:
+        return row["ctx"], list(row["endings"]), int(row["label"])
+    choices = row["choices"]
+    texts = list(choices["text"]) if isinstance(choices, Mapping) else list(choices)
+    labels = list(choices["label"]) if isinstance(choices, Mapping) else [chr(65 + i) for i in range(len(texts))]
+    answer = row["answerKey"] if "answerKey" in row else row["answer"] if "answer" in row else row["label"]
+    right = labels.index(answer) if answer in labels else int(answer)
+    if len(texts) < 2 or not 0 <= right < len(texts):
+        raise ValueError(f"{len(texts)} options, the right one {answer!r}")
+    return f"Question: {row['question']}\nAnswer:", texts, right
+
+
+def _option_samples(name: str, question: str, options: Sequence[str], tokenizer: Any) -> list[Sample]:
+    prompt = len(tokenizer(question, verbose=False)["input_ids"])
+    samples = []
+    for i, option in enumerate(options):
+        ids = np.array(tokenizer(f"{question} {option}", verbose=False)["input_ids"], dtype=np.int64)
+        counted = np.arange(len(ids)) >= min(prompt, len(ids) - 1)
+        samples.append(Sample(f"{name}#{i}", ids, counted))
+    return samples
+
+
+def _questions(samples: Samples) -> NDArray[np.int64]:
+    """Number of the question of each sample, from its name."""
+    names = [sample.name.rpartition("#")[0] for sample in samples]
+    return np.cumsum([i > 0 and name != names[i - 1] for i, name in enumerate(names)])

@@ -1,0 +1,33 @@
+"""The problem of removing blocks of a given model: an energy, and what the model itself forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from excise.ising.energies import Energy
+from excise.ising.problem import Constraint, Problem, at_most
+from excise.models.stack import Stack
+
+
+def block_problem(
+    stack: Stack, energy: Energy, budget: int, protected: Sequence[int] = (), forced: Sequence[int] = ()
+) -> Problem:
+    """The problem of removing `budget` blocks, in which blocks that others depend on stay.
+
+    Args:
+        stack: the model; its `fixed` blocks are protected, and one of its `needed` blocks stays.
+        energy: over blocks.
+        budget: number M of blocks to remove.
+        protected: blocks that stay too.
+        forced: blocks that go; they count towards the budget.
+
+    Raises:
+        InputError: the budget cannot be met.
+
+    """
+    stays = tuple(sorted({*protected, *stack.fixed}))
+    constraints: list[Constraint] = []
+    if stack.needed:
+        name = "one block with a cache must stay"
+        constraints.append(at_most(stack.needed, len(stack.needed) - 1, len(stack.blocks), name=name))
+    return Problem(energy, budget, protected=stays, forced=tuple(forced), constraints=tuple(constraints))

@@ -1,0 +1,1 @@
+"""Closed-form repair of what a removal breaks, folded into kept matrices."""

@@ -1,0 +1,177 @@
+"""Residual streams of original and student at the cuts, batch by batch, kept on disk between the passes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from excise.data.batches import Batch
+from excise.measuring.losses import sample_losses
+from excise.measuring.score import frozen
+from excise.models.stack import (
+    Stack,
+    block_input,
+    block_output,
+    first,
+    override_forward,
+    pass_through,
+    replace_first,
+)
+from excise.repair.cuts import Projection
+
+WEIGHTINGS = ("gradient", "norm", "uniform")
+
+
+def original_streams(
+    stack: Stack, batch: Batch, tops: Sequence[int], weighting: str
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The original's residual stream after some blocks, and what an error there weighs at each token.
+
+    Args:
+        stack: the original.
+        batch: on the stack's device.
+        tops: block indices, ascending.
+        weighting: "uniform" gives every token 1; "norm" gives 1/‖stream‖², since blocks read the stream through a
+            norm; "gradient" gives ‖g‖², with g the gradient of the batch's summed loss with respect to the stream at
+            that token: an error δ there moves the loss by g·δ.
+
+    Returns:
+        Streams [batch, tokens, width] and weights [batch, tokens] by block.
+
+    """
+    streams: dict[int, Tensor] = {}
+    with_gradient = weighting == "gradient"
+
+    def keep(index: int) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            stream = first(output)
+            if not (with_gradient and index == tops[0]):
+                streams[index] = stream
+                return None
+            streams[index] = stream.detach().requires_grad_()  # the graph starts here: nothing below needs a gradient
+            return replace_first(output, streams[index])
+
+        return hook
+
+    above = {block.module: pass_through(stack) for block in stack.blocks[tops[-1] + 1 :]}
+    handles = [stack.blocks[index].module.register_forward_hook(keep(index)) for index in tops]
+    try:
+        with frozen(stack), torch.set_grad_enabled(with_gradient), override_forward({} if with_gradient else above):
+            hidden = stack.hidden(batch.input_ids)
+            if with_gradient:
+                loss = sample_losses(stack, hidden, batch.labels).sums.sum()
+                gradients = torch.autograd.grad(loss, [streams[index] for index in tops])
+    finally:
+        for handle in handles:
+            handle.remove()
+    streams = {index: stream.detach() for index, stream in streams.items()}
+    if with_gradient:
+        return streams, {i: _wide(g).square().sum(dim=-1) for i, g in zip(tops, gradients, strict=True)}
+    if weighting == "norm":
+        return streams, {i: 1 / _wide(s).square().sum(dim=-1).clamp(min=1e-30) for i, s in streams.items()}
+    return streams, {i: torch.ones(s.shape[:2], device=s.device) for i, s in streams.items()}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def student_streams(
+    stack: Stack, batch: Batch, start: int, state: Tensor | None, removed: Sequence[int], projection: Projection
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the student from one of its saved states up to the block that a projection belongs to.
+
+    Args:
+        stack: the model, with whatever repairs it has so far.
+        batch: on the stack's device.
+        start: block at which the state enters.
+        state: residual stream [batch, tokens, width] before block `start`; None where it starts at the embedding.
+        removed: original indices.
+        projection: of the block to stop after.
+
+    Returns:
+        The stream before the block; the projection's input [batch, tokens, in] and its output times its scale; the
+        stream after the block.
+
+    """
+    block = stack.blocks[projection.sublayer.block]
+    kept: dict[str, Tensor] = {}
+
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept["state"] = block_input(args, kwargs)
+
+    def at_projection(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        kept["input"], kept["output"] = args[0], output * projection.scale
+
+    def after(module: Any, args: Any, output: Any) -> None:
+        kept["stream"] = first(output)
+
+    skipped = [b for b in stack.blocks if b.index < start or b.index > block.index or b.index in removed]
+    replacements: dict[Any, Callable[..., Any]] = {b.module: pass_through(stack) for b in skipped}
+    if state is not None:
+        replacements[stack.blocks[start - 1].module] = lambda *_, **__: block_output(stack, state)
+    handles = [
+        block.module.register_forward_pre_hook(before, with_kwargs=True),
+        block.module.register_forward_hook(after),
+        projection.module.register_forward_hook(at_projection),
+    ]
+    try:
+        with torch.no_grad(), override_forward(replacements):
+            stack.hidden(batch.input_ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept["state"], kept["input"], kept["output"], kept["stream"]
+
+
+@contextlib.contextmanager
+def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context in which parameters, by name, hold other data; their own come back at the end."""
+    originals = {name: model.get_parameter(name).data for name in weights}
+    try:
+        for name, tensor in weights.items():
+            parameter = model.get_parameter(name)
+            parameter.data = tensor.to(parameter.device, parameter.dtype)
+        yield
+    finally:
+        for name, data in originals.items():
+            model.get_parameter(name).data = data
+
+
+@contextlib.contextmanager
+def recorded_streams(stack: Stack, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Context in which a forward pass fills a dictionary: block index → residual stream after that block."""
+    streams: dict[int, Tensor] = {}
+
+    def keep(index: int) -> Callable[..., None]:
+        return lambda module, args, output: streams.__setitem__(index, first(output))
+
+    handles = [stack.blocks[index].module.register_forward_hook(keep(index)) for index in blocks]
+    try:
+        yield streams
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Scratch:
+    """Tensors of each batch on disk between passes, so that memory holds one batch at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, number: int, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep (or replace) one kind of tensors of a batch."""
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, self.folder / f"{kind}-{number:06d}.safetensors")
+
+    def read(self, number: int, kind: str) -> dict[str, Tensor]:
+        """Tensors of a batch as they were written; none if they were not."""
+        path = self.folder / f"{kind}-{number:06d}.safetensors"
+        return load_file(path) if path.exists() else {}

@@ -1,0 +1,102 @@
+"""Refinement of a tiny model: exhaustive truth, resumption, reuse between budgets."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from excise.choosing.refine import plan, refine
+from excise.errors import InputError
+from excise.measuring.objectives import parse_objective
+from excise.models.stack import find_stack
+from excise.provenance import model_hash
+from tests.choosing.criteria.naive import uneven_model
+from tests.random_samples import random_samples
+
+LAYERS, BUDGET = 8, 3
+
+
+@pytest.fixture(scope="module")
+def stack():
+    return find_stack(uneven_model("llama", LAYERS))
+
+
+@pytest.fixture(scope="module")
+def objective():
+    return parse_objective("kl", random_samples(range(12, 40), seed=2))
+
+
+def test_finds_the_best_of_all_removals(stack, objective):
+    removals = list(itertools.combinations(range(LAYERS), BUDGET))
+    truth = objective.damages(stack, removals)
+    found = refine(stack, objective, BUDGET, tokens=12_000, seed=0)
+    assert found.removed == truth.removals[int(np.argmin(truth.values))]
+    assert found.forward_tokens < 14_000
+    assert found.low_rho is not None
+    assert found.finalists[0].removed == found.removed
+    assert [f.tokens for f in found.finalists] == sorted((f.tokens for f in found.finalists), reverse=True)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(stack, objective, tmp_path):
+    whole = refine(stack, objective, BUDGET, tokens=8_000, seed=1)
+    calls = []
+
+    def stop_later(tokens):
+        calls.append(tokens)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refine(stack, objective, BUDGET, tokens=8_000, seed=1, work=tmp_path, advance=stop_later)
+    resumed = refine(stack, objective, BUDGET, tokens=8_000, seed=1, work=tmp_path)
+    assert resumed.removed == whole.removed
+    assert resumed.finalists == whole.finalists
+    assert resumed.low_rho == whole.low_rho
+    assert resumed.forward_tokens == pytest.approx(whole.forward_tokens, rel=1e-9)
+
+
+def test_measurements_serve_other_budgets(stack, objective, tmp_path):
+    refine(stack, objective, BUDGET, tokens=8_000, work=tmp_path)
+    other = refine(stack, objective, BUDGET + 1, tokens=8_000, work=tmp_path)
+    assert {len(removed) for removed in other.search.damages} >= {1, BUDGET, BUDGET + 1}
+    assert len(other.removed) == BUDGET + 1
+
+
+def test_another_model_or_objective_in_the_folder_starts_its_own_search(stack, objective, tmp_path):
+    refine(stack, objective, BUDGET, tokens=8_000, work=tmp_path)
+    other = find_stack(uneven_model("llama", LAYERS, seed=5))
+    worst = parse_objective("kl", objective.terms[0].samples, domains="worst")
+    for model, damage in ((other, objective), (stack, worst)):
+        alone = refine(model, damage, BUDGET, tokens=8_000)
+        beside = refine(model, damage, BUDGET, tokens=8_000, work=tmp_path)
+        if model is other:
+            assert [r.proposed for r in beside.search.rounds] == [r.proposed for r in alone.search.rounds]
+        written = json.loads((tmp_path / f"refine-{BUDGET}-0.json").read_text())["key"]
+        assert written["model_hash"] == model_hash(model.model)
+        assert written["domains"] == [damage.terms[0].domains]
+
+
+def test_protected_blocks_stay_and_forced_ones_go(stack, objective):
+    found = refine(stack, objective, BUDGET, tokens=6_000, protected=(0, 7), forced=(2,))
+    for finalist in found.finalists:
+        assert 2 in finalist.removed
+        assert not {0, 7} & set(finalist.removed)
+
+
+def test_a_plan_spends_what_it_is_given():
+    small, large = plan(30, 8, 8_000), plan(30, 8, 200_000)
+    assert small.slice_tokens < large.slice_tokens
+    assert small.rounds >= 2
+    assert large.rounds >= 5
+    assert large.race_tokens == (large.race_tokens[0], 2 * large.race_tokens[0])
+    assert large.race_tokens[0] > large.slice_tokens
+    share = 0.65  # of a pass that a removal of 8 of 30 blocks takes at most, prefixes shared
+    racing = sum(t * (1 + share * count) for t, count in zip(large.race_tokens, (8, 4), strict=True))
+    looping = large.slice_tokens * (1 + 15 + share * 8 * (1 + large.rounds))
+    assert 0.8 * 200_000 < racing + looping < 1.25 * 200_000
+
+
+def test_a_budget_that_does_not_fit_is_refused(stack, objective):
+    with pytest.raises(InputError, match="budget must be between 1 and 8"):
+        refine(stack, objective, 9, tokens=1_000)

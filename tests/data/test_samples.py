@@ -1,0 +1,255 @@
+"""Tokenising: templates, masks of responses, truncation, windows of text, unusable rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from excise.data.samples import Sample, Samples, load_samples
+from excise.errors import InputError
+from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+
+CHAT = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "Four, of course."},
+    {"role": "user", "content": "And 3 + 3?"},
+    {"role": "assistant", "content": "Six."},
+]
+RENDERED = (
+    "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\nFour, of course.<|im_end|>\n"
+    "<|im_start|>user\nAnd 3 + 3?<|im_end|>\n<|im_start|>assistant\nSix.<|im_end|>\n"
+)
+
+
+def data_file(tmp_path, *records):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def decoded(sample, tokenizer, counted=True):
+    return tokenizer.decode(sample.input_ids[sample.counted == counted])
+
+
+def test_chats_go_through_the_template(tmp_path):
+    tokenizer = tiny_tokenizer()
+    data = data_file(tmp_path, {"messages": CHAT, "category": "mathematics"})
+    (sample,) = load_samples(data, tokenizer, loss_on="all")
+    assert tokenizer.decode(sample.input_ids) == RENDERED
+    assert sample.counted.all()
+    assert sample.targets == len(sample.input_ids) - 1
+    assert sample.category == "mathematics"
+    assert sample.input_ids.dtype == np.int64
+
+
+def test_content_leaves_out_what_the_template_puts_before_a_chat(tmp_path):
+    tokenizer = tiny_tokenizer()
+    texts = ["What is 2 + 2?", "Four, of course.", "Six."]
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    rows.append({"messages": [{"role": "system", "content": "What?"}, {"role": "user", "content": "Six."}]})
+    samples = load_samples(data_file(tmp_path, *rows), tokenizer)
+    expected = {f"{text}<|im_end|>\n" for text in texts} | {"What?<|im_end|>\n<|im_start|>user\nSix.<|im_end|>\n"}
+    assert {decoded(sample, tokenizer) for sample in samples} == expected
+    every = load_samples(data_file(tmp_path, *rows), tokenizer, loss_on="all")
+    assert all(sample.counted.all() for sample in every)
+
+
+def test_a_chat_cut_before_its_content_is_unusable(tmp_path):
+    tokenizer = tiny_tokenizer()
+    opening = len(tokenizer("<|im_start|>user\n")["input_ids"])
+    with pytest.raises(InputError, match="0 of them counted"):
+        load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer, tokens=opening)
+
+
+def test_without_a_template_turns_are_joined_by_blank_lines(tmp_path):
+    tokenizer = tiny_tokenizer(chat=False)
+    (sample,) = load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer)
+    assert tokenizer.decode(sample.input_ids) == "What is 2 + 2?\n\nFour, of course.\n\nAnd 3 + 3?\n\nSix."
+
+
+def test_responses_counts_exactly_the_assistants_tokens(tmp_path):
+    tokenizer = tiny_tokenizer()
+    (sample,) = load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer, loss_on="responses")
+    assert tokenizer.decode(sample.input_ids) == RENDERED
+    assert decoded(sample, tokenizer) == "Four, of course.<|im_end|>\nSix.<|im_end|>\n"
+    expected = sum(len(tokenizer(text)["input_ids"]) for text in ("Four, of course.<|im_end|>\n", "Six.<|im_end|>\n"))
+    assert sample.targets == expected
+
+
+def test_responses_without_a_template(tmp_path):
+    tokenizer = tiny_tokenizer(chat=False)
+    (sample,) = load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer, loss_on="responses")
+    assert decoded(sample, tokenizer) == "Four, of course.Six."
+    assert decoded(sample, tokenizer, False) == "What is 2 + 2?\n\n\n\nAnd 3 + 3?\n\n"
+
+
+def test_the_mask_follows_a_template_with_a_system_prompt_of_its_own(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "<s>system: be brief\n" + CHAT_TEMPLATE
+    (sample,) = load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer, loss_on="responses")
+    assert decoded(sample, tokenizer) == "Four, of course.<|im_end|>\nSix.<|im_end|>\n"
+
+
+def test_a_template_that_rewrites_earlier_turns_is_not_guessed_at(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}:"
+        "{% if loop.last or message['role'] == 'user' %}{{ message['content'] }}{% endif %}\n{% endfor %}"
+    )
+    with pytest.raises(InputError, match="rewrites earlier turns"):
+        load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer, loss_on="responses")
+    assert len(load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer)) == 1
+
+
+def test_chats_whose_roles_the_template_refuses_are_skipped_and_named(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
+    )
+    data = data_file(tmp_path, {"messages": [{"role": "system", "content": "Be brief"}, *CHAT]}, {"messages": CHAT})
+    samples = load_samples(data, tokenizer)
+    assert [sample.name for sample in samples] == ["data.jsonl:2"]
+    (reason,) = samples.provenance["unusable"]
+    assert reason.startswith("data.jsonl:1: the chat template refused it")
+    assert "no system role" in reason
+
+
+def test_no_usable_sample_is_an_error(tmp_path):
+    tokenizer = tiny_tokenizer()
+    for records, options, message in (
+        ([], {}, "the source holds no rows"),
+        ([{"text": "a"}, {"text": ""}], {}, r"data\.jsonl:\d: [01] tokens"),
+        ([{"text": "plain"}, {"text": "text"}], {"loss_on": "responses"}, "plain text has no responses"),
+        ([{"messages": CHAT[:1]}], {"loss_on": "responses"}, "0 of them counted"),
+        ([{"messages": CHAT}], {"tokens": 5, "loss_on": "responses"}, "5 tokens, 0 of them counted"),
+    ):
+        with pytest.raises(InputError, match=f"no usable samples in .*{message}"):
+            load_samples(data_file(tmp_path, *records), tokenizer, **options)
+
+
+def test_options_out_of_range_are_refused(tmp_path):
+    data = data_file(tmp_path, {"messages": CHAT})
+    for options in ({"samples": 0}, {"tokens": -1}, {"loss_on": "prompts"}):
+        with pytest.raises(InputError, match=r"expected samples >= 1, tokens >= 0 and loss_on"):
+            load_samples(data, tiny_tokenizer(), **options)
+
+
+def test_long_samples_are_cut(tmp_path):
+    tokenizer, data = tiny_tokenizer(), data_file(tmp_path, {"messages": CHAT})
+    (whole,) = load_samples(data, tokenizer, tokens=0)
+    (cut,) = load_samples(data, tokenizer, tokens=11)
+    np.testing.assert_array_equal(cut.input_ids, whole.input_ids[:11])
+    assert len(cut.counted) == 11
+    (response,) = load_samples(data, tokenizer, tokens=30, loss_on="responses")
+    assert decoded(response, tokenizer)
+    assert "Four, of course.".startswith(decoded(response, tokenizer))
+
+
+def test_rows_of_text(tmp_path):
+    tokenizer = tiny_tokenizer()
+    samples = load_samples(data_file(tmp_path, {"text": "first row"}, {"text": "second row"}), tokenizer, seed=1)
+    assert sorted(tokenizer.decode(sample.input_ids) for sample in samples) == ["first row", "second row"]
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"line {i}\n" for i in range(200)))
+    return path
+
+
+def test_a_text_file_is_cut_into_windows(book):
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(book.read_text())["input_ids"]
+    samples = load_samples(str(book), tokenizer, samples=1000, tokens=50, seed=0)
+    assert len(samples) == len(ids) // 50
+    for sample in samples:
+        start, stop = map(int, sample.name.removeprefix("book.txt[").removesuffix("]").split(":"))
+        assert (start % 50, stop - start) == (0, 50)
+        assert sample.input_ids.tolist() == ids[start:stop]
+    assert len({sample.name for sample in samples}) == len(samples)
+
+
+def test_windows_are_drawn_by_seed(book):
+    draws = [
+        [s.name for s in load_samples(str(book), tiny_tokenizer(), samples=5, tokens=50, seed=i)] for i in (0, 0, 1)
+    ]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+    assert len(draws[0]) == 5
+
+
+def test_a_text_shorter_than_a_window_is_one_sample(tmp_path):
+    (tmp_path / "note.txt").write_text("short")
+    (sample,) = load_samples(str(tmp_path / "note.txt"), tiny_tokenizer(), tokens=50)
+    assert tiny_tokenizer().decode(sample.input_ids) == "short"
+
+
+def test_a_text_file_has_no_responses(book):
+    with pytest.raises(InputError, match="plain text has no responses"):
+        load_samples(str(book), tiny_tokenizer(), loss_on="responses")
+
+
+def test_one_row_of_text_is_treated_like_several(tmp_path):
+    data = data_file(tmp_path, *({"text": f"row {i} " * 30} for i in range(3)))
+    (sample,) = load_samples(data, tiny_tokenizer(), samples=1, tokens=20)
+    assert sample.name.startswith("data.jsonl:")
+    assert "[" not in sample.name
+    assert len(sample.input_ids) == 20
+
+
+def test_starter_samples_by_seed():
+    tokenizer = tiny_tokenizer()
+    first, again, other = (load_samples("starter", tokenizer, samples=16, seed=seed) for seed in (0, 0, 1))
+    assert first.hash == again.hash != other.hash
+    assert first.describe() == again.describe()
+    assert first.describe()["samples"] == 16
+    assert first.describe()["total_tokens"] == first.tokens == sum(len(sample.input_ids) for sample in first)
+    assert max(len(sample.input_ids) for sample in first) <= 512
+
+
+def test_the_hash_sees_tokens_masks_and_borders():
+    def samples(*pieces):
+        return Samples(tuple(Sample("s", np.array(ids), np.array(mask, dtype=bool)) for ids, mask in pieces))
+
+    hashes = [
+        samples(([1, 2], [1, 1]), ([3], [1])).hash,
+        samples(([1, 2], [1, 0]), ([3], [1])).hash,
+        samples(([1, 2], [1, 1]), ([4], [1])).hash,
+        samples(([1], [1]), ([2, 3], [1, 1])).hash,
+        samples(([3], [1]), ([1, 2], [1, 1])).hash,
+    ]
+    assert len(set(hashes)) == len(hashes)
+    one, renamed = (Samples((Sample(name, np.array([1]), np.array([True])),)) for name in "ab")
+    assert one.hash == renamed.hash
+
+
+def test_a_slice_says_so():
+    items = tuple(Sample(str(i), np.arange(3), np.ones(3, dtype=bool)) for i in range(5))
+    part = Samples(items, {"data": "x"})[1:3]
+    assert [sample.name for sample in part] == ["1", "2"]
+    assert part.describe()["slice"] == [1, 3, None]
+    assert part.describe()["data"] == "x"
+    assert dataclasses.replace(part).tokens == 6
+
+
+def test_samples_apart_from_others_share_no_row_and_no_part_of_a_text(tmp_path):
+    tokenizer = tiny_tokenizer()
+    drawn = load_samples("starter", tokenizer, samples=40, tokens=20)
+    longer = load_samples("starter", tokenizer, samples=40, tokens=30, seed=1)
+    apart = longer.apart_from(drawn)
+    names = {sample.name for sample in drawn}
+    assert [s.name for s in apart] == [s.name for s in longer if s.name not in names]
+    assert 0 < len(apart) < 40
+    assert apart.describe()["left_out"] == 40 - len(apart)
+    text = tmp_path / "text.txt"
+    text.write_text("a sentence of some length about nothing at all. " * 60)
+    held_out = load_samples(str(text), tokenizer, samples=2, tokens=50)
+    kept = load_samples(str(text), tokenizer, samples=1000, tokens=20).apart_from(held_out)
+    taken = {token for sample in held_out for token in range(*sample.window)}
+    assert len(kept) > 0
+    assert all(taken.isdisjoint(range(*sample.window)) for sample in kept)
+    assert len(load_samples(str(text), tokenizer, samples=1000, tokens=20)) - len(kept) >= 2 * 50 // 20

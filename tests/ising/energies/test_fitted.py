@@ -1,0 +1,117 @@
+"""The fitted energy against plain weighted least squares in its explicit features, and on planted models."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from excise.errors import InputError
+from excise.ising.energies import Energy
+from excise.ising.energies.fitted import COUPLING_SD, SCALE_SD, Fitted, fit
+
+N = 8
+
+
+def planted(seed, units=N, scale=0.1):
+    generator = np.random.default_rng(seed)
+    J = generator.normal(0, scale, (units, units))
+    J = (J + J.T) / 2
+    np.fill_diagonal(J, 0)
+    return Energy(generator.gamma(2, 0.2, units), J)
+
+
+def states(seed, count, units=N):
+    generator = np.random.default_rng(seed)
+    drawn = {tuple(sorted(generator.choice(units, generator.integers(1, units), replace=False))) for _ in range(count)}
+    return [tuple(map(int, removed)) for removed in sorted(drawn)]
+
+
+def features(fitted, removals):
+    """β, γ, u and v features, scaled by their prior standard deviations."""
+    rows = []
+    for removed in removals:
+        x = np.zeros(N)
+        x[list(removed)] = 1
+        pairs = [x[i] * x[j] for i, j in itertools.combinations(range(N), 2)]
+        size = len(removed)
+        rows.append(
+            [
+                SCALE_SD * fitted.prior.energy(removed),
+                COUPLING_SD * size * (size - 1) / 2,
+                *(fitted.linear_sd * x),
+                *(fitted.pair_sd * np.array(pairs)),
+            ]
+        )
+    return np.array(rows)
+
+
+def test_equals_bayesian_regression_in_explicit_features():
+    prior, known, unknown = planted(1), states(2, 40), states(3, 20)
+    damages = {removed: planted(4).energy(removed) for removed in known}
+    noise = dict(zip(known, np.random.default_rng(5).uniform(0.05, 0.3, len(known)), strict=True))
+    fitted = fit(prior, damages, noise, spreads=[(0.2, 0.1)])
+    phi = features(fitted, known) / np.array([noise[r] for r in known])[:, None]
+    target = np.array([(damages[r] - prior.energy(r)) / noise[r] for r in known])
+    precision = phi.T @ phi + np.eye(phi.shape[1])
+    weights = np.linalg.solve(precision, phi.T @ target)
+    test = features(fitted, unknown)
+    np.testing.assert_allclose(
+        fitted.energy().energies(unknown), prior.energies(unknown) + test @ weights, rtol=1e-8, atol=1e-9
+    )
+    variance = np.einsum("ij,ij->i", test, np.linalg.solve(precision, test.T).T)
+    np.testing.assert_allclose(fitted.sd(unknown), np.sqrt(variance), rtol=1e-6)
+    kernel = features(fitted, known) @ features(fitted, known).T + np.diag([noise[r] ** 2 for r in known])
+    residual = np.array([damages[r] - prior.energy(r) for r in known])
+    expected = -0.5 * (residual @ np.linalg.solve(kernel, residual) + np.linalg.slogdet(2 * np.pi * kernel)[1])
+    assert fitted.log_likelihood() == pytest.approx(expected, rel=1e-9)
+
+
+def test_recovers_a_planted_model_from_noisy_values():
+    truth, generator = planted(0, scale=0.05), np.random.default_rng(1)
+    damages = {removed: truth.energy(removed) + 0.01 * generator.normal() for removed in states(2, 400)}
+    found = fit(Energy(None, np.zeros((N, N))), damages, 0.01).energy()
+    np.testing.assert_allclose(found.h + np.diag(found.J), truth.h, atol=0.03)
+    off_diagonal = ~np.eye(N, dtype=bool)
+    np.testing.assert_allclose(found.J[off_diagonal], truth.J[off_diagonal], atol=0.02)
+
+
+def test_a_prior_of_the_wrong_scale_is_corrected_by_a_few_measurements():
+    truth = planted(0, scale=0.02)
+    prior = Energy(truth.h / 1.4, truth.J / 1.4)
+    known, unknown = states(1, 6), states(2, 60)
+    found = fit(prior, {removed: truth.energy(removed) for removed in known}, 0.01, spreads=[(0.01, 0.01)]).energy()
+    error = np.abs(np.array(found.energies(unknown)) - truth.energies(unknown)).mean()
+    assert error < 0.2 * np.abs(np.array(prior.energies(unknown)) - truth.energies(unknown)).mean()
+
+
+def test_draws_have_the_posteriors_mean_and_spread():
+    known, unknown = states(1, 15), states(2, 30)
+    fitted = fit(planted(3), {r: planted(4).energy(r) for r in known}, 0.1, spreads=[(0.3, 0.1)])
+    generator = np.random.default_rng(0)
+    values = np.array([fitted.draw(generator).energies(unknown) for _ in range(600)])
+    sd = fitted.sd(unknown)
+    assert np.abs((values.mean(axis=0) - fitted.energy().energies(unknown)) / sd).max() < 0.25
+    np.testing.assert_allclose(values.std(axis=0), sd, rtol=0.15)
+
+
+def test_leave_one_out_equals_leaving_one_out():
+    known = states(1, 12)
+    damages = {r: planted(4).energy(r) for r in known}
+    fitted = fit(planted(3), damages, 0.1, spreads=[(0.3, 0.1)])
+    predicted, _ = fitted.leave_one_out()
+    for k, removed in enumerate(known):
+        keep = np.arange(len(known)) != k
+        rest = Fitted(
+            fitted.prior, fitted.masks[keep], fitted.damages[keep], fitted.noise[keep], fitted.linear_sd, fitted.pair_sd
+        )
+        assert predicted[k] == pytest.approx(rest.energy().energy(removed), rel=1e-8)
+
+
+def test_what_overflowed_is_left_out_and_nothing_else_is_refused():
+    prior = planted(0)
+    finite = fit(prior, {(0,): 1.0, (1, 2): float("inf"), (3,): float("nan")}, 0.1)
+    assert finite.damages.tolist() == [1.0]
+    with pytest.raises(InputError, match="none that is finite"):
+        fit(prior, {(0,): float("nan")}, 0.1)
+    with pytest.raises(InputError, match="above 0"):
+        fit(prior, {(0,): 1.0}, 0.0)

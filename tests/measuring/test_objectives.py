@@ -1,0 +1,145 @@
+"""Damage by every objective against naive formulas, one unpadded sample at a time."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from excise.data.samples import Samples
+from excise.errors import InputError
+from excise.measuring.objectives import Objective, Term, load_objective, load_questions, parse_objective
+from excise.models.stack import find_stack
+from tests.choosing.criteria.naive import divergence, log_probabilities, token_losses, without
+from tests.random_samples import random_samples
+from tests.tiny import tiny_model, tiny_tokenizer
+
+LAYERS = 5
+REMOVALS = [(1,), (0, 3), (2, 4)]
+TOLERANCE = 1e-5  # transformers' RMSNorm computes in float32
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama", LAYERS, dtype=torch.float64)
+
+
+def with_categories(samples, names):
+    from dataclasses import replace
+
+    return Samples(tuple(replace(s, category=n) for s, n in zip(samples, names, strict=True)))
+
+
+def mean_loss(model, samples):
+    return float(np.mean(np.concatenate([token_losses(model, sample) for sample in samples])))
+
+
+def test_loss_is_the_difference_of_mean_losses(model):
+    samples = random_samples(seed=1)
+    found = parse_objective("loss", samples).damages(find_stack(model), [(), *REMOVALS])
+    expected = [0.0] + [mean_loss(without(model, r), samples) - mean_loss(model, samples) for r in REMOVALS]
+    np.testing.assert_allclose(found.values, expected, rtol=TOLERANCE, atol=TOLERANCE)
+    assert found.errors[0] == 0
+    assert (found.errors[1:] > 0).all()
+
+
+def test_kl_is_the_mean_divergence(model):
+    samples = random_samples(seed=1)
+    found = parse_objective("kl", samples).damages(find_stack(model), REMOVALS)
+    expected = [divergence(model, without(model, r), samples) for r in REMOVALS]
+    np.testing.assert_allclose(found.values, expected, rtol=TOLERANCE)
+
+
+def questions_file(path, rows):
+    with gzip.open(path, "wt", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+QUESTIONS = [
+    {"question": "two plus two", "choices": ["five", "four", "nine"], "answer": 1},
+    {"question": "the fox is", "choices": {"text": ["brown", "blue"], "label": ["A", "B"]}, "answerKey": "A"},
+    {"ctx": "a stack of", "endings": ["dogs jumps", "blocks"], "label": "1"},
+]
+
+
+def test_choices_is_the_surprise_at_the_right_option(model, tmp_path):
+    questions = load_questions(questions_file(tmp_path / "q.jsonl.gz", QUESTIONS), tiny_tokenizer(), count=3)
+    assert len(questions) == 7
+
+    def surprise(model):
+        by_question = {}
+        for sample in questions:
+            logs = log_probabilities(model, sample)[np.arange(len(sample.input_ids) - 1), sample.input_ids[1:]]
+            by_question.setdefault(sample.name.rpartition("#")[0], []).append(logs[sample.counted[1:]].sum())
+        return np.mean([np.log(np.exp(v).sum()) - v[0] for v in map(np.array, by_question.values())])
+
+    found = parse_objective("choices", random_samples(), questions).damages(find_stack(model), REMOVALS)
+    expected = [surprise(without(model, r)) - surprise(model) for r in REMOVALS]
+    np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=TOLERANCE)
+
+
+def test_the_right_option_comes_first_and_only_options_count(tmp_path):
+    tokenizer = tiny_tokenizer()
+    questions = load_questions(questions_file(tmp_path / "q.jsonl.gz", QUESTIONS[:1]), tokenizer, count=1)
+    texts = [tokenizer.decode(sample.input_ids) for sample in questions]
+    assert texts[0] == "Question: two plus two\nAnswer: four"
+    assert tokenizer.decode(questions[0].input_ids[questions[0].counted]) == " four"
+
+
+def test_worst_domain_and_mixture(model):
+    stack = find_stack(model)
+    samples = with_categories(random_samples(seed=1), ["a", "b", "a", "b", "a", "b"])
+    parts = [Samples(tuple(s for s in samples if s.category == name)) for name in "ab"]
+    by_domain = np.array([parse_objective("loss", part).damages(stack, REMOVALS).values for part in parts])
+    worst = parse_objective("loss", samples, domains="worst").damages(stack, REMOVALS)
+    np.testing.assert_allclose(worst.values, by_domain.max(axis=0), rtol=1e-6)
+    mixed = parse_objective("kl:0.7,loss:0.3", samples)
+    kl, loss = (parse_objective(kind, samples).damages(stack, REMOVALS) for kind in ("kl", "loss"))
+    found = mixed.damages(stack, REMOVALS)
+    np.testing.assert_allclose(found.values, 0.7 * kl.values + 0.3 * loss.values, rtol=1e-9)
+    np.testing.assert_allclose(found.errors, np.hypot(0.7 * kl.errors, 0.3 * loss.errors), rtol=1e-9)
+    assert mixed.name == "kl:0.7,loss:0.3"
+    assert mixed.tokens == 2 * samples.tokens
+
+
+def test_slices_keep_questions_whole(tmp_path):
+    questions = load_questions(questions_file(tmp_path / "q.jsonl.gz", QUESTIONS), tiny_tokenizer(), count=3)
+    for tokens in range(1, questions.tokens):
+        few = Term("choices", questions).first_tokens(tokens).samples
+        names = [sample.name.rpartition("#")[0] for sample in few]
+        for name in set(names):
+            assert names.count(name) == sum(s.name.startswith(name + "#") for s in questions)
+    assert Objective((Term("loss", random_samples()),)).first_tokens(10).tokens == 14  # whole samples: 9 + 5
+
+
+def test_known_removals_are_found_again(model, tmp_path):
+    stack, objective = find_stack(model), parse_objective("kl:1,loss:1", random_samples())
+    objective.damages(stack, REMOVALS, ledger=tmp_path)
+    parse_objective("loss", random_samples()).damages(stack, [(4,)], ledger=tmp_path)
+    assert objective.known(stack, tmp_path) == sorted(REMOVALS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("accuracy", "an objective of loss, kl, choices"),
+        ("kl:-1", "weight of kl must be a number above 0"),
+        ("kl:much", "weight of kl must be a number above 0"),
+        ("choices", "needs questions"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_objective(text, random_samples())
+
+
+def test_questions_of_no_known_form_are_refused_with_their_line(tmp_path):
+    path = questions_file(tmp_path / "q.jsonl.gz", [{"text": "no question"}])
+    with pytest.raises(InputError, match=r"q\.jsonl\.gz:1: expected a question with"):
+        load_questions(path, tiny_tokenizer())
+    with pytest.raises(InputError, match="no file of questions"):
+        load_questions(tmp_path / "absent.jsonl", tiny_tokenizer())
+    with pytest.raises(InputError, match="has no choices"):
+        load_objective("kl", random_samples(), tiny_tokenizer(), questions=path)

@@ -1,0 +1,89 @@
+"""Repair of several removals inside a run: kept on disk, told apart, and applied where it helps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from excise.measuring.measure import measure
+from excise.models.loading import load
+from excise.progress import silent
+from excise.repair.refitted import Losses
+from excise.repair.repair_stage import Repairs, repair_removals
+from tests.random_samples import random_samples
+from tests.tiny import tiny_folder
+
+SAMPLES, HELD_OUT = random_samples([16] * 30), random_samples([14] * 6, seed=1)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load(str(tiny_folder(tmp_path_factory.mktemp("model"), "llama", layers=5, dtype=torch.bfloat16)))
+
+
+def copy_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_what_can_be_repaired_is_and_the_rest_says_why(loaded, tmp_path):
+    removals = [(1, 2), (0, 3), (3,)]
+    repairs = repair_removals(loaded, removals, SAMPLES, HELD_OUT, tmp_path, tokens=200)
+    assert list(repairs.fitted) == [(1, 2), (3,)]
+    assert "run at block 0" in repairs.refused[(0, 3)]
+    assert json.loads(json.dumps(repairs.describe()))["refused"][0]["removed"] == [0, 3]
+    for removed in repairs.fitted:
+        plain = measure(loaded.stack, HELD_OUT, [removed]).losses[0]
+        state = copy_of(loaded.stack.model)
+        with repairs.applied(loaded.stack, removed):
+            after = measure(loaded.stack, HELD_OUT, [removed]).losses[0]
+            changed = any(not torch.equal(v, state[name]) for name, v in loaded.stack.model.state_dict().items())
+        assert after == min(plain, repairs.loss(removed))
+        assert changed == (repairs.helpful(removed) is not None) == (repairs.loss(removed) < plain)
+    assert repairs.loss((0, 3)) is None
+    assert repairs.fitted[(3,)].facts["samples"]["samples"] == 13
+
+
+def test_finished_repairs_are_found_again_and_others_are_not_taken_for_them(loaded, tmp_path):
+    stages = []
+
+    def note(stage, tokens):
+        stages.append(tokens)
+        return silent(stage, tokens)
+
+    first = repair_removals(loaded, [(1,)], SAMPLES, HELD_OUT, tmp_path, progress=note)
+    again = repair_removals(loaded, [(1,), (2,)], SAMPLES, HELD_OUT, tmp_path, progress=note)
+    assert again.fitted[(1,)].describe() == first.fitted[(1,)].describe()
+    repair_removals(loaded, [(1,), (2,)], SAMPLES, HELD_OUT, tmp_path, progress=note)
+    repair_removals(loaded, [(1,)], SAMPLES[:20], HELD_OUT, tmp_path, progress=note)
+    assert stages == [2 * 480, 2 * 480, 0, 2 * 320]
+
+
+def test_a_repair_that_does_not_help_is_not_applied(loaded):
+    fitted = repair_removals(loaded, [(1,)], SAMPLES, HELD_OUT, None).fitted[(1,)]
+    state = copy_of(loaded.stack.model)
+    for losses, helps in (
+        (Losses(1.0, 2.0, 2.5), False),
+        (Losses(1.0, 2.0, float("nan")), False),
+        (None, False),
+        (Losses(1.0, 2.0, 1.5), True),
+    ):
+        repairs = Repairs({(1,): replace(fitted, losses=losses)})
+        assert (repairs.helpful((1,)) is not None) == helps
+        with repairs.applied(loaded.stack, (1,)):
+            assert all(torch.equal(v, state[name]) for name, v in loaded.stack.model.state_dict().items()) != helps
+    assert Repairs().helpful((1,)) is None
+
+
+def test_models_stored_quantised_single_samples_and_overflows_are_left_as_they_are(loaded, tmp_path):
+    folder = tiny_folder(tmp_path / "model", "llama", layers=3)
+    other = load(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    assert "at least two" in repair_removals(other, [(1,)], SAMPLES[:1], HELD_OUT, None).refused[(1,)]
+    with torch.no_grad():
+        other.stack.blocks[0].module.mlp.down_proj.weight.fill_(float("inf"))
+    assert "not finite" in repair_removals(other, [(1,)], SAMPLES, HELD_OUT, None).refused[(1,)]
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    assert "stored quantised" in repair_removals(other, [(1,)], SAMPLES, HELD_OUT, None).refused[(1,)]
