@@ -21,6 +21,7 @@ class Figure:
         size = [self.root.get("width"), self.root.get("height")]
         assert [first.get("width"), first.get("height"), first.get("fill")] == [*size, "#ffffff"]
         assert self.root.get("viewBox") == f"0 0 {' '.join(size)}"
+        assert self.root.get("role") == "img"
         assert "sans-serif" in self.root.get("font-family")
         (style,) = self.root.iter(f"{SVG}style")
         styled = set(re.findall(r"^\.([\w-]+) \{", style.text, re.MULTILINE))

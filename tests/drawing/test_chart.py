@@ -26,18 +26,19 @@ def test_long_labels_and_legends_take_lines_of_their_own():
     words = "what was measured against what had been said of it before " * 4
     entries = tuple(Entry(f"a method of a long name, {k}", "s0", 0) for k in range(9))
     figure = Figure(svg_file(chart(words, entries, words)))
-    low, wide = (float(Figure(svg_file(made)).root.get("height")) for made in (chart(), chart(words, entries, words)))
-    assert len(figure.marked("heading")) == 3
+    low, high = (float(Figure(svg_file(made)).root.get("height")) for made in (chart(), chart(words, entries, words)))
+    assert len(figure.marked("heading")) > 1
+    assert all(len(element.text) < 80 for element in figure.marked("heading"))
     assert " ".join(element.text for element in figure.marked("heading")) == words.strip()
     rows = {element.get("y") for element in figure.marked("name")}
     assert 2 <= len(rows) <= 5
-    assert wide > low + 100
+    assert high > low + 100
 
 
 def test_hostile_text_stays_text():
-    hostile = "<script>alert('x')</script>\"&\x00\x1b\ud800￿é\U0001f600"
+    hostile = "<script>alert('x')</script>\"&\x00\x1b\ud800\uffffé\U0001f600"
     figure = Figure(svg_file(chart(hostile, (Entry(hostile, "s0", 0),), hostile, hostile)))
-    shown = "<script>alert('x')</script>\"&����é\U0001f600"
+    shown = "<script>alert('x')</script>\"&\ufffd\ufffd\ufffd\ufffdé\U0001f600"
     assert figure.title == shown
     assert figure.texts.count(shown) == 3
     assert figure.tips == [shown]

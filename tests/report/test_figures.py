@@ -2,18 +2,18 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from markupsafe import Markup
 
-from excise.choosing.verify import Candidate, Verified
 from excise.drawing.axes import WIDE, number
 from excise.drawing.chart import svg_file
 from excise.ising.energies import Energy
 from excise.ising.problem import Problem
-from excise.ising.solvers import solve, solve_all
+from excise.ising.solvers import solve_all
 from excise.report.figures import write_figures, write_report_figures
 from excise.report.material import gather
 from excise.report.page import render
@@ -32,28 +32,6 @@ ALL = {
     *("benchmarks", "couplings", "damage-2", "damage-3", "damage_against_budget", "damage_against_cost"),
     *("energy_and_loss-3", "healing", "predictions-3", "removal_frequency-3"),
 }
-
-
-@pytest.fixture
-def energy():
-    factor = np.random.default_rng(0).normal(size=(40, 8))
-    return Energy(None, factor.T @ factor / 40, source={"kind": "fisher"})
-
-
-@pytest.fixture
-def spectrum(energy):
-    return solve(Problem(energy, 3), states=20)
-
-
-@pytest.fixture
-def verified(energy):
-    removals = [("fisher:0", (0, 1, 2)), ("norm-ratio", (1, 2, 3)), ("random:0", (2, 5, 7)), ("random:1", (0, 4, 6))]
-    candidates = [
-        Candidate(method, removed, energy.energy(removed), 3.0 + i, 1.0 + i, float(np.exp(3 + i)), 70)
-        for i, (method, removed) in enumerate(removals)
-    ]
-    broken = Candidate("fisher:1", (5, 6, 7), 0.1, float("inf"), float("inf"), float("inf"), 70)
-    return Verified(2.0, (*candidates, broken), 0.5, 100.0)
 
 
 def read(chart):
@@ -75,7 +53,7 @@ def test_points_that_are_not_finite_are_left_out(tmp_path, energy, spectrum, ver
         f"{c.method}: energy {number(c.energy)}, Δ loss {number(c.delta)}" for c in verified.candidates if c.loss < 99
     }
     assert len(expected) == 4
-    assert set(filter(None, figure.tips)) == expected
+    assert set(figure.tips) == expected
     # The ring lies around what was removed.
     (ring,) = figure.marked("ring")
     chosen = next(mark for mark in figure.marked("mark") if mark.get("data-removed") == "0,1,2")
@@ -122,7 +100,11 @@ def test_all_budgets_have_a_point_and_the_open_ones_a_bound(energy):
     assert figure.texts[-1] == "6 of 7 certified."
 
 
+METHODS = (("sleb", 0.1), ("norm-ratio", 1.0), ("first", 2.0), ("broken", math.inf))
+
+
 def rows(costs):
+    """Three methods and one whose damage is infinite, at three budgets."""
     return [
         {
             "method": method,
@@ -134,43 +116,57 @@ def rows(costs):
             "backward_tokens": cost,
         }
         for budget in (2, 4, 6)
-        for (method, delta), cost in zip((("sleb", 0.1), ("first", 2.0), ("broken", math.inf)), costs, strict=True)
+        for (method, delta), cost in zip(METHODS, costs, strict=True)
     ]
 
 
 def test_damage_against_the_budget_has_a_line_a_whisker_and_a_point_each():
-    figure = read(against_budget(rows((1000, 0, 10))))
-    assert [element.text for element in figure.marked("name")] == ["sleb", "first"]
-    assert len(figure.marked("curve")) == 2
-    assert len(figure.marked("error")) == 6
+    figure = read(against_budget(rows((1000, 900, 0, 10))))
+    assert [element.text for element in figure.marked("name")] == ["sleb", "norm-ratio", "first"]
+    assert len(figure.marked("curve")) == 3
+    assert len(figure.marked("error")) == 9
     assert "sleb, M = 4: Δ loss 0.4 [0.3, 0.5]" in figure.tips
-    assert against_budget([row for row in rows((1, 1, 1)) if row["remove"] == 2]) is None
+    assert against_budget([row for row in rows((1, 1, 1, 1)) if row["remove"] == 2]) is None
     assert against_budget([]) is None
+
+
+def test_of_many_methods_each_has_its_own_mark_and_the_worst_stand_back():
+    many = [{"method": f"m{k}", "remove": m, "removed": [], "delta": k + m / 9} for k in range(20) for m in (1, 2)]
+    figure = read(against_budget(many))
+    assert [len(figure.marked(style)) for style in ("curve", "faint")] == [8, 12]
+    assert [element.text for element in figure.marked("name")] == [f"m{k}" for k in range(20)]
+    legend = figure.marked("mark")[:20]
+    outlines = {(m.get("class"), re.sub(r"^M[\d.]+ [\d.]+", "", m.get("d"))) for m in legend}
+    assert len(outlines) == 20
 
 
 @pytest.mark.parametrize(("first", "zeros"), [(0, 3), (40, 0)])
 def test_damage_against_cost_has_a_panel_per_budget_and_a_place_for_what_is_free(first, zeros):
-    figure = read(against_cost(rows((100_000, first, 10))))
+    figure = read(against_cost(rows((100_000, 50, first, 10))))
     assert sum(words.startswith("cost at M = ") for words in figure.texts) == 3
-    tips = [tip for tip in figure.tips if tip]
-    assert len(tips) == 6
-    assert "sleb, M = 4: Δ loss 0.4 [0.3, 0.5], 200,000 tokens" in tips
-    assert f"first, M = 2: Δ loss 4 [3.9, 4.1], {number(2 * first)} tokens" in tips
+    assert len(figure.tips) == 9
+    assert "sleb, M = 4: Δ loss 0.4 [0.3, 0.5], 200,000 tokens" in figure.tips
+    assert f"first, M = 2: Δ loss 4 [3.9, 4.1], {number(2 * first)} tokens" in figure.tips
     assert figure.texts.count("0") == zeros
+    # What is free lies between the vertical axis and the scale of costs.
+    if zeros:
+        labels = [element for element in figure.marked("tick") if element.text == "0"]
+        axis, first_tick = sorted({float(element.get("x1")) for element in figure.marked("axis")})[:2]
+        assert axis < float(labels[0].get("x")) < first_tick
     assert against_cost([{"method": "a", "remove": 2, "delta": 1.0}]) is None
 
 
 def test_costs_of_one_size_share_a_linear_scale_from_zero():
-    figure = read(against_cost(rows((1000, 0, 10))))
+    figure = read(against_cost(rows((1000, 900, 0, 10))))
     assert figure.texts.count("0") == 3
     assert figure.texts.count("2,000") == 3
 
 
 def test_damage_at_a_budget_is_listed_least_first():
-    figure = read(at_budget(rows((1, 1, 1)), 4))
+    figure = read(at_budget(rows((1, 1, 1, 1)), 4))
     names = [element.text for element in figure.marked("name") if element.get("text-anchor") == "end"]
-    assert names == ["sleb", "first"]
-    assert at_budget(rows((1, 1, 1)), 5) is None
+    assert names == ["sleb", "norm-ratio", "first"]
+    assert at_budget(rows((1, 1, 1, 1)), 5) is None
 
 
 def test_damages_of_different_size_share_a_logarithmic_axis():
@@ -186,7 +182,7 @@ def test_a_refinement_without_predictions_has_no_figure():
     assert budget_figures({3: facts}) == {}
     facts["anchors"] = [(1.0, 2.0), (0.5, math.inf)]
     figure = read(budget_figures({3: facts})["predictions-3"])
-    assert [tip for tip in figure.tips if tip] == ["random: predicted 1, measured 2"]
+    assert figure.tips == ["random: predicted 1, measured 2"]
 
 
 def test_two_points_are_the_least_for_damage_against_energy(tmp_path):

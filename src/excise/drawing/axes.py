@@ -115,19 +115,32 @@ def row_frame(x: Axis, bottom: float, label: str) -> list[Markup]:
     return [*parts, text((x.start + x.end) / 2, bottom + 40, label, style="title")]
 
 
-def frame(x: Axis, y: Axis, x_label: str, y_label: str, *, integers: bool = False) -> list[Markup]:
-    """Grid, ticks and titles of both axes."""
+def frame(
+    x: Axis, y: Axis, x_label: str, y_label: str, *, integers: bool = False, left: float | None = None
+) -> list[Markup]:
+    """Grid, ticks and titles of both axes.
+
+    Args:
+        x: horizontal scale.
+        y: vertical scale.
+        x_label: title of the horizontal axis.
+        y_label: title of the vertical axis.
+        integers: ticks of the horizontal axis at whole values only.
+        left: pixel at which the grid begins, where something lies before the horizontal scale.
+
+    """
+    left = x.start if left is None else left
     parts = []
     for tick in y.ticks(_parts(x, 6)):
         parts += [
-            line(x.start, y(tick), x.end, y(tick), "grid"),
-            text(x.start - 8, y(tick) + 4, number(tick), anchor="end"),
+            line(left, y(tick), x.end, y(tick), "grid"),
+            text(left - 8, y(tick) + 4, number(tick), anchor="end"),
         ]
     for tick in x.ticks(_parts(x, 8), integers=integers):
         parts += [line(x(tick), y.start, x(tick), y.start + 4, "axis"), text(x(tick), y.start + 19, number(tick))]
-    parts.append(line(x.start, y.start, x.end, y.start, "axis"))
+    parts.append(line(left, y.start, x.end, y.start, "axis"))
     parts.append(text((x.start + x.end) / 2, y.start + 40, x_label, style="title"))
-    parts.append(text(x.start, y.end - 12, y_label, anchor="start", style="title"))
+    parts.append(text(left, y.end - 12, y_label, anchor="start", style="title"))
     return parts
 
 

@@ -24,11 +24,11 @@ NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Entry(NamedTuple):
-    """A line of a legend: the name of a series, its colour and its shape."""
+    """A line of a legend: the name of a series, its colour and its shape (a square stands for lines and bars)."""
 
     name: str
     colour: str
-    shape: int
+    shape: int = 1
 
 
 class Drawing(NamedTuple):
@@ -68,13 +68,13 @@ def svg_file(chart: Chart) -> str:
     drawn = chart.draw(WIDTH)
     top = 0.0
     parts = []
-    for words in _wrapped(chart.label, 8.0):
+    for words in _wrapped(chart.label, 9.8):
         parts.append(text(0, top + 15, words, anchor="start", style="heading"))
         top += 22
     legend, height = _legend(chart.entries)
     parts += [moved(0, top + 4, legend), moved(0, top + height + 10, drawn.parts)]
     top += height + drawn.height + 14
-    for words in _wrapped(chart.caption, 6.4):
+    for words in _wrapped(chart.caption, 7.0):
         parts.append(text(0, top + 14, words, anchor="start", style="value"))
         top += 18
     width, whole = WIDTH + 2 * MARGIN, round(top + 2 * MARGIN)
@@ -144,7 +144,7 @@ def _legend(entries: Iterable[Entry]) -> tuple[list[Markup], float]:
     parts: list[Markup] = []
     x, y, bottom = 0.0, 0.0, 0.0
     for entry in entries:
-        # No font is measured: at 13 pixels the widest of FONTS takes about 7.5 a letter.
+        # Like the numbers of `_wrapped`, of DejaVu Sans, the widest of FONTS: no font is measured.
         wide = 20 + 7.5 * len(entry.name) + 18
         if x and x + wide > WIDTH:
             x, y = 0.0, y + 20

@@ -15,7 +15,6 @@ from excise.drawing.svg import polyline
 
 # Of a curve as drawn, and about so many in the table behind it.
 POINTS, ROWS = 200, 20
-SQUARE = 1
 Points = list[tuple[float, float]]
 
 
@@ -69,7 +68,7 @@ def loss_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], caption: st
     return Chart(
         f"Distillation loss by step{several}",
         draw,
-        tuple(Entry(name, series(k)[0], SQUARE) for k, name in enumerate(found)),
+        tuple(Entry(name, series(k)[0]) for k, name in enumerate(found)),
         " ".join(filter(None, (told, caption))),
         ("healing", "step", "loss"),
         tuple(rows),

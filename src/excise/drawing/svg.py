@@ -45,7 +45,7 @@ def rectangle(x: float, y: float, width: float, height: float, colour: str, tip:
 
 
 def marker(x: float, y: float, colour: str, tip: str, *, shape: int = 0, extra: Markup | str = "") -> Markup:
-    """A point with a tooltip; series differ in shape as well as in colour."""
+    """A point, with a tooltip where there is a `tip`; series differ in shape as well as in colour."""
     r = 5.0
     outlines = (
         f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
@@ -54,9 +54,8 @@ def marker(x: float, y: float, colour: str, tip: str, *, shape: int = 0, extra: 
         f"M{x:.1f} {y - 1.2 * r:.1f}l{1.2 * r} {2.1 * r}h{-2.4 * r}z",
         f"M{x:.1f} {y + 1.2 * r:.1f}l{1.2 * r} {-2.1 * r}h{-2.4 * r}z",
     )
-    return Markup('<path d="{}" class="mark fill-{}" data-tip="{}"{}/>').format(
-        outlines[shape % SHAPES], colour, tip, extra
-    )
+    told = Markup(' data-tip="{}"').format(tip) if tip else ""
+    return Markup('<path d="{}" class="mark fill-{}"{}{}/>').format(outlines[shape % SHAPES], colour, told, extra)
 
 
 def moved(x: float, y: float, parts: Iterable[Markup]) -> Markup:

@@ -16,7 +16,6 @@ from excise.report.material import Material
 from excise.report.section import Section
 from excise.text import human_bytes
 
-SQUARE = 1
 SPEED_ROWS = {
     "prefill_tokens_per_second": "Reading a prompt, tokens/s",
     "decode_tokens_per_second": "Writing, tokens/s",
@@ -98,7 +97,7 @@ def _bars(models: Sequence[Model], results: Mapping[str, Mapping[str, Result]], 
     return Chart(
         f"Benchmark scores of {len(models)} models on {', '.join(tasks)}",
         draw,
-        tuple(Entry(names[m.hash], colours[m.hash], SQUARE) for m in models),
+        tuple(Entry(names[m.hash], colours[m.hash]) for m in models),
         f"Whiskers are one standard error. lm-eval {', '.join(versions)}.",
         ("task", "model", "metric", "score ± standard error", "samples", "shots"),
         tuple(rows),

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from excise.drawing.axes import NARROW, Axis, axis, frame, number, plane, row_frame
 from excise.drawing.chart import Chart, Drawing, Entry
-from excise.drawing.style import series
+from excise.drawing.style import SERIES, series
 from excise.drawing.svg import line, marker, polyline, text
 from excise.report.html import figure
 from excise.report.material import Material
@@ -51,9 +51,11 @@ def against_budget(rows: Sequence[Row]) -> Chart | None:
         on = plane(
             width, x_of, partial(_damage_axis, rows), "blocks removed, M", "Δ loss, nats/token", tall=420, integers=True
         )
-        for name, (colour, shape) in reversed(styles.items()):
+        for place, (name, (colour, shape)) in reversed(list(enumerate(styles.items()))):
             own = sorted((row for row in rows if row["method"] == name), key=lambda row: row["remove"])
-            on.parts.append(polyline([(on.x(row["remove"]), on.y(row["delta"])) for row in own], colour))
+            # Beyond one line per colour the eye follows none: the methods of most damage stand back.
+            style = "curve" if place < SERIES else "faint"
+            on.parts.append(polyline([(on.x(row["remove"]), on.y(row["delta"])) for row in own], colour, style))
             for row in own:
                 at = on.x(row["remove"])
                 if row.get("interval"):
@@ -101,9 +103,10 @@ def against_cost(rows: Sequence[Row]) -> Chart | None:
         parts = []
         for place, budget in enumerate(budgets):
             left, top = place % across * wide, place // across * tall
-            x, nothing = scale(left + 58, left + wide - 16)
+            start = left + 58
+            x, nothing = scale(start, left + wide - 16)
             y = _damage_axis(rows, top + tall - 52, top + 34)
-            parts += frame(x, y, f"cost at M = {budget}, tokens", "Δ loss, nats/token")
+            parts += frame(x, y, f"cost at M = {budget}, tokens", "Δ loss, nats/token", left=start)
             if nothing < x.start:
                 parts.append(text(nothing, y.start + 19, "0"))
             for row in (row for row in rows if row["remove"] == budget):

@@ -1,4 +1,4 @@
-"""Predicted energy against measured damage, with Spearman's rank correlation (one chart a budget)."""
+"""Predicted energy against measured damage, with Spearman's rank correlation (one chart per budget)."""
 
 from __future__ import annotations
 
