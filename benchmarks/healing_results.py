@@ -20,6 +20,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.figures import save_figure
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 from excise.artefacts import read_json, write_json
 from excise.cli.options import indices
@@ -31,7 +32,6 @@ from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair, repaired
-from excise.report.figures import save_figure
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.merge import merging
 from excise.text import ranges

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from benchmarks.figures import save_figure
 from excise.artefacts import write_json
 from excise.choosing.proposals import block_energies
 from excise.choosing.refine import DEFAULT_EFFORT, refine
@@ -37,7 +38,6 @@ from excise.models.loading import load
 from excise.models.removable import block_problem
 from excise.models.stack import Stack
 from excise.provenance import provenance
-from excise.report.figures import save_figure
 
 PLACE = Path("examples/tiny-hybrid")
 BUDGETS, STATES, MOST_MEASURED = (2, 3), 20, 100

@@ -14,8 +14,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.figures import LIGHT, save_figure
 from excise.artefacts import read_json
-from excise.report.figures import OURS, save_figure
 
 # Rivals within reach of the axes, in the order of the legend.
 RIVALS = {
@@ -55,9 +55,11 @@ def main() -> None:
 
 def _draw(axes: Axes, curve: dict[str, Any], text: str, rivals: list[dict[str, Any]]) -> None:
     points = curve["curve"]
-    axes.plot([p["tokens"] for p in points], [p[text] for p in points], "-", color=OURS, label="refined, by effort")
+    axes.plot(
+        [p["tokens"] for p in points], [p[text] for p in points], "-", color=LIGHT["ours"], label="refined, by effort"
+    )
     for point in points:
-        axes.annotate(f"{point['effort']:g}", (point["tokens"], point[text]), color=OURS, fontsize=8)
+        axes.annotate(f"{point['effort']:g}", (point["tokens"], point[text]), color=LIGHT["ours"], fontsize=8)
     best = min(p[text] for p in points)
     for method, (marker, label) in RIVALS.items():
         for row in (r for r in rivals if r["method"] == method and r["delta"] < 2 * best):

@@ -13,10 +13,13 @@ from excise.ising.spectrum import Spectrum
 from excise.measuring.measure import measure
 from excise.models.loading import load
 from excise.progress import silent
+from excise.report.figures import write_report_figures
+from excise.report.material import gather
 from excise.run import run
 from tests.gguf_files import write_gguf
 from tests.quantised import quantise
 from tests.surgery.test_on_disk import tensors_of
+from tests.svg_files import Figure
 from tests.tiny import tiny_folder, tiny_model
 
 
@@ -109,7 +112,10 @@ def test_every_artefact_can_be_read_back(finished):
         assert spectrum.certified
         assert len(spectrum) == 10
     for name in facts["figures"].values():
-        assert (out / name).read_bytes().startswith(b"\x89PNG")
+        assert Figure(out / name).title
+    drawn = {name: (out / name).read_bytes() for name in facts["figures"].values()}
+    write_report_figures(gather(out))
+    assert drawn == {name: (out / name).read_bytes() for name in drawn}
 
 
 def test_select_energy_removes_the_ground_state(loaded, samples, tmp_path):

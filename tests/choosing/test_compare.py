@@ -19,6 +19,7 @@ from excise.repair.repair import repair
 from excise.report.comparison import comparison_markdown, write_comparison_figures
 from excise.surgery.merge import merging
 from tests.random_samples import random_samples
+from tests.svg_files import Figure
 from tests.tiny import tiny_folder, tiny_model
 
 LAYERS = 6
@@ -143,8 +144,14 @@ def test_table_and_figures_show_every_method(finished, tmp_path):
     for method in METHODS:
         assert text.count(f"| {method} |") == 2
     assert text.count("●") >= 2
-    for name in write_comparison_figures(comparison, tmp_path / "figures").values():
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    names = write_comparison_figures(comparison, tmp_path / "figures")
+    budgets = {row.remove for row in comparison.rows}
+    assert set(names) == {"damage_against_budget", "damage_against_cost", *(f"damage-{m}" for m in budgets)}
+    for name in names.values():
+        figure = Figure(tmp_path / name)
+        for method in METHODS:
+            assert method in figure.texts
+            assert any(tip.startswith(f"{method}, M = ") for tip in figure.tips)
 
 
 def test_a_comparison_with_repair_shows_the_damage_after_it_where_blocks_are_dropped(loaded, samples, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.gguf_files import write_gguf
+from tests.svg_files import Figure
 from tests.tiny import tiny_folder, tiny_model
 
 from excise.cli.options import indices
@@ -138,7 +139,7 @@ def test_refine_and_compare_write_what_they_print(excise, model, tmp_path):
     found = json.loads(out)
     assert found == json.loads((tmp_path / "refined" / "candidates.json").read_text())
     assert len(found["budgets"]["2"]["removed"]) == 2
-    assert (tmp_path / "refined" / "figures" / "predictions-1.png").exists()
+    assert Figure(tmp_path / "refined" / "figures" / "predictions-1.svg").title.endswith("at M = 1")
     spectrum = tmp_path / "refined" / "spectrum-fitted-2.json"
     assert Spectrum.load(spectrum)[0].removed == tuple(found["budgets"]["2"]["spectrum"][0]["removed"])
     methods = ("--methods", "first,norm-ratio", "--eval-samples", 4)
@@ -210,18 +211,26 @@ def matrix(tmp_path):
 
 def test_several_budgets_in_one_call_equal_single_ones(excise, matrix, tmp_path):
     code, out, _ = excise(
-        "solve", "--hessian", matrix, "--remove", "2..4", "--states", 5, "--figure", tmp_path / "curve.png", "--json"
+        "solve", "--hessian", matrix, "--remove", "2..4", "--states", 5, "--figure", tmp_path / "curve.svg", "--json"
     )  # fmt: skip
     spectra = json.loads(out)["spectra"]
     assert code == 0
     assert [s["budget"] for s in spectra] == [2, 3, 4]
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len(Figure(tmp_path / "curve.svg").tips) == 3
     for spectrum in spectra:
         single = json.loads(
             excise("solve", "--hessian", matrix, "--remove", spectrum["budget"], "--states", 5, "--json")[1]
         )
         assert single["states"] == spectrum["states"]
     assert excise("solve", "--hessian", matrix, "--remove", "2,4")[1].count("yes") == 2
+
+
+def test_a_figure_of_another_format_is_refused_before_anything_is_solved(excise, matrix, tmp_path):
+    options = ["--remove", "2..4", "--out", tmp_path / "spectra.json", "--figure", tmp_path / "curve.png"]
+    code, _, err = excise("solve", "--hessian", matrix, *options)
+    assert code == 2
+    assert "name it curve.svg" in err
+    assert not (tmp_path / "spectra.json").exists()
 
 
 def test_a_weight_budget_removes_at_least_that_much(excise, matrix, tmp_path):

@@ -50,5 +50,5 @@ def test_tables_and_page_come_from_one_folder(excise, tmp_path):
     code, out, _ = excise("report", tmp_path)
     assert code == 0
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert (tmp_path / "figures" / "damage.svg").exists()
+    assert (tmp_path / "figures" / "damage_against_budget.svg").exists()
     assert "## Spectrum" in (tmp_path / "model" / "README.md").read_text()

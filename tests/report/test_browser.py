@@ -173,8 +173,8 @@ def test_the_matrix_tells_the_entry_under_the_pointer_and_the_keys(page, run):
     box.send_keys(Keys.ARROW_DOWN, Keys.ARROW_LEFT)
     assert said(page, "matrix-value").startswith("blocks 3 and 6: J = ")
     page.find_element(By.CSS_SELECTOR, 'input[name="matrix"][value="correlations"] + span').click()
-    assert page.find_element(By.CSS_SELECTOR, 'img[data-view="correlations"]').is_displayed()
-    assert not page.find_element(By.CSS_SELECTOR, 'img[data-view="values"]').is_displayed()
+    assert page.find_element(By.CSS_SELECTOR, '#matrix [data-view="correlations"]').is_displayed()
+    assert not page.find_element(By.CSS_SELECTOR, '#matrix [data-view="values"]').is_displayed()
 
 
 def test_the_keyboard_reaches_everything_in_view(page):

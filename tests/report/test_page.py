@@ -13,10 +13,8 @@ from excise.report.page import render, write_page
 from excise.report.sections import SECTIONS
 from excise.report.sections.couplings import shown_energy
 from excise.report.sections.damage import damage_rows
-from excise.report.sections.healing import curves
 from excise.report.sections.prediction import group_of, spearman
 from excise.report.sections.refinement import predictions
-from excise.report.static_figures import write_static_figures
 from tests.report.folders import HOSTILE, add_spectra, full_folder, gradients, run_folder
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
@@ -191,26 +189,6 @@ def test_a_run_by_a_fitted_energy_shows_that_ones_couplings(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({**facts, "energy": "fitted"}))
     name, _ = shown_energy(gather(tmp_path))
     assert name == "fitted-3"
-
-
-def test_a_healing_curve_is_a_running_mean_of_few_points():
-    losses = [float(k % 7) for k in range(1000)]
-    healing = {"healed": {"curve": [{"step": k + 1, "loss": loss} for k, loss in enumerate(losses)]}}
-    (points,) = curves(healing).values()
-    assert len(points) <= 200
-    step, mean = points[-1]
-    assert step == 1000
-    assert mean == pytest.approx(sum(losses[-50:]) / 50)
-
-
-def test_every_figure_is_drawn_as_png_and_svg(folder):
-    written = write_static_figures(gather(folder))
-    names = {"couplings", "energy_and_loss", "removal_frequency", "damage", "benchmarks", "healing"}
-    assert {path.stem for path in written} == names
-    assert len(written) == 2 * len(names)
-    for path in written:
-        head = path.read_bytes()[:200]
-        assert head.startswith(b"\x89PNG") if path.suffix == ".png" else b"<svg" in path.read_bytes()[:2000]
 
 
 def test_128_blocks_stay_light(tmp_path):

@@ -68,7 +68,7 @@ def refine(
     from excise.models.removable import block_problem
     from excise.models.stack import block_indices
     from excise.provenance import model_hash
-    from excise.report.refinement import finalists_table, save_predictions, trust_line
+    from excise.report.refinement import finalists_table, trust_line, write_refinement_figures
 
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     stack = loaded.stack
@@ -94,7 +94,7 @@ def refine(
             )
         found[budget].energy().save(out / f"energy-{budget}.safetensors")
         found[budget].search.spectrum.save(out / f"spectrum-fitted-{budget}.json")
-        save_predictions(found[budget], out / "figures" / f"predictions-{budget}.png")
+        write_refinement_figures(found[budget], budget, out / "figures")
     settings = {"seed": seed, "domains": domains, "protected": list(protected), "forced": list(forced)}
     facts = {
         "model": model,

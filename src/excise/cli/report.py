@@ -1,4 +1,4 @@
-"""`excise report`: one self-contained page of a run, and its figures as PNG and SVG."""
+"""`excise report`: one self-contained page of a run, and its figures as files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def report(
         Path | None, typer.Option(help="The page; by default report.html in the folder.", show_default=False)
     ] = None,
     figures: Annotated[
-        bool, typer.Option("--figures/--no-figures", help="Draw each figure as PNG and SVG too.")
+        bool, typer.Option("--figures/--no-figures", help="Write each figure as an SVG file too.")
     ] = True,
     card: Annotated[bool, typer.Option("--card/--no-card", help="Add spectrum and scores to the model cards.")] = True,
 ) -> None:
     """Write one HTML page of everything a folder holds: what was removed, what it costs, what else was possible."""
     from excise.cli.terminal import output
+    from excise.report.figures import write_report_figures
     from excise.report.material import gather
     from excise.report.page import write_page
-    from excise.report.static_figures import write_static_figures
     from excise.text import human_bytes
 
     material = gather(folder)
     page = write_page(material, out)
     if figures:
-        written = write_static_figures(material)
+        written = write_report_figures(material)
         output.print(f"figures: {len(written)} in {folder / 'figures'}")
     for checkpoint in _updated_cards(material) if card else ():
         output.print(f"model card: {checkpoint / 'README.md'}")

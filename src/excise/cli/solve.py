@@ -70,7 +70,9 @@ def solve(
     time_limit: Annotated[float | None, typer.Option(help="Seconds, after which the best known is returned.")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="File for the spectrum, or spectra (JSON).")] = None,
-    figure: Annotated[Path | None, typer.Option(help="Several M: a curve of energy and gap against M (PNG).")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Several M: ground-state energy and its bound against M (SVG).")
+    ] = None,
     as_json: AsJson = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
 ) -> None:
@@ -78,6 +80,10 @@ def solve(
     for path in (out, figure):
         if path is not None:
             check_new(path, overwrite)
+    if figure is not None:
+        from excise.drawing.chart import require_svg
+
+        require_svg(figure)
     units = _units(gradients, hessian, weights, energy, granularity)
     goals = {"parameters": remove_params, "bytes": remove_bytes, "weight": remove_weight}
     asked = [name for name, goal in goals.items() if goal]
@@ -211,10 +217,10 @@ def _show_all(spectra: Mapping[int, Spectrum], out: Path | None, figure: Path | 
 
         write_json(out, values)
     if figure is not None:
-        from excise.report.figures import save_figure
-        from excise.report.spectra import budget_curve
+        from excise.drawing.chart import write_chart
+        from excise.report.spectra import budget_chart
 
-        save_figure(budget_curve(spectra), figure)
+        write_chart(budget_chart(spectra), figure)
     if as_json:
         typer.echo(json.dumps(values))
         return

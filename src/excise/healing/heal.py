@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
 from excise.artefacts import atomic_path, read_json, write_json
 from excise.data.batches import longest_together
 from excise.data.samples import Samples
+from excise.drawing.chart import write_chart
+from excise.drawing.loss_curves import loss_curves
 from excise.errors import InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
@@ -27,12 +27,11 @@ from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
 from excise.provenance import provenance
-from excise.report.figures import OURS, save_figure
 from excise.surgery.card import model_card
 from excise.surgery.checkpoint import RECIPE, write_pruned
 from excise.surgery.self_test import self_test
 
-MANIFEST, CURVE = "heal.json", "loss.png"
+MANIFEST, CURVE = "heal.json", "loss.svg"
 
 
 def heal(
@@ -164,7 +163,9 @@ def _write(
         write_json(folder / RECIPE, {**whole, "dtype": written["dtype"]})
         card = model_card(whole, name=out.name) + _section(facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
-        save_figure(loss_curve(facts["curve"], facts["losses"]), folder / CURVE)
+        held_out = ", ".join(f"{name} {value:.3f}" for name, value in facts["losses"].items())
+        if chart := loss_curves({out.name: facts["curve"]}, f"Held out, nats/token: {held_out}."):
+            write_chart(chart, folder / CURVE)
         facts["seconds"] = round(time.perf_counter() - started, 1)
         write_json(folder / MANIFEST, facts)
     return facts
@@ -179,23 +180,6 @@ def _section(facts: Mapping[str, Any]) -> str:
         f"steps of {settings['batch']} samples, AdamW at {settings['learning_rate']:g}, {trained}.\n\n"
         f"| model | held-out loss, nats/token |\n|---|---|\n{rows}"
     )
-
-
-def loss_curve(curve: Sequence[Mapping[str, float]], losses: Mapping[str, float]) -> Figure:
-    """Training loss by step, its running mean, and the held-out losses before and after in the title."""
-    steps, values = (np.array([entry[key] for entry in curve]) for key in ("step", "loss"))
-    figure = Figure(figsize=(6.4, 4.0))
-    axes = figure.subplots()
-    axes.plot(steps, values, color=OURS, alpha=0.35, linewidth=1)
-    window = max(1, len(values) // 20)
-    means = np.convolve(values, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], means, color=OURS, linewidth=2, label=f"mean of {window} steps")
-    axes.set_xlabel("step")
-    axes.set_ylabel("distillation loss (nats/token)")
-    axes.set_title(", ".join(f"{name} {value:.3f}" for name, value in losses.items()) + " nats/token held out")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def require_same_vocabulary(student: Stack, teacher: Stack) -> None:

@@ -148,7 +148,7 @@ def gather(folder: str | Path) -> Material:
         runs=tuple(run for _, run in runs),
         places=tuple(path.parent for path, _ in runs),
         spectra=spectra,
-        measured=_measured(compared) | _measured(candidates),
+        measured=measured_removals(compared) | measured_removals(candidates),
         energies=energies,
         kinds=kinds,
         sizes=sizes,
@@ -223,7 +223,13 @@ def _saved_energies(places: Sequence[Path], units: int | None) -> dict[str, Ener
     return found
 
 
-def _measured(candidates: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Measured, ...]]:
+def measured_removals(candidates: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Measured, ...]]:
+    """Distinct removals by budget, lowest damage first.
+
+    Args:
+        candidates: with `method`, `removed`, `delta`, `perplexity`, maybe `energy`; several may name one removal.
+
+    """
     found: dict[Removed, Measured] = {}
     for candidate in candidates:
         removed = tuple(candidate["removed"])

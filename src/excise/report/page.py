@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from excise.artefacts import atomic_path
+from excise.drawing.style import page_style
 from excise.report.material import Material
 from excise.report.sections import SECTIONS
 from excise.text import ranges
@@ -60,6 +61,7 @@ def render(material: Material) -> str:
         facts=_facts(material),
         present=[(section, content) for section, content in parts if content is not None],
         absent=[section for section, content in parts if content is None],
+        chart_style=Markup(page_style()),
         style=_asset(environment, "page.css"),
         script=_asset(environment, "page.js"),
         version=version("excise"),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from excise.report.figures import CHOSEN, COLOURS, OURS, save_figure
+from excise.drawing.chart import write_charts
+from excise.report.sections.refinement import budget_figures
 from excise.text import ranges
 
 if TYPE_CHECKING:
@@ -46,30 +45,11 @@ def trust_line(refined: Refined) -> str:
     )
 
 
-def save_predictions(refined: Refined, path: str | Path) -> None:
-    """Write the figure of predicted against measured damage."""
-    save_figure(predictions(refined), Path(path))
+def write_refinement_figures(refined: Refined, budget: int, folder: str | Path) -> dict[str, str]:
+    """Draw measured damage against the damage predicted before; nothing where nothing was predicted.
 
+    Returns:
+        SVG file of each figure, relative to the parent of `folder`.
 
-def predictions(refined: Refined) -> Figure:
-    """Damage predicted before it was measured, against measured: what the loop proposed, and random removals."""
-    figure = Figure(figsize=(5.6, 4.8))
-    axes = figure.subplots()
-    proposed = [pair for r in refined.search.rounds for pair in zip(r.predicted, r.measured, strict=True)]
-    for points, colour, name, rho in (
-        (refined.anchors, COLOURS["random"], "random", refined.random_rho),
-        (proposed, OURS, "proposed by the loop", refined.low_rho),
-    ):
-        if points:
-            label = name if rho is None else f"{name}, ρ = {rho:.2f}"
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, s=22, alpha=0.8, color=colour, label=label)
-    values = np.array([value for pair in [*proposed, *refined.anchors] for value in pair])
-    ends = [float(np.nanmin(values)), float(np.nanmax(values))] if len(values) else [0.0, 1.0]
-    axes.plot(ends, ends, color=CHOSEN, linewidth=0.8)
-    axes.set_xlabel("predicted damage (nats)")
-    axes.set_ylabel("measured damage (nats)")
-    axes.set_title("Predicted before measured")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
+    """
+    return write_charts(budget_figures({budget: refined.to_json()}), folder)

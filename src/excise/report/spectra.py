@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from functools import partial
 
 from rich.table import Table
 
+from excise.drawing.axes import axis, number, plane
+from excise.drawing.chart import Chart, Drawing, Entry
+from excise.drawing.svg import line, marker, polyline
 from excise.ising.energies import Energy
 from excise.ising.spectrum import Spectrum
 from excise.text import ranges
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+GROUND, BOUND = Entry("ground state", "ours", 0), Entry("proved lower bound", "rival", 3)
 
 
 def spectrum_table(spectrum: Spectrum, energy: Energy) -> Table:
@@ -42,7 +44,7 @@ def frequency_line(spectrum: Spectrum, energy: Energy) -> str:
 
 
 def budgets_table(spectra: Mapping[int, Spectrum]) -> Table:
-    """One row a budget: ground state, its energy, the last listed energy, what was proved."""
+    """One row per budget: ground state, its energy, the last listed energy, what was proved."""
     table = Table("M", "ground state", "last state", "removed", "certified", "gap", "states", "seconds")
     for budget, spectrum in spectra.items():
         gap = "" if spectrum.gap is None else f"{spectrum.gap:.1%}"
@@ -59,22 +61,35 @@ def budgets_table(spectra: Mapping[int, Spectrum]) -> Table:
     return table
 
 
-def budget_curve(spectra: Mapping[int, Spectrum]) -> Figure:
-    """Ground-state energy against the budget, the certified lower bound below it where a gap is left."""
-    from matplotlib.figure import Figure
+def budget_chart(spectra: Mapping[int, Spectrum]) -> Chart:
+    """Ground-state energy against the budget, the proved lower bound below it where a gap is left.
 
-    figure = Figure(figsize=(6.4, 4.0))
-    axes = figure.subplots()
-    budgets = list(spectra)
-    ground = [spectra[m][0].energy for m in budgets]
-    axes.plot(budgets, ground, "o-", color="#1f5fa8", label="ground state")
-    bounded = [m for m in budgets if spectra[m].lower_bound is not None]
-    bounds = [spectra[m].lower_bound or 0.0 for m in bounded]
-    axes.plot(bounded, bounds, "_", color="#c4572b", markersize=12, label="proved lower bound")
-    axes.set_xlabel("units removed, M")
-    axes.set_ylabel("energy")
+    Args:
+        spectra: by budget, each with at least one state.
+
+    """
+    ground = {m: spectrum[0].energy for m, spectrum in spectra.items()}
+    open_bounds = {m: s.lower_bound for m, s in spectra.items() if s.lower_bound is not None and not s.certified}
+
+    def draw(width: int) -> Drawing:
+        values = [*ground.values(), *open_bounds.values()]
+        on = plane(
+            width, partial(axis, list(ground)), partial(axis, values), "units removed, M", "energy", integers=True
+        )
+        on.parts.append(polyline([(on.x(m), on.y(energy)) for m, energy in ground.items()], GROUND.colour))
+        for m, bound in open_bounds.items():
+            on.parts.append(line(on.x(m), on.y(bound), on.x(m), on.y(ground[m]), f"error stroke-{BOUND.colour}"))
+        for found, (name, colour, shape) in ((open_bounds, BOUND), (ground, GROUND)):
+            for m, energy in found.items():
+                on.parts.append(
+                    marker(on.x(m), on.y(energy), colour, f"{name}, M = {m}: {number(energy)}", shape=shape)
+                )
+        return Drawing(on.height, on.parts)
+
     certified = sum(spectrum.certified for spectrum in spectra.values())
-    axes.set_title(f"Ground state against budget ({certified} of {len(spectra)} certified)")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
+    return Chart(
+        "Energy of the ground state against the number of removed units",
+        draw,
+        (GROUND, BOUND) if open_bounds else (GROUND,),
+        f"{certified} of {len(spectra)} certified.",
+    )

@@ -158,33 +158,17 @@
       : "No spectrum at this M.";
     find("#frequency-table tbody").replaceChildren(...counts.map((count, i) => element("tr", {},
       element("th", { scope: "row" }, String(i)), element("td", { class: "n" }, String(count)))));
-    const place = find("#frequency");
-    place.replaceChildren();
-    if (!states.length) return;
-    const width = Math.max(280, Math.min(1040, place.clientWidth || 860)), height = 170, left = 30, bottom = height - 34;
-    const step = (width - left - 4) / data.blocks, most = Math.max(...counts, 1);
-    const y = (count) => bottom - (bottom - 10) * count / most;
-    const image = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${note}: ` + (counts
-      .map((count, i) => [count, i]).filter(([count]) => count).sort((a, b) => b[0] - a[0] || a[1] - b[1]).slice(0, 12)
-      .map(([count, i]) => `block ${i} ${count} times`).join(", ")) });
-    const levels = most <= 2 ? [0, most] : [0, Math.round(most / 2), most];
-    for (const level of levels) {
-      image.append(drawn("line", { class: "grid", x1: left, x2: width - 4, y1: y(level), y2: y(level) }),
-        drawn("text", { x: left - 6, y: y(level) + 4, "text-anchor": "end" }, String(level)));
-    }
-    const every = [1, 2, 5, 10, 20].find((n) => n * step >= 26) ?? 50;
+    find("#frequency").hidden = !states.length;
     const removed = new Set(runHere()?.removed ?? []);
-    counts.forEach((count, i) => {
-      const x = left + i * step;
-      image.append(drawn("rect", { x: x + step * 0.1, width: step * 0.8, y: y(count), height: bottom - y(count),
-        "data-tip": `block ${i}: in ${count} of ${states.length} states` }));
-      if (i % every === 0) image.append(drawn("text", { x: x + step / 2, y: height - 4, "text-anchor": "middle" }, String(i)));
-      if (removed.has(i)) {
-        const r = Math.min(4.5, step * 0.45), c = x + step / 2;
-        image.append(drawn("path", { class: "removed-mark", d: `M${c} ${bottom + 4}l${r} ${2 * r}h${-2 * r}z` }));
-      }
-    });
-    place.append(image);
+    for (const bar of all("#frequency .bar")) {
+      const block = Number(bar.dataset.block);
+      bar.setAttribute("height", counts[block] / Math.max(states.length, 1));
+      bar.dataset.tip = `block ${block}: in ${counts[block]} of ${states.length} states`;
+    }
+    for (const mark of all("#frequency .removed-mark")) {
+      if (removed.has(Number(mark.dataset.block))) mark.removeAttribute("display");
+      else mark.setAttribute("display", "none");
+    }
   }
   function start() {
     now.energy = find('input[name="energy"]:checked')?.value ?? null;
@@ -206,12 +190,6 @@
     });
     for (const mark of all(".mark[data-removed]")) mark.addEventListener("click", () => {
       select(mark.dataset.removed.split(",").map(Number), "measured");
-    });
-    let width = window.innerWidth;
-    window.addEventListener("resize", () => {
-      if (window.innerWidth === width) return;
-      width = window.innerWidth;
-      frequency((view()?.states ?? []).slice(0, data.lowest));
     });
     show();
   }

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from excise.drawing.axes import NARROW, Axis, row_frame
+from excise.drawing.chart import Chart, Drawing, Entry
+from excise.drawing.style import series
+from excise.drawing.svg import line, rectangle, text
 from excise.evaluation.scores import Metric, Model, Result
+from excise.report.html import figure, table
 from excise.report.material import Material
 from excise.report.section import Section
-from excise.report.svg import NARROW, Axis, figure, legend, line, number, responsive, svg, table, text
 from excise.text import human_bytes
 
-PALETTE = 8
 SPEED_ROWS = {
     "prefill_tokens_per_second": "Reading a prompt, tokens/s",
     "decode_tokens_per_second": "Writing, tokens/s",
     "weight_bytes": "Weights",
-    "cache_bytes_per_token": "KV cache a token",
+    "cache_bytes_per_token": "KV cache per token",
     "peak_bytes": "Most memory",
 }
 
@@ -36,15 +39,18 @@ def names_of(models: Sequence[Model]) -> dict[str, str]:
     return names
 
 
+def figures(material: Material) -> dict[str, Chart]:
+    """Benchmark scores of every model with standard errors."""
+    every = ordered_models(material)
+    results = {model.hash: material.scores.latest(model.hash, "benchmark") for model in every}
+    models = [model for model in every if results[model.hash]]
+    return {"benchmarks": _bars(models, results, names_of(every))} if models else {}
+
+
 def _render(material: Material) -> Markup | None:
     models = ordered_models(material)
-    results = {model.hash: material.scores.latest(model.hash, "benchmark") for model in models}
-    tasks = list(dict.fromkeys(task for found in results.values() for task in found))
-    parts = []
+    parts = [figure(chart) for chart in figures(material).values()]
     names = names_of(models)
-    if tasks:
-        judged = [model for model in models if results[model.hash]]
-        parts.append(_bars(tasks, judged, results, names))
     texts = {model.hash: material.scores.latest(model.hash, "perplexity") for model in models}
     if any(texts.values()):
         rows = [
@@ -59,30 +65,27 @@ def _render(material: Material) -> Markup | None:
     return Markup("").join(parts) if parts else None
 
 
-def _bars(
-    tasks: Sequence[str], models: Sequence[Model], results: dict[str, dict[str, Result]], names: dict[str, str]
-) -> Markup:
-    label = f"Benchmark scores of {len(models)} models on {', '.join(tasks)}"
-    colours = {model.hash: f"s{k % PALETTE}" for k, model in enumerate(models)}
+def _bars(models: Sequence[Model], results: Mapping[str, Mapping[str, Result]], names: Mapping[str, str]) -> Chart:
+    tasks = list(dict.fromkeys(task for model in models for task in results[model.hash]))
+    colours = {model.hash: series(k)[0] for k, model in enumerate(models)}
 
-    def draw(width: int) -> Markup:
-        bar, gap = 20, 44
-        left = 12 if width == NARROW else 210
-        x, parts, top = Axis(0.0, 1.0, left, width - 60), [], 12.0
-        height = 12 + sum(gap + bar * sum(task in results[m.hash] for m in models) for task in tasks) + 34
-        for tick in x.ticks(5):
-            parts += [line(x(tick), 4, x(tick), height - 30, "grid"), text(x(tick), height - 12, number(tick))]
+    def draw(width: int) -> Drawing:
+        narrow, bar, gap = width <= NARROW, 20, 44
+        left = 12 if narrow else 210
+        bottom = 12 + sum(gap + bar * sum(task in results[m.hash] for m in models) for task in tasks)
+        x, top = Axis(0.0, 1.0, left, width - 60), 12.0
+        parts = row_frame(x, bottom, "score")
         for task in tasks:
             shown = [results[m.hash][task] for m in models if task in results[m.hash]]
             metric = shown[0].headline.partition(",")[0]
-            name_at = (left, top + 14, "start") if width == NARROW else (left - 12, top + 34, "end")
+            name_at = (left, top + 14, "start") if narrow else (left - 12, top + 34, "end")
             parts.append(text(name_at[0], name_at[1], f"{task} ({metric})", anchor=name_at[2], style="name"))
             at = top + 22
             for result in shown:
                 parts += _bar(x, at, bar - 4, result, names[result.model], colours[result.model])
                 at += bar
             top += gap + bar * len(shown)
-        return svg(width, height, label, parts)
+        return Drawing(bottom + 50, parts)
 
     rows = [
         (task, names[m.hash], r.headline, _with_error(r.score), f"{r.details['samples']:,}", str(r.details["shots"]))
@@ -90,18 +93,21 @@ def _bars(
         for m in models
         if (r := results[m.hash].get(task))
     ]
-    behind = table(("task", "model", "metric", "score ± standard error", "samples", "shots"), rows, label)
-    versions = sorted({str(r.settings.get("lm_eval")) for found in results.values() for r in found.values()})
-    caption = Markup("Whiskers are one standard error. lm-eval {}.").format(", ".join(versions))
-    return figure(legend([(names[m.hash], colours[m.hash], 1) for m in models]) + responsive(draw), caption, behind)
+    versions = sorted({str(r.settings.get("lm_eval")) for m in models for r in results[m.hash].values()})
+    return Chart(
+        f"Benchmark scores of {len(models)} models on {', '.join(tasks)}",
+        draw,
+        tuple(Entry(names[m.hash], colours[m.hash]) for m in models),
+        f"Whiskers are one standard error. lm-eval {', '.join(versions)}.",
+        ("task", "model", "metric", "score ± standard error", "samples", "shots"),
+        tuple(rows),
+    )
 
 
 def _bar(x: Axis, at: float, thick: float, result: Result, name: str, colour: str) -> list[Markup]:
     metric, error = result.score, result.score.stderr or 0.0
     tip = f"{name}, {result.name}: {_with_error(metric)}"
-    rect = Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" rx="2" class="bar" {}/>')
-    colours = Markup('style="--c:var(--{})" data-tip="{}"').format(colour, tip)
-    parts = [rect.format(x(0), at, max(1.0, x(metric.value) - x(0)), thick, colours)]
+    parts = [rectangle(x(0), at, max(1.0, x(metric.value) - x(0)), thick, colour, tip)]
     low, high, middle = max(0.0, metric.value - error), min(1.0, metric.value + error), at + thick / 2
     if error:
         parts.append(line(x(low), middle, x(high), middle, "whisker"))
@@ -136,4 +142,5 @@ SECTION = Section(
     "Benchmarks",
     _render,
     ("excise evaluate DIR --with-original --tasks paper --speed", "benchmark scores, speed and memory"),
+    figures,
 )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
-from matplotlib import colormaps
-from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from excise.drawing.axes import NARROW, number
+from excise.drawing.chart import Chart, Drawing
+from excise.drawing.heat_map import LEVELS, RED_BLUE, VIRIDIS, heat_map
+from excise.drawing.svg import moved, svg, text
 from excise.ising.energies import Energy
+from excise.report.html import table
 from excise.report.material import Material
 from excise.report.section import Section
-from excise.report.svg import number, table
 
+# Pixels of a map within the page, which scales it to the width there is; what lies around it in a file.
+SIZE, BEFORE, BELOW = 480, 40, 90
 STRONGEST = 12
+FIGURE = "couplings"
+EXPLAINED = "J says what removing two blocks together costs beyond each alone."
 
 
 def shown_energy(material: Material) -> tuple[str, Energy] | None:
@@ -28,25 +32,92 @@ def shown_energy(material: Material) -> tuple[str, Energy] | None:
     return next(((name, material.energies[name]) for name in names if name in material.energies), None)
 
 
+class _View(NamedTuple):
+    """A matrix as it is shown: its anchor, its scale's title, colours and ends."""
+
+    name: str
+    label: str
+    matrix: NDArray[np.float64]
+    colours: tuple[str, ...]
+    low: float
+    high: float
+
+
+def _views(energy: Energy) -> tuple[_View, _View]:
+    magnitude = np.abs(energy.J)
+    floor = magnitude[magnitude > 0].min(initial=1.0) if magnitude.any() else 1.0
+    logarithm = np.log10(np.maximum(magnitude, floor))
+    low, high = float(logarithm.min()), float(logarithm.max())
+    return (
+        _View("values", "log₁₀ |J|", logarithm, VIRIDIS, low, high if high > low else low + 1),
+        _View("correlations", "correlation", energy.correlation(), RED_BLUE, -1.0, 1.0),
+    )
+
+
+def couplings_chart(energy: Energy, name: str) -> Chart:
+    """Both maps of an energy: |J|, logarithmic, and the correlations J_ij / √(J_ii J_jj).
+
+    Args:
+        energy: over blocks.
+        name: of the energy.
+
+    """
+
+    def draw(width: int) -> Drawing:
+        across = 1 if width <= NARROW else 2
+        size = width / across - BEFORE - (across - 1) * 12
+        maps = [
+            moved(BEFORE + k % across * (width / across), 8 + k // across * (size + BELOW), _map(view, size))
+            for k, view in enumerate(_views(energy))
+        ]
+        return Drawing(2 / across * (size + BELOW), maps)
+
+    return Chart(f"Couplings of the energy {name} over {len(energy)} blocks", draw, caption=EXPLAINED)
+
+
+def _map(view: _View, size: float) -> list[Markup]:
+    """The map in the square from 0 to `size`, its ticks left of it and below, and its colour scale below those."""
+    n = len(view.matrix)
+    step = 5 if n <= 40 else 10 if n <= 80 else 20
+    parts = [heat_map(view.matrix, view.colours, view.low, view.high, size, size)]
+    for block in range(0, n, step):
+        at = size * (block + 0.5) / n
+        parts += [text(-7, at + 4, block, anchor="end"), text(at, size + 17, block)]
+    scale = heat_map(np.linspace(view.low, view.high, LEVELS)[None], view.colours, view.low, view.high, size / 4, 9)
+    low, high = (number(round(end, 2)) for end in (view.low, view.high))
+    return [
+        *parts,
+        text(size / 5 - 6, size + 48, low, anchor="end"),
+        moved(size / 5, size + 39, [scale]),
+        text(size * 0.45 + 6, size + 48, high, anchor="start"),
+        text(size, size + 48, view.label, anchor="end"),
+    ]
+
+
+def figures(material: Material) -> dict[str, Chart]:
+    """The couplings of the run's energy."""
+    shown = shown_energy(material)
+    return {FIGURE: couplings_chart(shown[1], shown[0])} if shown else {}
+
+
 def _render(material: Material) -> Markup | None:
     shown = shown_energy(material)
     if shown is None:
         return None
     name, energy = shown
-    magnitude = np.abs(energy.J)
-    floor = magnitude[magnitude > 0].min(initial=1.0) if magnitude.any() else 1.0
-    logarithm = np.log10(np.maximum(magnitude, floor))
-    low, high = float(logarithm.min()), float(logarithm.max())
-    views = [
-        _view("values", logarithm, "viridis", low, high if high > low else low + 1, "log₁₀ |J|", hidden=False),
-        _view("correlations", energy.correlation(), "RdBu_r", -1.0, 1.0, "correlation", hidden=True),
+    maps = [
+        Markup('<div data-view="{}"{}>{}</div>').format(
+            view.name,
+            Markup(" hidden") if place else "",
+            svg(SIZE, SIZE, f"Heat map: {view.label}", _map(view, SIZE)),
+        )
+        for place, view in enumerate(_views(energy))
     ]
     return Markup(PAGE).format(
         data=htmlsafe_json_dumps(_upper_triangles(energy), separators=(",", ":")),
-        images=Markup("").join(image for image, _ in views),
-        scales=Markup("").join(scale for _, scale in views),
+        maps=Markup("").join(maps),
         name=name,
-        ticks=Markup("").join(_ticks(len(energy))),
+        explained=EXPLAINED,
         strongest=_strongest(energy),
         n=len(energy),
     )
@@ -57,37 +128,6 @@ def _upper_triangles(energy: Energy) -> dict[str, Any]:
     rows, columns = np.triu_indices(len(energy))
     pairs = {"values": energy.J, "correlations": energy.correlation()}
     return {"n": len(energy)} | {k: [float(f"{v:.4g}") for v in m[rows, columns]] for k, m in pairs.items()}
-
-
-def _view(
-    name: str, matrix: NDArray[np.float64], colours: str, low: float, high: float, label: str, *, hidden: bool
-) -> tuple[Markup, Markup]:
-    """A heat map and its colour scale."""
-    png = io.BytesIO()
-    imsave(png, matrix, cmap=colours, vmin=low, vmax=high, format="png")
-    stops = ",".join("#" + "".join(f"{round(255 * c):02x}" for c in colormaps[colours](k / 8)[:3]) for k in range(9))
-    scale = Markup(
-        '<p class="scale" data-view="{name}"{hidden}><span>{low}</span>'
-        '<span class="ramp" style="background:linear-gradient(90deg,{stops})"></span><span>{high}</span>'
-        "<span>{label}</span></p>"
-    )
-    image = Markup('<img data-view="{name}"{hidden} alt="Heat map: {label}" src="data:image/png;base64,{png}">')
-    facts = {
-        "name": name,
-        "label": label,
-        "hidden": Markup(" hidden") if hidden else "",
-        "low": number(round(low, 2)),
-        "high": number(round(high, 2)),
-        "stops": stops,
-        "png": base64.b64encode(png.getvalue()).decode(),
-    }
-    return image.format(**facts), scale.format(**facts)
-
-
-def _ticks(n: int) -> list[Markup]:
-    step = 5 if n <= 40 else 10 if n <= 80 else 20
-    mark = '<span style="--at:{:.3f}%">{}</span>'
-    return [Markup(mark).format(100 * (block + 0.5) / n, block) for block in range(0, n, step)]
 
 
 def _strongest(energy: Energy) -> Markup:
@@ -108,14 +148,16 @@ PAGE = """
 <label><input type="radio" name="matrix" value="correlations"><span>Correlations</span></label></fieldset></div>
 <div class="columns"><figure class="matrix"><div id="matrix" tabindex="0" role="application"
 aria-label="Coupling matrix of {n} by {n} blocks; arrow keys move between its entries" aria-describedby="matrix-value">
-{images}<div id="matrix-cell" hidden></div><div class="ticks left" aria-hidden="true">{ticks}</div>
-<div class="ticks below" aria-hidden="true">{ticks}</div></div>
-{scales}
+{maps}<div id="matrix-cell" hidden></div></div>
 <output id="matrix-value" aria-live="polite">Point at an entry, or move with the arrow keys.</output>
-<figcaption>J of the energy <code>{name}</code>: what removing two blocks together costs beyond each alone.</figcaption>
+<figcaption>Energy <code>{name}</code>. {explained}</figcaption>
 </figure><div>{strongest}</div></div>
 """
 
 SECTION = Section(
-    "couplings", "Couplings", _render, ("excise score MODEL --out DIR/gradients.safetensors", "the coupling matrix")
+    "couplings",
+    "Couplings",
+    _render,
+    ("excise score MODEL --out DIR/gradients.safetensors", "the coupling matrix"),
+    figures,
 )

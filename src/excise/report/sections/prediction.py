@@ -1,20 +1,25 @@
-"""Predicted energy against measured damage, with Spearman's rank correlation (one chart a budget)."""
+"""Predicted energy against measured damage, with Spearman's rank correlation (one chart per budget)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from markupsafe import Markup
 from scipy.stats import spearmanr
 
+from excise.drawing.axes import axis, number, plane
+from excise.drawing.chart import Chart, Drawing, Entry
+from excise.drawing.svg import marker, text
+from excise.report.html import figure
 from excise.report.material import Material, Measured
 from excise.report.section import Section
-from excise.report.svg import NARROW, axis, figure, frame, legend, marker, number, responsive, svg, table, text
 from excise.text import ranges
 
+FIGURE = "energy_and_loss"
 OTHERS = "other energies and refinement"
-# Colour and shape of each group, as in the PNG figures.
+# Colour and shape of each group.
 STYLES = {
     "states of the energy": ("ours", 0),
     OTHERS: ("lighter", 2),
@@ -42,16 +47,71 @@ def group_of(measured: Measured, energy: str) -> str:
     return OTHERS if any(colon and name != "random" for name, colon, _ in names) else "rivals"
 
 
-def _render(material: Material) -> Markup | None:
+def damage_chart(every: Sequence[Measured], chosen: Sequence[int] | None, energy: str, budget: int) -> Chart | None:
+    """Measured damage against energy, the removal that was chosen ringed; None for fewer than two points.
+
+    Args:
+        every: removals; those without an energy or of infinite damage are left out.
+        chosen: what was removed.
+        energy: its name.
+        budget: M.
+
+    """
+    found = [(m, float(m.energy)) for m in every if m.energy is not None and math.isfinite(m.delta)]
+    if len(found) < 2:
+        return None
+    groups = {name: [(m, at) for m, at in found if group_of(m, energy) == name] for name in STYLES}
+    rho = spearman([m for m, _ in found])
+    said = "n/a" if rho is None else number(round(rho, 2))
+
+    def draw(width: int) -> Drawing:
+        x_of = partial(axis, [at for _, at in found], log=True)
+        y_of = partial(axis, [m.delta for m, _ in found], zero=True)
+        on = plane(width, x_of, y_of, f"energy ({energy or 'of the run'})", "Δ loss, nats/token")
+        for name, members in groups.items():
+            colour, shape = STYLES[name]
+            for m, at in members:
+                tip = f"{', '.join(m.methods)}: energy {number(at)}, Δ loss {number(m.delta)}"
+                extra = Markup(' data-removed="{}"').format(",".join(map(str, m.removed)))
+                on.parts.append(marker(on.x(at), on.y(m.delta), colour, tip, shape=shape, extra=extra))
+        for m, at in found:
+            if chosen is not None and m.removed == tuple(chosen):
+                ring = '<circle cx="{:.1f}" cy="{:.1f}" r="11" class="ring"/>'
+                on.parts.append(Markup(ring).format(on.x(at), on.y(m.delta)))
+        on.parts.append(text(width - 16, 20, f"Spearman ρ = {said}", anchor="end", style="title"))
+        return Drawing(on.height, on.parts)
+
+    ring = "" if chosen is None else "; the ring marks what was removed"
+    rows = (
+        (", ".join(m.methods), ranges(m.removed), number(at), number(m.delta), number(m.perplexity)) for m, at in found
+    )
+    return Chart(
+        f"Measured damage against predicted energy at M = {budget}, {len(found)} removals, Spearman ρ = {said}",
+        draw,
+        tuple(Entry(name, *STYLES[name]) for name, members in groups.items() if members),
+        f"M = {budget}: Spearman ρ = {said} over {len(found)} removals{ring}.",
+        ("proposed by", "blocks removed", "energy", "Δ loss", "perplexity"),
+        tuple(rows),
+    )
+
+
+def _charts(material: Material) -> dict[int, Chart]:
     energy = str(material.run.get("energy") or material.compare.get("energy") or "")
-    charts = []
-    for budget, every in material.measured.items():
-        found = [m for m in every if m.energy is not None and math.isfinite(m.delta)]
-        if len(found) >= 2:
-            chosen = next((tuple(run["removed"]) for run in material.runs if run["budget"] == budget), None)
-            charts.append(
-                Markup('<div data-budget="{}">{}</div>').format(budget, _chart(found, chosen, energy, budget))
-            )
+    chosen = {run["budget"]: run["removed"] for run in reversed(material.runs)}
+    charts = {m: damage_chart(every, chosen.get(m), energy, m) for m, every in material.measured.items()}
+    return {budget: chart for budget, chart in charts.items() if chart}
+
+
+def figures(material: Material) -> dict[str, Chart]:
+    """Measured damage against energy, one figure per budget."""
+    return {f"{FIGURE}-{budget}": chart for budget, chart in _charts(material).items()}
+
+
+def _render(material: Material) -> Markup | None:
+    charts = [
+        Markup('<div data-budget="{}">{}</div>').format(budget, figure(chart))
+        for budget, chart in _charts(material).items()
+    ]
     if not charts:
         return None
     absent = Markup(
@@ -61,45 +121,10 @@ def _render(material: Material) -> Markup | None:
     return Markup("").join([*charts, absent])
 
 
-def _chart(found: Sequence[Measured], chosen: tuple[int, ...] | None, energy: str, budget: int) -> Markup:
-    groups = {name: [m for m in found if group_of(m, energy) == name] for name in STYLES}
-    rho = spearman(found)
-    said = "n/a" if rho is None else number(round(rho, 2))
-    label = f"Measured damage against predicted energy at M = {budget}, {len(found)} removals, Spearman ρ = {said}"
-
-    def draw(width: int) -> Markup:
-        height = 300 if width == NARROW else 380
-        x = axis([float(m.energy or 0) for m in found], 58, width - 16, log=True)
-        y = axis([m.delta for m in found], height - 52, 34, zero=True)
-        parts = frame(x, y, f"energy ({energy or 'of the run'})", "Δ loss, nats/token")
-        for name, members in groups.items():
-            colour, shape = STYLES[name]
-            for m in members:
-                tip = f"{', '.join(m.methods)}: energy {number(float(m.energy or 0))}, Δ loss {number(m.delta)}"
-                extra = Markup(' data-removed="{}"').format(",".join(map(str, m.removed)))
-                parts.append(marker(x(float(m.energy or 0)), y(m.delta), colour, tip, shape=shape, extra=extra))
-        for m in found:
-            if m.removed == chosen:
-                ring = '<circle cx="{:.1f}" cy="{:.1f}" r="11" class="ring"/>'
-                parts.append(Markup(ring).format(x(float(m.energy or 0)), y(m.delta)))
-        parts.append(text(width - 16, 20, f"Spearman ρ = {said}", anchor="end", style="title"))
-        return svg(width, height, label, parts)
-
-    rows = [
-        (", ".join(m.methods), ranges(m.removed), number(float(m.energy or 0)), number(m.delta), number(m.perplexity))
-        for m in found
-    ]
-    behind = table(("proposed by", "blocks removed", "energy", "Δ loss", "perplexity"), rows, label)
-    entries = [(name, *STYLES[name]) for name, members in groups.items() if members]
-    caption = Markup("M = {}: Spearman ρ = {} over {} removals; the ring marks what was removed.").format(
-        budget, said, len(found)
-    )
-    return figure(legend(entries) + responsive(draw), caption, behind)
-
-
 SECTION = Section(
     "prediction",
     "Predicted against measured",
     _render,
     ("excise verify MODEL --spectrum spectrum-fisher.json --gradients gradients.safetensors", "measured damage"),
+    figures,
 )

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from excise.report.html import table
 from excise.report.material import Material
 from excise.report.section import Section
-from excise.report.svg import table
 
 
 def _render(material: Material) -> Markup | None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
 
+from excise.drawing.axes import axis, number, plane
+from excise.drawing.chart import Chart, Drawing, Entry
+from excise.drawing.svg import line, marker
+from excise.report.html import figure, table
 from excise.report.material import Material
 from excise.report.section import Section
-from excise.report.svg import NARROW, axis, figure, frame, legend, marker, number, responsive, svg, table
 from excise.text import ranges
 
-# Name, colour and shape of what was predicted before it was measured.
-LOOP, RANDOM = ("proposed by the loop", "ours", 0), ("random", "random", 1)
+# What was predicted before it was measured.
+LOOP, RANDOM = Entry("proposed by the loop", "ours", 0), Entry("random", "random", 1)
 Pairs = list[tuple[float, float]]
 
 
@@ -33,42 +37,65 @@ def predictions(facts: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     return loop, random
 
 
+def trust_chart(facts: Mapping[str, Any], budget: int) -> Chart | None:
+    """Measured damage against the damage predicted before; None where nothing was predicted.
+
+    Args:
+        facts: as for `predictions`.
+        budget: M.
+
+    """
+    loop, random = predictions(facts)
+    every = [*loop, *random]
+    if not every:
+        return None
+
+    def draw(width: int) -> Drawing:
+        x_of = partial(axis, [predicted for predicted, _ in every], zero=True)
+        y_of = partial(axis, [measured for _, measured in every], zero=True)
+        on = plane(width, x_of, y_of, "predicted damage, nats", "measured, nats")
+        low, high = max(on.x.low, on.y.low), min(on.x.high, on.y.high)
+        on.parts.append(line(on.x(low), on.y(low), on.x(high), on.y(high), "reference"))
+        for pairs, (name, colour, shape) in ((random, RANDOM), (loop, LOOP)):
+            for predicted, measured in pairs:
+                tip = f"{name}: predicted {number(predicted)}, measured {number(measured)}"
+                on.parts.append(marker(on.x(predicted), on.y(measured), colour, tip, shape=shape))
+        return Drawing(on.height, on.parts)
+
+    said = [
+        f"{name} {rho:.2f}"
+        for name, rho in ((LOOP.name, facts.get("low_rho")), (RANDOM.name, facts.get("random_rho")))
+        if rho is not None
+    ]
+    named = ((loop, LOOP.name), (random, RANDOM.name))
+    return Chart(
+        f"Measured damage against the damage predicted before, at M = {budget}",
+        draw,
+        (LOOP, RANDOM),
+        f"Spearman ρ: {', '.join(said) or 'too few'}. On the dashed line the prediction is right.",
+        ("", "predicted", "measured"),
+        tuple((name, number(p), number(m)) for pairs, name in named for p, m in pairs),
+    )
+
+
+def budget_figures(refined: Mapping[int, Mapping[str, Any]]) -> dict[str, Chart]:
+    """Predicted against measured, one figure per budget, by the names of their files.
+
+    Args:
+        refined: contents of candidates.json, by budget.
+
+    """
+    charts = {f"predictions-{budget}": trust_chart(facts, budget) for budget, facts in refined.items()}
+    return {name: chart for name, chart in charts.items() if chart}
+
+
 def _render(material: Material) -> Markup | None:
     parts = []
     for budget, facts in material.refined.items():
         heading = Markup("<h3>M = {}</h3>").format(budget) if len(material.refined) > 1 else Markup("")
-        chart = _chart(facts, budget) if any(predictions(facts)) else Markup("")
-        parts.append(heading + chart + _race(facts))
+        chart = trust_chart(facts, budget)
+        parts.append(heading + (figure(chart) if chart else Markup("")) + _race(facts))
     return Markup("").join(parts) if parts else None
-
-
-def _chart(facts: Mapping[str, Any], budget: int) -> Markup:
-    loop, random = predictions(facts)
-    label = f"Measured damage against the damage predicted before, at M = {budget}"
-
-    def draw(width: int) -> Markup:
-        height = 300 if width == NARROW else 380
-        every = [*loop, *random]
-        x = axis([predicted for predicted, _ in every], 58, width - 16, zero=True)
-        y = axis([measured for _, measured in every], height - 52, 34, zero=True)
-        parts = frame(x, y, "predicted damage, nats", "measured, nats")
-        low, high = max(x.low, y.low), min(x.high, y.high)
-        diagonal = Markup('<path d="M{:.1f} {:.1f}L{:.1f} {:.1f}" class="reference"/>')
-        parts.append(diagonal.format(x(low), y(low), x(high), y(high)))
-        for pairs, (name, colour, shape) in ((random, RANDOM), (loop, LOOP)):
-            for predicted, measured in pairs:
-                tip = f"{name}: predicted {number(predicted)}, measured {number(measured)}"
-                parts.append(marker(x(predicted), y(measured), colour, tip, shape=shape))
-        return svg(width, height, label, parts)
-
-    rows = [(name, number(p), number(m)) for pairs, name in ((loop, LOOP[0]), (random, RANDOM[0])) for p, m in pairs]
-    said = [
-        f"{name} {rho:.2f}"
-        for name, rho in ((LOOP[0], facts.get("low_rho")), (RANDOM[0], facts.get("random_rho")))
-        if rho is not None
-    ]
-    caption = Markup("Spearman ρ: {}. On the dashed line the prediction is right.").format(", ".join(said) or "too few")
-    return figure(legend([LOOP, RANDOM]) + responsive(draw), caption, table(("", "predicted", "measured"), rows, label))
 
 
 def _race(facts: Mapping[str, Any]) -> Markup:
@@ -90,4 +117,5 @@ SECTION = Section(
     "Refinement",
     _render,
     ("excise refine MODEL --remove 8 --out DIR/refined", "an energy fitted to measured damage"),
+    lambda material: budget_figures(material.refined),
 )

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
+from excise.drawing.axes import NARROW, Axis, number
+from excise.drawing.chart import Chart, Drawing
+from excise.drawing.svg import line, text
+from excise.ising.spectrum import Spectrum
+from excise.report.html import code, responsive
 from excise.report.material import Material
 from excise.report.section import Section
 from excise.report.spectra import certificate
-from excise.report.svg import code
 
 LOWEST = 20
+FIGURE = "removal_frequency"
+BAR = '<rect x="{:.2f}" y="0" width="{:.2f}" height="{:.4g}" class="bar fill-ours" data-block="{}" data-tip="{}"/>'
+MARK = '<path d="M{:.1f} {:.1f}l{:.1f} {:.1f}h{:.1f}z" class="removed-mark fill-chosen" data-block="{}"{}/>'
 
 
 def explorer_data(material: Material) -> dict[str, Any]:
@@ -70,13 +78,85 @@ def explorer_data(material: Material) -> dict[str, Any]:
     }
 
 
+def frequency_chart(spectrum: Spectrum | None, blocks: int, removed: Collection[int], energy: str) -> Chart:
+    """Share of the lowest states that remove each block (paper, Fig. 3); marks below say what was removed.
+
+    Every block has its bar and its mark, hidden where it was not removed: the page's script moves them to another
+    spectrum by setting the height of the one and showing the other.
+
+    Args:
+        spectrum: over blocks; None leaves all bars at 0.
+        blocks: of the model.
+        removed: what was removed.
+        energy: name of the spectrum's energy.
+
+    """
+    lowest = min(LOWEST, len(spectrum)) if spectrum else 0
+    shares = spectrum.removal_frequency(lowest) if spectrum else [0.0] * blocks
+
+    def draw(width: int) -> Drawing:
+        height = 180 if width <= NARROW else 210
+        foot, left = height - 40, 40
+        y, step = Axis(0, 100, foot, 12), (width - left - 4) / blocks
+        parts = []
+        for tick in y.ticks(4):
+            parts += [line(left, y(tick), width - 4, y(tick), "grid")]
+            parts += [text(left - 6, y(tick) + 4, f"{number(tick)} %", anchor="end")]
+        bars, marks = [], []
+        # Labels need some 26 pixels each.
+        every = next((n for n in (1, 2, 5, 10, 20) if n * step >= 26), 50)
+        r = min(4.5, 0.45 * step)
+        for block, share in enumerate(shares):
+            x = left + block * step
+            tip = f"block {block}: in {round(share * lowest)} of {lowest} states"
+            bars.append(Markup(BAR).format(x + 0.1 * step, 0.8 * step, share, block, tip))
+            shown = Markup("" if block in removed else ' display="none"')
+            marks.append(Markup(MARK).format(x + step / 2, foot + 4, r, 2 * r, -2 * r, block, shown))
+            if block % every == 0:
+                parts.append(text(x + step / 2, foot + 30, block))
+        # Heights of bars are shares, from the foot upwards.
+        scaled = Markup('<g transform="translate(0 {:g}) scale(1 {:g})">{}</g>').format(
+            foot, y.end - y.start, Markup("").join(bars)
+        )
+        return Drawing(height, [*parts, scaled, *marks])
+
+    proof = "" if spectrum is None else f"{spectrum.solver}, {'proved' if spectrum.certified else 'not proved'}"
+    budget = "" if spectrum is None or spectrum.budget is None else f" at M = {spectrum.budget}"
+    return Chart(
+        "Share of the lowest states that remove each block",
+        draw,
+        caption=f"Among the {lowest} lowest states of {energy}{budget} ({proof}); ▲ marks what was removed.",
+    )
+
+
+def figures(material: Material) -> dict[str, Chart]:
+    """Removal frequency in the spectrum that the page opens with."""
+    energy, spectrum = _opening(material)
+    if spectrum is None:
+        return {}
+    removed = material.run.get("removed", ()) if spectrum.budget == material.run.get("budget") else ()
+    return {f"{FIGURE}-{spectrum.budget}": frequency_chart(spectrum, material.blocks, removed, energy)}
+
+
+def _opening(material: Material) -> tuple[str, Spectrum | None]:
+    """Energy and spectrum that the page opens with: the run's own where there is one."""
+    own = str(material.run.get("energy"))
+    energy = own if own in material.spectra else next(iter(material.spectra), "")
+    budget = material.run.get("budget")
+    shown = budget if budget in material.budgets else next(iter(material.budgets), None)
+    return energy, material.spectra.get(energy, {}).get(shown) if shown else None
+
+
 def _render(material: Material) -> Markup | None:
     if not material.budgets or not material.blocks:
         return None
     data = explorer_data(material)
+    energy, spectrum = _opening(material)
+    removed = material.run.get("removed", ())
     return Markup(PAGE).format(
         data=htmlsafe_json_dumps(data, separators=(",", ":")),
-        energies=_energy_choice(list(material.spectra), material.run.get("energy")),
+        frequency=responsive(frequency_chart(spectrum, material.blocks, removed, energy)),
+        energies=_energy_choice(list(material.spectra), energy),
         slider=_slider(material),
         strip=Markup("").join(
             Markup('<li data-block="{}"><span>{}</span><span class="sr"></span></li>').format(block, block)
@@ -93,10 +173,9 @@ def _columns(blocks: int, most: int) -> int:
     return math.ceil(blocks / math.ceil(blocks / most))
 
 
-def _energy_choice(names: list[str], chosen: str | None) -> Markup:
+def _energy_choice(names: list[str], first: str) -> Markup:
     if not names:
         return Markup("")
-    first = chosen if chosen in names else names[0]
     options = [
         Markup('<label><input type="radio" name="energy" value="{}"{}><span>{}</span></label>').format(
             name, Markup(" checked") if name == first else "", name
@@ -153,7 +232,7 @@ aria-label="The {blocks} blocks of the model, from input to output">{strip}</ol>
 </div>
 <h3 id="frequency-title">How often each block is removed</h3>
 <p class="note" id="frequency-note"></p>
-<div id="frequency" class="frequency"></div>
+<div id="frequency">{frequency}</div>
 <details><summary>Numbers</summary><div class="scroll" tabindex="0" role="region" aria-labelledby="frequency-title">
 <table id="frequency-table"><thead><tr><th scope="col">Block</th>
 <th scope="col" class="n">States that remove it</th></tr></thead><tbody></tbody></table></div></details>
@@ -161,5 +240,9 @@ aria-label="The {blocks} blocks of the model, from input to output">{strip}</ol>
 """
 
 SECTION = Section(
-    "removal", "What is removed", _render, ("excise run MODEL --remove 8 --out DIR", "blocks, spectrum and damage")
+    "removal",
+    "What is removed",
+    _render,
+    ("excise run MODEL --remove 8 --out DIR", "blocks, spectrum and damage"),
+    figures,
 )
