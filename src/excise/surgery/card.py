@@ -8,6 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import RepoCard
+from huggingface_hub.utils import yaml_dump
+from yaml import YAMLError
+
+TAGS = ("excise", "depth-pruning", "pruned")
+# What an original's card says of that very model: its scores, and by which model its authors replaced it.
+NOT_INHERITED = ("model-index", "new_version")
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 USAGE = """\
@@ -26,8 +34,10 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 """
 
 
-def model_card(facts: Mapping[str, Any], *, name: str) -> str:
+def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, Any] | None = None) -> str:
     """Render the model card of a pruned checkpoint; what is not known is left out.
+
+    Licence, languages, base models, tags and whatever else the original's metadata say stays, save for its scores.
 
     Args:
         facts: any of `original` (hub id or path), `base_model` (hub id, if `original` is not one), `license`,
@@ -36,30 +46,56 @@ def model_card(facts: Mapping[str, Any], *, name: str) -> str:
             was healed), `proposed_by` (method), `energy` (predicted),
             `energy_model` (its name), `base_loss`, `pruned_loss` and `repaired_loss` (nats/token on held-out samples),
             `repair` ({"steps": [{"block", "kind", …}], "samples"}, where matrices were refitted in closed form),
-            `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
+            `parameters` ({"before", "after"}), `dtype`, `left_out` ({file or tensors: why}), `data`, `seed`, `versions` ({package: version}) and `command`.
             Others are not shown; they stay in excise.json.
         name: how the usage example calls the checkpoint.
+        original: metadata of the original's card, see `original_metadata`.
 
     Examples:
         >>> card = model_card({"original": "org/model", "removed": [4], "original_blocks": [0, 1, 2, 3]}, name="small")
-        >>> card.splitlines()[2], card.splitlines()[10]
+        >>> card.splitlines()[2], card.splitlines()[9]
         ('base_model: org/model', '# model, 4 of 5 blocks')
 
     """
-    parts = [_metadata(facts), f"# {_title(facts) or name}\n", _summary(facts), _recipe_table(facts)]
+    parts = [_metadata(facts, original or {}), f"# {_title(facts) or name}\n", _summary(facts), _recipe_table(facts)]
     if facts.get("command"):
-        parts.append(f"The command:\n\n```sh\n{facts['command']}\n```\n")
-    parts.append(USAGE.format(name=name))
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts["command"])), default=0))
+        parts.append(f"The command:\n\n{fence}sh\n{facts['command']}\n{fence}\n")
+    parts.append(USAGE.format(name=name.replace("\\", "\\\\").replace('"', '\\"')))
     return "\n".join(part for part in parts if part)
 
 
-def _metadata(facts: Mapping[str, Any]) -> str:
-    lines = ["---", "library_name: transformers"]
-    if base := _base_model(facts):
-        lines.append(f"base_model: {base}")
-    lines += [f"{key}: {facts[key]}" for key in ("license", "language") if facts.get(key)]
-    lines += ["tags:", "- excise", "- depth-pruning", "- pruned", "pipeline_tag: text-generation", "---\n"]
-    return "\n".join(lines)
+def original_metadata(folder: str | Path) -> dict[str, Any]:
+    """Metadata of the model card in a checkpoint folder; empty without a card, or where they are no valid YAML."""
+    try:
+        text = (Path(folder) / "README.md").read_text(encoding="utf-8-sig").lstrip()
+        if not text.startswith("---"):
+            return {}
+        metadata = RepoCard(text).data.to_dict()
+    except (OSError, ValueError, YAMLError):
+        return {}
+    # YAML reads the code of Norwegian as a refusal.
+    languages = ["no" if code is False else code for code in _as_list(metadata.get("language"))]
+    return {**metadata, "language": languages[0] if len(languages) == 1 else languages}
+
+
+def _metadata(facts: Mapping[str, Any], original: Mapping[str, Any]) -> str:
+    bases = list(dict.fromkeys(filter(None, (_base_model(facts), *_as_list(original.get("base_model"))))))
+    further = {key: value for key, value in original.items() if key not in NOT_INHERITED}
+    data = {
+        "library_name": "transformers",
+        "base_model": None,  # its place in the order
+        "pipeline_tag": "text-generation",
+        **further,
+        **{key: facts[key] for key in ("license", "language") if facts.get(key)},
+        "base_model": bases[0] if len(bases) == 1 else bases,
+        "tags": list(dict.fromkeys((*map(str, _as_list(original.get("tags"))), *TAGS))),
+    }
+    return f"---\n{yaml_dump({k: v for k, v in data.items() if v not in (None, [])}, sort_keys=False)}---\n"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _base_model(facts: Mapping[str, Any]) -> str | None:
@@ -120,6 +156,7 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
         ("Loss after repair", _loss(facts.get("repaired_loss"))),
         ("Parameters", _parameters(facts.get("parameters"))),
         ("Stored as", facts.get("dtype")),
+        ("Left out", _left_out(facts.get("left_out"))),
         ("Data", _phrase(facts.get("data"))),
         ("Seed", facts.get("seed")),
         ("Versions", _phrase(facts.get("versions"))),
@@ -168,6 +205,10 @@ def _parameters(counts: Mapping[str, int] | None) -> str | None:
         return None
     before, after = counts["before"], counts["after"]
     return f"{after:,} of {before:,} ({after / before:.1%})"
+
+
+def _left_out(reasons: Mapping[str, str] | None) -> str | None:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) if reasons else None
 
 
 def _phrase(value: Any) -> str | None:
