@@ -107,7 +107,7 @@ def names_in(config: Any) -> Names | None:
     for key in SETTINGS:
         if hasattr(config, key):
             delattr(config, key)
-    saved_from = getattr(transformers, (config.architectures or [""])[0], None)
+    saved_from: Any = getattr(transformers, (config.architectures or [""])[0], None)
     own = isinstance(saved_from, type) and issubclass(saved_from, PreTrainedModel)
     with torch.device("meta"):
         if own and isinstance(config, saved_from.config_class):

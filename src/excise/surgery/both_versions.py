@@ -1,7 +1,7 @@
 """A checkpoint as transformers 5 saves it, in the spelling that transformers 4.57 reads too.
 
-Version 5 gathers what concerns rotary embeddings in `rope_parameters`, calls every fast tokenizer TokenizersBackend, and
-spells some counts anew. Version 4.57 takes defaults for the first without a word (a base of 10,000) and refuses the
+Version 5 gathers what concerns rotary embeddings in `rope_parameters`, calls every fast tokenizer TokenizersBackend,
+and spells some counts anew. Version 4.57 takes defaults for the first without a word (a base of 10,000) and refuses the
 second. Version 5 reads the spellings of 4.57 as well; that it reads the same is checked.
 """
 

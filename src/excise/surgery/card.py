@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 TAGS = ("excise", "depth-pruning", "pruned")
 # What an original's card says of that very model: its scores, and by which model its authors replaced it.
@@ -46,8 +46,8 @@ def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, An
             was healed), `proposed_by` (method), `energy` (predicted),
             `energy_model` (its name), `base_loss`, `pruned_loss` and `repaired_loss` (nats/token on held-out samples),
             `repair` ({"steps": [{"block", "kind", …}], "samples"}, where matrices were refitted in closed form),
-            `parameters` ({"before", "after"}), `dtype`, `left_out` ({file or tensors: why}), `data`, `seed`, `versions` ({package: version}) and `command`.
-            Others are not shown; they stay in excise.json.
+            `parameters` ({"before", "after"}), `dtype`, `left_out` ({file or tensors: why}), `data`, `seed`,
+            `versions` ({package: version}) and `command`. Others are not shown; they stay in excise.json.
         name: how the usage example calls the checkpoint.
         original: metadata of the original's card, see `original_metadata`.
 
@@ -84,7 +84,6 @@ def _metadata(facts: Mapping[str, Any], original: Mapping[str, Any]) -> str:
     further = {key: value for key, value in original.items() if key not in NOT_INHERITED}
     data = {
         "library_name": "transformers",
-        "base_model": None,  # its place in the order
         "pipeline_tag": "text-generation",
         **further,
         **{key: facts[key] for key in ("license", "language") if facts.get(key)},

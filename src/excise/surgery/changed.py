@@ -1,4 +1,4 @@
-"""What a model in memory says otherwise than its checkpoint: the tensors to write anew, in the checkpoint's own form."""
+"""What a model in memory says otherwise than its checkpoint: tensors to write anew, in the checkpoint's own form."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Changed:
         slices = self.content.chunk(total, dim=dimension)
         return replace(self, content=torch.cat([slices[i] for i in kept], dim=dimension))
 
-    def to_bytes(self) -> memoryview:
+    def to_bytes(self) -> Any:
         """Return the content as it is to lie in the file.
 
         Raises:
@@ -72,7 +72,7 @@ class Changed:
                 f"{self.name} exceeds the range of {self.dtype}, in which the original stores it; convert the original "
                 f"to bfloat16 or float32 first"
             )
-        return memoryview(cast.reshape(-1).view(torch.uint8).numpy())
+        return cast.reshape(-1).view(torch.uint8).numpy().data
 
 
 def changed_tensors(model: Any, checkpoint: Checkpoint) -> Mapping[str, Changed]:
@@ -140,4 +140,3 @@ def _differs(tensor: headers.Tensor, file: Any, content: torch.Tensor) -> bool:
         )
     stored = file.get_tensor(tensor.name)
     return not torch.equal(stored.to(content.dtype), content.detach().cpu())
-

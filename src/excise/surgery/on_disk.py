@@ -274,7 +274,8 @@ def _new_indices(source: Source, removed: Sequence[int]) -> dict[int, int | None
     absent = sorted(set(range(blocks)) - found)
     if absent:
         raise CheckpointError(
-            f"the config counts {blocks} blocks, but there are no tensors of block {absent[0]} under {where}; config and weights do not belong together"
+            f"the config counts {blocks} blocks, but there are no tensors of block {absent[0]} under {where}; "
+            f"config and weights do not belong together"
         )
     text = raw.get("text_config") or raw
     counts = [text.get(key) for key in source.architecture.extra_blocks]
