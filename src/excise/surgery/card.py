@@ -81,13 +81,13 @@ def original_metadata(folder: str | Path) -> dict[str, Any]:
 
 def _metadata(facts: Mapping[str, Any], original: Mapping[str, Any]) -> str:
     bases = list(dict.fromkeys(filter(None, (_base_model(facts), *_as_list(original.get("base_model"))))))
-    further = {key: value for key, value in original.items() if key not in NOT_INHERITED}
+    further = {key: value for key, value in original.items() if key not in (*NOT_INHERITED, "base_model", "tags")}
     data = {
         "library_name": "transformers",
+        "base_model": bases[0] if len(bases) == 1 else bases,
         "pipeline_tag": "text-generation",
         **further,
         **{key: facts[key] for key in ("license", "language") if facts.get(key)},
-        "base_model": bases[0] if len(bases) == 1 else bases,
         "tags": list(dict.fromkeys((*map(str, _as_list(original.get("tags"))), *TAGS))),
     }
     return f"---\n{yaml_dump({k: v for k, v in data.items() if v not in (None, [])}, sort_keys=False)}---\n"
