@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not OLD_PYTHON.exists(), reason="no environment with transformers 4.57; make test-portable"),
 ]
 
-REPAIR = ("--repair", "--samples", 12, "--held-out", 4, "--tokens", 24)
+REPAIR = ("--repair", "--samples", 24, "--held-out", 8, "--tokens", 32)
 HEAL = ("--samples", 12, "--tokens", 24, "--held-out", 0.3, "--steps", 3, "--batch", 4, "--lr", 1e-3)
 
 
@@ -58,12 +58,13 @@ WAYS = {
     "sublayers": (("prune", "--removed", "1,4", "--removed-sublayers", "3.attention"), True),
     "healed": (("heal", *HEAL), True),
 }
-WITHOUT = {"qwen3_moe": {"merged"}}
+# Merging and this repair are defined for dense blocks, and a repair that does not help is not written.
+WITHOUT = {"qwen3_moe": {"merged", "repaired"}, "qwen3": {"repaired"}}
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "qwen3_moe"])
-def test_ways_from_a_folder(model_type, tmp_path, excise, ask, record_property):
-    source = released_folder(tmp_path / "model", model_type)
+def test_ways_from_a_folder(model_type, tmp_path, excise, ask):
+    source = released_folder(tmp_path / "model", model_type, loud=(1, 4))
     ways = [way for way in WAYS if way not in WITHOUT.get(model_type, ())]
     for way in ways:
         verb, *options = WAYS[way][0]
@@ -71,6 +72,8 @@ def test_ways_from_a_folder(model_type, tmp_path, excise, ask, record_property):
         code, _, err = excise(verb, model, *others, *options, "--out", tmp_path / way)
         assert code == 0, err
     assert json.loads((tmp_path / "healed" / "config.json").read_text())["rope_theta"] == ROPE_THETA
+    if "repaired" in ways:
+        assert "repair" in json.loads((tmp_path / "repaired" / "excise.json").read_text())
     questions = [{"folder": str(tmp_path / way), "original": str(source), "take_weights": WAYS[way][1]} for way in ways]
     answers = dict(zip(ways, ask(questions), strict=True))
     for way, answer in answers.items():
@@ -87,19 +90,20 @@ def test_gguf_source(tmp_path, excise, ask):
     print("\nllama: " + told({"GGUF source": answer}))
 
 
-# What version 4.57 cannot read, in whatever spelling, of models made in memory by version 5.
-UNREADABLE = {"nemotron_h", "gemma4_text", "qwen3_5_text", "ministral3", "granitemoehybrid"}
+# All that both versions know, but granitemoehybrid, whose kinds of blocks they call otherwise.
 IN_MEMORY = [
-    "llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "gpt2", "opt", "gpt_neox", "gemma2", "gemma3_text", "olmo2",
-    "mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "glm4_moe", "smollm3", "falcon_h1", "lfm2", "mamba2", "jamba",
-    "qwen3_next",
+    "llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "gpt2", "opt", "gpt_neox", "gemma2", "gemma3_text",
+    "olmo2", "mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "glm4_moe", "gpt_oss", "smollm3", "falcon_h1", "lfm2",
+    "mamba2", "jamba", "qwen3_next",
 ]  # fmt: skip
 
 
 def test_models_made_in_memory(tmp_path, ask):
     questions = []
     for model_type in IN_MEMORY:
-        stack, removed = find_stack(tiny_model(model_type)), removable_pair(model_type)
+        # With several groups version 4.57 computes Mamba-2 otherwise, whatever the config says.
+        options = {"n_groups": 1} if model_type == "mamba2" else {}
+        stack, removed = find_stack(tiny_model(model_type, **options)), removable_pair(model_type)
         write_pruned(stack, removed, tmp_path / model_type, tokenizer=tiny_tokenizer())
         alpha = torch.ones(len(stack.sublayers))
         alpha[[s.gate for s in stack.sublayers if s.block in removed]] = 0

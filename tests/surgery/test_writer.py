@@ -80,6 +80,20 @@ def test_only_what_changed_differs(change, released, tmp_path):
         assert torch.equal(tensor, before[name]) != bool(re.search(pattern, name)), name
 
 
+def test_a_repair_changes_one_matrix_below_each_cut(tmp_path, excise):
+    source, out = released_folder(tmp_path / "model", loud=(1, 4)), tmp_path / "out"
+    repair = ("--repair", "--samples", 24, "--held-out", 8, "--tokens", 32)
+    assert excise("prune", source, "--removed", "1,4", *repair, "--out", out)[0] == 0
+    require_same_set(source, out)
+    recipe = json.loads((out / "excise.json").read_text())
+    prune_folder(source, [1, 4], tmp_path / "plain")
+    before, after = (load_file(place / "model.safetensors") for place in (tmp_path / "plain", out))
+    assert {name: tensor.dtype for name, tensor in after.items()} == {name: t.dtype for name, t in before.items()}
+    changed = [name for name in after if not torch.equal(after[name], before[name])]
+    assert len(changed) == len(recipe["repair"]["steps"]) > 0
+    assert all(name.endswith("proj.weight") for name in changed)
+
+
 def require_same_set(source, out, blocks=4):
     """Config and side files are the original's, but for the count of blocks."""
     config = json.loads((source / "config.json").read_text())

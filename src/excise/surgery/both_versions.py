@@ -28,7 +28,7 @@ def write_for_both(folder: Path) -> None:
     """
     path = folder / "config.json"
     values, expected = read_json(path), _as_read(folder)
-    for respelled in (_with_old_dtype, _with_old_rotary, _with_old_counts):
+    for respelled in (_with_old_dtype, _with_old_rotary, _with_old_counts, _with_plain_numbers):
         candidate = respelled(values)
         write_json(path, candidate)
         if (read := _as_read(folder)) and all(read.get(key) == value for key, value in expected.items()):
@@ -91,6 +91,15 @@ def _with_old_counts(values: dict[str, Any]) -> dict[str, Any]:
         return {"num_experts": part[own], **part} if own in part else part
 
     return _everywhere(values, respelled)
+
+
+def _with_plain_numbers(value: Any) -> Any:
+    """Infinity as a number, which version 5 writes as {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _with_plain_numbers(entry) for key, entry in value.items()}
+    return [_with_plain_numbers(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _respell_tokenizer(path: Path) -> None:
