@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.weights import smollm2
 from transformers import AutoTokenizer
 
 from excise.models.stack import find_stack, gated
@@ -131,3 +132,44 @@ def told(answers):
         f"{way}: {answer.get('error') or '{difference:.3g} of {largest:.3g}'.format(**answer)}"
         for way, answer in answers.items()
     )
+
+
+@pytest.mark.real
+@pytest.mark.skipif(smollm2() is None, reason="SmolLM2 is not installed")
+def test_a_real_model(tmp_path, excise, ask):
+    """SmolLM2-135M-Instruct: its GGUF file to a folder, and that folder pruned again, repaired, merged and healed."""
+    weights, gone = smollm2(), [5, 13, 17]
+    assert excise("prune", weights, "--removed", "24", "--out", tmp_path / "GGUF source", "--no-self-test")[0] == 0
+    folder = tmp_path / "GGUF source"
+    for way, (verb, *options) in {
+        "folder": ("prune",),
+        "repaired": ("prune", "--repair", "--samples", 48, "--held-out", 8, "--tokens", 96),
+        "merged": ("prune", "--merge", "figure"),
+        "healed": ("heal", "--teacher", folder, *HEAL, "--tokens", 128),
+    }.items():
+        if verb == "prune":
+            arguments = [folder, "--removed", ",".join(map(str, gone)), "--no-self-test", *options]
+        else:
+            arguments = [tmp_path / "folder", *options]
+        code, _, err = excise(verb, *arguments, "--out", tmp_path / way)
+        assert code == 0, err
+    assert "repair" in json.loads((tmp_path / "repaired" / "excise.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    common = {"ids": tokenizer("The capital of France is Paris, and that of Italy")["input_ids"]}
+    kept = [block for block in range(30) if block != 24]
+    questions = [{"folder": str(folder), "original": str(weights), "kept": kept, **common}]
+    kept = [block for block in range(29) if block not in gone]
+    questions += [
+        {
+            "folder": str(tmp_path / way),
+            "original": str(folder),
+            "kept": kept,
+            "take_weights": way != "folder",
+            **common,
+        }
+        for way in ("folder", "repaired", "merged", "healed")
+    ]
+    answers = dict(zip(("GGUF source", "folder", "repaired", "merged", "healed"), ask(questions), strict=True))
+    print("\nSmolLM2: " + told(answers))
+    for way, answer in answers.items():
+        require_right(way, answer, 0.0, tokenizer(TEXT)["input_ids"])

@@ -7,6 +7,7 @@ second. Version 5 reads the spellings of 4.57 as well; that it reads the same is
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ def write_for_both(folder: Path) -> None:
 
 def _as_read(folder: Path) -> dict[str, Any]:
     """What version 5 makes of a config.json; empty where it refuses it."""
-    try:
-        return AutoConfig.from_pretrained(folder).to_dict()
-    except Exception:  # whatever a config class makes of fields that do not fit it
-        return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a spelling is the old one is what is wanted
+        try:
+            return AutoConfig.from_pretrained(folder).to_dict()
+        except Exception:  # whatever a config class makes of fields that do not fit it
+            return {}
 
 
 def _everywhere(values: dict[str, Any], change: Any) -> dict[str, Any]:
