@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from excise.models.headers import read_checkpoint
 from excise.models.stack import find_stack
 from excise.surgery.checkpoint import write_pruned
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -61,6 +62,19 @@ def test_spellings(kind, tmp_path):
     assert {key: written.get(key) for key in expected} == expected
     assert not absent & written.keys()
     assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters == model.config.rope_parameters
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+def test_experts_of_a_model_that_was_loaded_fused_are_written_one_by_one(model_type, tmp_path):
+    """As from a GGUF file, whose loading leaves no conversion to take back."""
+    stack = find_stack(tiny_model(model_type))
+    stack.model._weight_conversions = []
+    write_pruned(stack, [1, 4], tmp_path / "out")
+    assert stack.model._weight_conversions == []
+    names = [tensor.name for tensor in read_checkpoint(tmp_path / "out").tensors]
+    assert sum(".experts.3." in name for name in names) == 4 * 3
+    _, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
 
 
 def test_the_tokenizer_is_what_its_file_says(tmp_path):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import gguf
 import pytest
 from huggingface_hub import ModelCard
 
 from excise.surgery.card import model_card, original_metadata
+from tests.gguf_files import write_gguf
 from tests.released import released_folder
+from tests.tiny import tiny_model
 
 FACTS = {
     "original": "org/base-model",
@@ -126,6 +129,44 @@ def test_what_the_original_says_stays_and_the_hub_reads_it(kind, tmp_path):
     assert {key: data.get(key) for key in expected} == expected
     assert {"excise", "depth-pruning", "pruned"} <= set(data["tags"])
     assert card.text.strip().startswith("# base-model, 6 of 8 blocks")
+
+
+def test_what_a_gguf_file_says_stays(tmp_path):
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_license("apache-2.0")
+    writer.add_license_link("LICENSE")
+    writer.add_languages(["en", "no"])
+    writer.add_tags(["chat"])
+    writer.add_base_model_count(1)
+    writer.add_base_model_repo_url(0, "https://hub.example/org/base")
+    writer.add_dataset_count(1)
+    writer.add_dataset_repo_url(0, "https://hub.example/datasets/org/chats")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = original_metadata(path)
+    data = ModelCard(model_card({"original": str(path), "removed": [1]}, name="x", original=metadata)).data.to_dict()
+    expected = {
+        "license": "apache-2.0",
+        "license_link": "LICENSE",
+        "language": ["en", "no"],
+        "base_model": "org/base",
+        "datasets": ["org/chats"],
+    }
+    assert {key: data.get(key) for key in expected} == expected
+    assert "chat" in data["tags"]
+
+
+def test_a_gguf_file_that_says_nothing(tmp_path, excise):
+    write_gguf(tiny_model("llama", 3), tmp_path / "a.gguf")
+    assert excise("prune", tmp_path / "a.gguf", "--removed", "1", "--out", tmp_path / "out", "--no-self-test")[0] == 0
+    data = ModelCard.load(tmp_path / "out" / "README.md", ignore_metadata_errors=False).data.to_dict()
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["excise", "depth-pruning", "pruned"],
+    }
 
 
 def test_values_of_any_kind_are_escaped():

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from excise.errors import CheckpointError
@@ -102,6 +102,26 @@ def require_same_set(source, out, blocks=4):
         assert (out / name).read_bytes() == (source / name).read_bytes(), name
 
 
+def test_experts_spread_over_shards_are_changed_where_they_lie(tmp_path):
+    """Parts of one fused weight in several files, of which one holds float32 where the others hold bfloat16."""
+    source = tiny_folder(tmp_path / "model", "qwen3_moe", dtype=torch.bfloat16)
+    weights = load_file(source / "model.safetensors")
+    wide = next(name for name in weights if "experts.2.up_proj" in name)
+    weights[wide] = weights[wide].float()
+    places = {name: f"model-{1 + i % 3:05d}-of-00003.safetensors" for i, name in enumerate(sorted(weights))}
+    for file in set(places.values()):
+        save_file({name: weights[name] for name in weights if places[name] == file}, source / file)
+    (source / "model.safetensors").unlink()
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    loaded = load(str(source))
+    with scaled(loaded.stack, r"experts"):
+        write_pruned(loaded.stack, (), tmp_path / "out", source=loaded.folder)
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert after[wide].dtype == torch.float32
+    for name, tensor in weights.items():
+        assert torch.equal(after[name], tensor / 2 if ".experts." in name else tensor), name
+
+
 def test_a_changed_model_says_on_disk_what_it_says_in_memory(released, tmp_path):
     loaded = load(str(released))
     ids = torch.tensor([[7, 81, 250, 33, 9, 120]])
@@ -143,8 +163,6 @@ SPELLINGS = {  # model type, what is done to the names of a saved checkpoint
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_changes_find_their_tensors_under_any_name(spelling, tmp_path):
-    from safetensors.torch import save_file
-
     model_type, renamed = SPELLINGS[spelling]
     source = tiny_folder(tmp_path / "model", model_type)
     weights = {renamed(name): tensor for name, tensor in load_file(source / "model.safetensors").items()}

@@ -104,6 +104,8 @@ def prune(
     unit = "parameters" if "parameters" in result else "bytes"
     before, after = result[unit]["before"], result[unit]["after"]
     output.print(f"wrote {out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
+    for name, reason in result.get("left_out", {}).items():
+        output.print(f"left out {name}: {reason}")
     _print_repair(result)
     if result.get("zeroed_sublayers"):
         output.print(

@@ -65,18 +65,54 @@ def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, An
     return "\n".join(part for part in parts if part)
 
 
-def original_metadata(folder: str | Path) -> dict[str, Any]:
-    """Metadata of the model card in a checkpoint folder; empty without a card, or where they are no valid YAML."""
-    try:
-        text = (Path(folder) / "README.md").read_text(encoding="utf-8-sig").lstrip()
-        if not text.startswith("---"):
-            return {}
-        metadata = RepoCard(text).data.to_dict()
-    except (OSError, ValueError, YAMLError):
-        return {}
+def original_metadata(original: str | Path) -> dict[str, Any]:
+    """What an original says of itself, as metadata of a model card.
+
+    Args:
+        original: a checkpoint folder, whose README.md is read, or a GGUF file, which says it in its header.
+
+    Returns:
+        The metadata; empty where it says nothing, or nothing that is valid.
+
+    """
+    path = Path(original)
+    metadata = _of_gguf(path) if path.suffix == ".gguf" else _of_readme(path / "README.md")
     # YAML reads the code of Norwegian as a refusal.
     languages = ["no" if code is False else code for code in _as_list(metadata.get("language"))]
     return {**metadata, "language": languages[0] if len(languages) == 1 else languages}
+
+
+def _of_readme(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig").lstrip()
+        return dict(RepoCard(text).data.to_dict()) if text.startswith("---") else {}
+    except (OSError, ValueError, YAMLError):
+        return {}
+
+
+def _of_gguf(path: Path) -> dict[str, Any]:
+    import gguf
+
+    if not path.is_file():
+        return {}
+    fields = {name: field for name, field in gguf.GGUFReader(path).fields.items() if name.startswith("general.")}
+
+    def repositories(kind: str) -> list[str]:
+        urls = [
+            str(fields[name].contents()) for name in fields if re.fullmatch(rf"general\.{kind}\.\d+\.repo_url", name)
+        ]
+        return [
+            match[1] for url in urls if (match := re.fullmatch(r"https?://[^/]+/(?:datasets/)?([^/]+/[^/]+)/?", url))
+        ]
+
+    plain = {"license": "license", "license_name": "license.name", "license_link": "license.link"}
+    listed = {"language": "languages", "tags": "tags"}
+    found = {
+        key: fields[f"general.{name}"].contents()
+        for key, name in {**plain, **listed}.items()
+        if f"general.{name}" in fields
+    }
+    return {**found, "base_model": repositories("base_model"), "datasets": repositories("dataset")}
 
 
 def _metadata(facts: Mapping[str, Any], original: Mapping[str, Any]) -> str:

@@ -205,7 +205,12 @@ def _write_from_memory(
     with _no_space_as_output_error(out), atomic_path(out) as folder:
         folder.mkdir()
         before = _parameter_count(stack.model)
-        with _without_gguf_marks(stack.model), pruned(stack, removed) as model, _stored_as(model, dtype):
+        with (
+            _without_gguf_marks(stack.model),
+            _in_released_layout(stack.model),
+            pruned(stack, removed) as model,
+            _stored_as(model, dtype),
+        ):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
             write_derived(folder, model.config, stack.architecture)
             recipe = {
@@ -224,7 +229,7 @@ def _write_from_memory(
         else:
             recipe |= write_dequantised(original, removed, folder, recipe["dtype"])
         write_json(folder / RECIPE, recipe)
-        metadata = original_metadata(original.folder) if original else None
+        metadata = original_metadata(original.folder if original else recipe["original"] or "")
         (folder / "README.md").write_text(model_card(recipe, name=out.name, original=metadata), encoding="utf-8")
     return recipe
 
@@ -273,6 +278,20 @@ def _without_gguf_marks(model: Any) -> Iterator[None]:
         yield
     finally:
         vars(model).update(marks)
+
+
+@contextlib.contextmanager
+def _in_released_layout(model: Any) -> Iterator[None]:
+    """Let transformers save experts one by one, as they are released, however this model was loaded.
+
+    It takes back what it did when loading, and from a GGUF file it did something else.
+    """
+    conversions = vars(model).pop("_weight_conversions", None)
+    try:
+        yield
+    finally:
+        if conversions is not None:
+            model._weight_conversions = conversions
 
 
 @contextlib.contextmanager
