@@ -172,7 +172,7 @@ def _write(
         if not recipe:
             whole = {**whole, **written}
         write_json(folder / RECIPE, {**whole, "dtype": written["dtype"]})
-        metadata = None if student.folder is None else original_metadata(student.folder)
+        metadata = original_metadata(student.folder or student.source)
         card = model_card(whole, name=out.name, original=metadata) + _section(facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         save_figure(loss_curve(facts["curve"], facts["losses"]), folder / CURVE)

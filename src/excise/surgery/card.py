@@ -16,6 +16,7 @@ TAGS = ("excise", "depth-pruning", "pruned")
 # What an original's card says of that very model: its scores, and by which model its authors replaced it.
 NOT_INHERITED = ("model-index", "new_version")
 
+REPOSITORY = re.compile(r"https?://[^/]+/(?:datasets/)?([^/]+/[^/]+)/?")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 USAGE = """\
@@ -75,7 +76,7 @@ def original_metadata(original: str | Path) -> dict[str, Any]:
         The metadata; empty where it says nothing, or nothing that is valid.
 
     """
-    path = Path(original)
+    path = Path(original).expanduser()
     metadata = _of_gguf(path) if path.suffix == ".gguf" else _of_readme(path / "README.md")
     # YAML reads the code of Norwegian as a refusal.
     languages = ["no" if code is False else code for code in _as_list(metadata.get("language"))]
@@ -98,12 +99,9 @@ def _of_gguf(path: Path) -> dict[str, Any]:
     fields = {name: field for name, field in gguf.GGUFReader(path).fields.items() if name.startswith("general.")}
 
     def repositories(kind: str) -> list[str]:
-        urls = [
-            str(fields[name].contents()) for name in fields if re.fullmatch(rf"general\.{kind}\.\d+\.repo_url", name)
-        ]
-        return [
-            match[1] for url in urls if (match := re.fullmatch(r"https?://[^/]+/(?:datasets/)?([^/]+/[^/]+)/?", url))
-        ]
+        names = [name for name in fields if re.fullmatch(rf"general\.{kind}\.\d+\.repo_url", name)]
+        urls = [str(fields[name].contents()) for name in names]
+        return [match[1] for url in urls if (match := REPOSITORY.fullmatch(url))]
 
     plain = {"license": "license", "license_name": "license.name", "license_link": "license.link"}
     listed = {"language": "languages", "tags": "tags"}
