@@ -4,10 +4,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 10 -c constraints.txt
 READY := $(VENV)/.ready
 WEIGHTS := $(VENV)/.weights
+OLD := build/transformers-4.57
 M ?= 8
 DEMO ?= runs/demo
 
-.PHONY: setup test test-slow test-browser check format demo bench clean
+.PHONY: setup test test-slow test-browser test-portable check format demo bench clean
 
 setup: $(READY)
 
@@ -26,6 +27,17 @@ test: check
 
 test-slow: check $(WEIGHTS)
 	$(BIN)/python -m pytest
+
+# Results as transformers 4.57 reads them, in an environment of its own: it wants another huggingface_hub and tokenizers.
+test-portable: $(READY) $(OLD)/.ready
+	EXCISE_OLD_PYTHON=$(OLD)/bin/python $(BIN)/python -m pytest -s -m portable tests/surgery/test_portable.py
+
+$(OLD)/.ready: constraints.txt
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check --timeout 20 --retries 10 \
+		"$$(grep '^torch==' constraints.txt)" "$$(grep '^accelerate==' constraints.txt)" "$$(grep '^gguf==' constraints.txt)" \
+		transformers==4.57.6
+	touch $@
 
 # The report in a headless Chromium, which is installed where it is not.
 test-browser: $(READY)

@@ -153,7 +153,8 @@ def _pair(options: argparse.Namespace) -> Pair:
     original = load(options.model, dtype="float32", device="cpu")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "student"
-        write_pruned(original.stack, indices(options.removed, "--removed"), folder, tokenizer=original.tokenizer)
+        removed = indices(options.removed, "--removed")
+        write_pruned(original.stack, removed, folder, source=original.folder, tokenizer=original.tokenizer)
         student = load(str(folder), dtype="float32", device="cpu").stack
     samples = load_samples(
         "starter", original.tokenizer, samples=options.samples, tokens=options.tokens, seed=options.seed

@@ -174,7 +174,8 @@ def _write_start(loaded: Loaded, removal: Removal, fitted: Repair | None, folder
     changed = repaired(loaded.stack, fitted) if fitted else merging(loaded.stack, removal.removed, removal.rule)
     card = {"original": loaded.source, "proposed_by": removal.name}
     with changed:
-        write_pruned(loaded.stack, removal.removed, folder, tokenizer=loaded.tokenizer, card=card)
+        source = {"source": loaded.folder, "tokenizer": loaded.tokenizer}
+        write_pruned(loaded.stack, removal.removed, folder, card=card, **source)
 
 
 def _table(intact: float, rows: list[dict[str, Any]]) -> str:

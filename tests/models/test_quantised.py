@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from excise.errors import CheckpointError, InputError, MissingExtraError
+from excise.errors import CheckpointError, MissingExtraError
 from excise.measuring.score import score
 from excise.models.loading import load
 from excise.models.quantised import dequantise
+from tests.hub import put_into_cache
 from tests.quantised import dequantised, quantise
 from tests.random_samples import random_samples
 from tests.tiny import tiny_folder
@@ -154,11 +155,8 @@ def test_scales_that_do_not_fit_are_refused():
         dequantise(torch.ones(5, 7), torch.ones(4), (2, 3))
 
 
-def test_modelopt_on_the_hub_is_refused(tmp_path):
-    from transformers import LlamaConfig
-
-    from excise.models.loading import _float8_format
-
-    config = LlamaConfig(quantization_config={"quant_method": "modelopt"})
-    with pytest.raises(InputError, match="hf download org/model"):
-        _float8_format("org/model", config)
+def test_a_hub_model_is_read_with_its_scales_too(tmp_path, monkeypatch):
+    folder = quantise(tiny_folder(tmp_path / "q", "llama", layers=2), "modelopt")
+    put_into_cache(folder, "org/model", tmp_path / "cache", monkeypatch)
+    ours, expected = (load(source).stack.model.state_dict() for source in ("org/model", str(folder)))
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
-from excise.surgery.card import model_card
+import gguf
+import pytest
+from huggingface_hub import ModelCard
+
+from excise.surgery.card import model_card, original_metadata
+from tests.gguf_files import write_gguf
+from tests.released import released_folder
+from tests.tiny import tiny_model
 
 FACTS = {
     "original": "org/base-model",
@@ -69,3 +76,116 @@ def test_a_repair_is_told_with_where_it_went_and_what_it_was_fitted_on():
     assert "/home/someone" not in card
     healed = model_card({**FACTS, "repair": repair, "healing": {"steps": 3}}, name="small")
     assert "the others were repaired in closed form and then healed." in healed
+
+
+ORIGINALS = {  # README.md of the original → what must be in the result's metadata
+    "a licence of its own": (
+        "---\nlicense: other\nlicense_name: 'terms: v2'\nlicense_link: LICENSE\n---\n# x\n",
+        {"license": "other", "license_name": "terms: v2", "license_link": "LICENSE"},
+    ),
+    "languages, Norwegian among them": ("---\nlanguage: [en, no, 'yes']\n---\n", {"language": ["en", "no", "yes"]}),
+    "Norwegian alone": ("---\nlanguage: no\n---\n", {"language": "no"}),
+    "a base model of its own": (
+        "---\nbase_model: org/grandparent\nbase_model_relation: finetune\n---\n",
+        {"base_model": ["org/base-model", "org/grandparent"], "base_model_relation": "finetune"},
+    ),
+    "several base models": (
+        "---\nbase_model:\n- a/b\n- org/base-model\n---\n",
+        {"base_model": ["org/base-model", "a/b"]},
+    ),
+    "tags and data": (
+        "---\ntags: [chat, 'a: b', pruned]\ndatasets: [x/y]\n---\n",
+        {"tags": ["chat", "a: b", "pruned", "excise", "depth-pruning"], "datasets": ["x/y"]},
+    ),
+    "another task and library": (
+        "---\npipeline_tag: feature-extraction\nlibrary_name: sentence-transformers\n---\n",
+        {"pipeline_tag": "feature-extraction", "library_name": "sentence-transformers"},
+    ),
+    "terms of access": (
+        '---\nextra_gated_prompt: "You agree:\\n- to \\"all\\""\nextra_gated_fields:\n  Name: text\n---\n',
+        {"extra_gated_prompt": 'You agree:\n- to "all"', "extra_gated_fields": {"Name": "text"}},
+    ),
+    "scores, which are not this model's": (
+        "---\nlicense: mit\nmodel-index:\n- name: x\n  results: []\nnew_version: a/b\n---\n",
+        {"license": "mit", "model-index": None, "new_version": None},
+    ),
+    "a mark at the start and carriage returns": ("\ufeff---\r\nlicense: mit\r\n---\r\n", {"license": "mit"}),
+    "no metadata": ("# only text\n", {"license": None, "base_model": "org/base-model"}),
+    "metadata that are no YAML": ("---\nlicense: [mit\n---\n", {"license": None}),
+    "metadata that are no dictionary": ("---\n- mit\n---\n", {"license": None}),
+    "no card": (None, {"license": None}),
+}
+
+
+@pytest.mark.parametrize("kind", ORIGINALS)
+def test_what_the_original_says_stays_and_the_hub_reads_it(kind, tmp_path):
+    text, expected = ORIGINALS[kind]
+    if text is not None:
+        (tmp_path / "README.md").write_bytes(text.encode())
+    card = ModelCard(
+        model_card(FACTS, name="small", original=original_metadata(tmp_path)), ignore_metadata_errors=False
+    )
+    data = card.data.to_dict()
+    assert {key: data.get(key) for key in expected} == expected
+    assert {"excise", "depth-pruning", "pruned"} <= set(data["tags"])
+    assert card.text.strip().startswith("# base-model, 6 of 8 blocks")
+
+
+def test_what_a_gguf_file_says_stays(tmp_path):
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_license("apache-2.0")
+    writer.add_license_link("LICENSE")
+    writer.add_languages(["en", "no"])
+    writer.add_tags(["chat"])
+    writer.add_base_model_count(1)
+    writer.add_base_model_repo_url(0, "https://hub.example/org/base")
+    writer.add_dataset_count(1)
+    writer.add_dataset_repo_url(0, "https://hub.example/datasets/org/chats")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    metadata = original_metadata(path)
+    data = ModelCard(model_card({"original": str(path), "removed": [1]}, name="x", original=metadata)).data.to_dict()
+    expected = {
+        "license": "apache-2.0",
+        "license_link": "LICENSE",
+        "language": ["en", "no"],
+        "base_model": "org/base",
+        "datasets": ["org/chats"],
+    }
+    assert {key: data.get(key) for key in expected} == expected
+    assert "chat" in data["tags"]
+
+
+def test_a_gguf_file_that_says_nothing(tmp_path, excise):
+    write_gguf(tiny_model("llama", 3), tmp_path / "a.gguf")
+    assert excise("prune", tmp_path / "a.gguf", "--removed", "1", "--out", tmp_path / "out", "--no-self-test")[0] == 0
+    data = ModelCard.load(tmp_path / "out" / "README.md", ignore_metadata_errors=False).data.to_dict()
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["excise", "depth-pruning", "pruned"],
+    }
+
+
+def test_values_of_any_kind_are_escaped():
+    facts = {**FACTS, "license": "a: 'b' # c", "command": "excise run x --data 'a```b'", "data": "one\ntwo | three"}
+    card = ModelCard(model_card(facts, name='quo"ted'), ignore_metadata_errors=False)
+    assert card.data.license == "a: 'b' # c"
+    assert "````sh\nexcise run x --data 'a```b'\n````" in card.text
+    assert 'from_pretrained("quo\\"ted")' in card.text
+    assert "| one two \\| three |" in card.text
+
+
+def test_every_way_of_writing_keeps_it(tmp_path, excise):
+    source, pruned = released_folder(tmp_path / "model"), tmp_path / "pruned"
+    assert excise("prune", source, "--removed", "1,4", "--out", pruned)[0] == 0
+    assert excise("prune", source, "--removed", "1,4", "--merge", "code", "--out", tmp_path / "merged")[0] == 0
+    healing = ("--samples", 6, "--tokens", 16, "--held-out", 0.3, "--steps", 1, "--batch", 2)
+    assert excise("heal", pruned, "--teacher", source, "--out", tmp_path / "healed", *healing)[0] == 0
+    for name in ("pruned", "merged", "healed"):
+        data = ModelCard.load(tmp_path / name / "README.md").data.to_dict()
+        assert (data["license"], data["license_link"], data["language"]) == ("llama3.2", "LICENSE", ["en", "no"]), name
+        assert (data["base_model"], data["datasets"]) == ("org/grandparent", ["HuggingFaceTB/smoltalk"])
+        assert {"chat", "a: b", "excise"} <= set(data["tags"])

@@ -194,7 +194,7 @@ def test_stored_dtype_without_loss(model_type, tmp_path):
     stack, before = find_stack(original), {k: v.clone() for k, v in original.state_dict().items()}
     recipe = write_pruned(stack, REMOVED, tmp_path / "out", dtype=torch.bfloat16)
     assert recipe["dtype"] == "bfloat16"
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert stored_dtypes(tmp_path / "out") == {"BF16"}
     assert torch.equal(logits_of(reload(tmp_path / "out", torch.float32)), gated_logits(stack, REMOVED))
     after = original.state_dict()

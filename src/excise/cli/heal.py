@@ -94,10 +94,12 @@ def heal(
     )  # fmt: skip
     settings = plan.settings
     from excise.cli.terminal import load_model
+    from excise.surgery.feasible import require_writable
 
     place = _own_device(device)
     open_student = partial(load_model, dtype="float32", device=place, trust_remote_code=trust_remote_code)
     student = open_student(pruned[0])
+    require_writable(student.folder, out, changes=student.stack.model, overwrite=force)
     drawn, apart = _samples(plan, student, settings.seed, loss_on)
     said = _teacher(teacher, offline, top_k, plan.teacher, place, trust_remote_code, student, drawn, settings)
     options: dict[str, Any] = {"force": force, "tensorboard": tensorboard}

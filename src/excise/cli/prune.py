@@ -93,7 +93,7 @@ def prune(
                 f"folder with --out, and convert that with llama.cpp"
             )
         result = _from_gguf_to_gguf(model, blocks, out, test, force, options)
-    elif Path(model).expanduser().is_dir() and not merge and not names and not drawing:
+    elif Path(model).suffix != ".gguf" and not merge and not names and not drawing:
         result = _from_folder_to_folder(model, blocks, out, card, test, force, options)
     else:
         result = _in_memory(model, blocks, names, out, card, merge, drawing, test, force, options)
@@ -104,6 +104,8 @@ def prune(
     unit = "parameters" if "parameters" in result else "bytes"
     before, after = result[unit]["before"], result[unit]["after"]
     output.print(f"wrote {out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
+    for name, reason in result.get("left_out", {}).items():
+        output.print(f"left out {name}: {reason}")
     _print_repair(result)
     if result.get("zeroed_sublayers"):
         output.print(
@@ -138,13 +140,16 @@ def _from_gguf_to_gguf(
 def _from_folder_to_folder(
     model: str, blocks: Sequence[int], out: Path, card: dict[str, Any], test: bool, force: bool, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Without loading the model, whatever its size."""
+    """Without loading the model, whatever its size; a hub id's folder lies in the hub's cache."""
     from excise.cli.terminal import status
+    from excise.models.loading import checkpoint_folder
     from excise.surgery.on_disk import prune_folder
 
     with status(f"writing {out}"):
-        recipe = prune_folder(model, blocks, out, card=card, overwrite=force)
-    return {**recipe, **_tested(model, recipe["removed"], out, test, options)}
+        folder = checkpoint_folder(model)
+        assert folder is not None  # no GGUF file
+        recipe = prune_folder(folder, blocks, out, card=card, overwrite=force)
+    return {**recipe, **_tested(str(folder), recipe["removed"], out, test, options)}
 
 
 def _tested(model: str, removed: Sequence[int], out: Path, test: bool, options: dict[str, Any]) -> dict[str, Any]:
@@ -169,21 +174,25 @@ def _in_memory(
     force: bool,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """For hub ids, GGUF files written as safetensors, and what makes new weights: sublayers, merging, repair."""
+    """For GGUF files written as safetensors, and what makes new weights: sublayers, merging, repair."""
     from dataclasses import asdict
 
     from excise.cli.terminal import load_model, status
+    from excise.models.loading import checkpoint_folder
     from excise.repair.repair_stage import Repairs
     from excise.surgery.checkpoint import write_pruned
     from excise.surgery.destination import check_destination
+    from excise.surgery.feasible import require_writable
     from excise.surgery.merge import merging, runs_of
     from excise.surgery.self_test import self_test
     from excise.surgery.sublayers import as_removal, named_sublayers
 
     check_destination(out, model, force)
+    require_writable(checkpoint_folder(model), out, blocks, overwrite=force)
     loaded = load_model(model, **options)
     removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, names))
     blocks, gates = removal.blocks, removal.zeroed
+    require_writable(loaded.folder, out, blocks, changes=loaded.stack.model, overwrite=force)
     if merge:
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
     repairs = _repaired(loaded, blocks, drawing, card) if drawing else Repairs()
@@ -193,6 +202,7 @@ def _in_memory(
                 loaded.stack,
                 blocks,
                 out,
+                source=loaded.folder,
                 sublayers=gates,
                 tokenizer=loaded.tokenizer,
                 dtype=loaded.stored_dtype,

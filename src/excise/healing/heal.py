@@ -27,8 +27,9 @@ from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
 from excise.provenance import provenance
-from excise.surgery.card import model_card
+from excise.surgery.card import model_card, original_metadata
 from excise.surgery.checkpoint import RECIPE, write_pruned
+from excise.surgery.feasible import require_writable
 from excise.surgery.self_test import self_test
 
 MANIFEST, CURVE = "heal.json", "loss.svg"
@@ -77,6 +78,7 @@ def heal(
     """
     out, started = Path(out).expanduser(), time.perf_counter()
     check_destination(out, student.source, force)
+    require_writable(student.folder, out, changes=student.stack.model, overwrite=force)
     recipe = recipe_of(student.source)
     work = out.with_name(f".{out.name}.work") if work is None else Path(work)
     losses = {} if not isinstance(teacher, OnlineTeacher) else {"original": _loss(teacher.stack, held_out)}
@@ -156,12 +158,21 @@ def _write(
     told = {key: facts[key] for key in ("losses", "steps", "settings")}
     whole = {**recipe, "healing": {**told, "samples": facts["samples"], "teacher": facts["teacher"]}}
     with atomic_path(out) as folder:
-        written = write_pruned(student.stack, (), folder, tokenizer=student.tokenizer, dtype=student.stored_dtype)
+        written = write_pruned(
+            student.stack,
+            (),
+            folder,
+            source=student.folder,
+            tokenizer=student.tokenizer,
+            dtype=student.stored_dtype,
+            card={"original": student.source},
+        )
         facts = {**facts, "self_test": self_test(student.stack, (), folder, probe)}
         if not recipe:
             whole = {**whole, **written}
         write_json(folder / RECIPE, {**whole, "dtype": written["dtype"]})
-        card = model_card(whole, name=out.name) + _section(facts)
+        metadata = original_metadata(student.folder or student.source)
+        card = model_card(whole, name=out.name, original=metadata) + _section(facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         held_out = ", ".join(f"{name} {value:.3f}" for name, value in facts["losses"].items())
         if chart := loss_curves({out.name: facts["curve"]}, f"Held out, nats/token: {held_out}."):

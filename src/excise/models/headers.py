@@ -15,6 +15,7 @@ from excise.errors import CheckpointError, InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
 LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
@@ -104,13 +105,19 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
     Raises:
         InputError: no such folder.
-        CheckpointError: no safetensors weights (pickle files are not read); the index is damaged, names files outside
-            the folder, or disagrees with the shards; a shard is missing, truncated or corrupt.
+        CheckpointError: no safetensors weights (pickle files are not read), or an adapter beside them; the index is
+            damaged, names files outside the folder, or disagrees with the shards; a shard is missing, truncated or
+            corrupt.
 
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; expected a checkpoint folder with safetensors weights")
+    if (folder / ADAPTER).is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter ({ADAPTER}) beside the weights, and transformers would load both as one model; "
+            f"merge the adapter into the weights (peft's merge_and_unload) and save that, or move adapter_* elsewhere"
+        )
     if (folder / SINGLE).is_file():  # where both exist, transformers takes this one, too
         tensors, metadata = read_header(folder / SINGLE)
         return Checkpoint(tensors, metadata)

@@ -12,16 +12,23 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
-from excise.models.headers import read_checkpoint
-from excise.models.quantised import Format, find_format, load_dequantised
+from excise.models.headers import Checkpoint, read_checkpoint
+from excise.models.quantised import find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+OTHER_WEIGHTS = [
+    "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite",
+    "consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "metal/*", "*.mlpackage/*",
+]  # fmt: skip
 DEVICES = "auto, cpu, cuda, cuda:0, …"
 
 
@@ -33,7 +40,8 @@ class Loaded:
         stack: the model as a stack of blocks.
         tokenizer: its tokenizer.
         source: what the user named.
-        stored_dtype: dtype of the weights in the checkpoint, in which a pruned one is written.
+        stored_dtype: dtype of most weights in the checkpoint, in which a pruned one is written.
+        folder: where the checkpoint's files lie, for a hub id in the hub's cache; None for a GGUF file.
 
     """
 
@@ -41,6 +49,7 @@ class Loaded:
     tokenizer: Any
     source: str
     stored_dtype: torch.dtype
+    folder: Path | None = None
 
 
 def load(
@@ -77,7 +86,7 @@ def load(
         known=True,
         quantisation=quantisation,
     )
-    return Loaded(find_stack(model), tokenizer, source, stored)
+    return Loaded(find_stack(model), tokenizer, source, stored, checkpoint_folder(source))
 
 
 def load_unread(
@@ -110,23 +119,30 @@ def load_unread(
     """
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
-    arguments = _source_arguments(source)
-    arguments["trust_remote_code"] = trust_remote_code
+    folder = checkpoint_folder(source)
+    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if folder is not None:
+        arguments["pretrained_model_name_or_path"] = str(folder)
+    else:
+        file = Path(source).expanduser()
+        arguments |= {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     with _clear_errors(source):
         config = AutoConfig.from_pretrained(**arguments)
     if known:
         architecture_of(config.model_type)
     place = _device_map(device)
-    compute = _compute_dtype(dtype, config, on_gpu=place != "cpu")
+    # Headers first: a truncated or hostile file, or an adapter, is named before minutes of loading.
+    stored = torch.float32 if folder is None else _stored_dtype(read_checkpoint(folder), config)
+    compute = _compute_dtype(dtype, stored, on_gpu=place != "cpu")
     with _clear_errors(source), _quiet():
-        _check_headers(source)
         options = {
             "dtype": compute,
             "device_map": None if place == "cpu" and quantisation is None else place,
             "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
             "output_loading_info": True,
         }
-        if (float8 := _float8_format(source, config)) is None:
+        settings = getattr(config, "quantization_config", None)
+        if folder is None or (float8 := find_format(folder, settings)) is None:
             given = {} if quantisation is None else {"quantization_config": quantisation}
             model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
             theirs = quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes"
@@ -134,53 +150,68 @@ def load_unread(
                 # Its CPU kernels repack the weights at the first forward pass; gradients are wrong from then on.
                 model = model.dequantize()
         else:
-            model, report = load_dequantised(Path(source).expanduser(), float8, config, **options)
+            model, report = load_dequantised(folder, float8, config, **options)
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
-    _require_complete(source, report)
-    stored = torch.float32 if "gguf_file" in arguments else (getattr(config, "dtype", None) or compute)
+    _require_complete(source, report, model)
     return model, tokenizer, stored
 
 
-def _source_arguments(source: str) -> dict[str, Any]:
+def checkpoint_folder(source: str) -> Path | None:
+    """Where the files of a checkpoint lie: a folder's own place, a hub id's in the hub's cache, downloaded if need be.
+
+    Of a hub's repository everything is taken but other copies of the weights. Without a connection, what the cache has
+    is used.
+
+    Args:
+        source: a folder, a `.gguf` file or a hub id.
+
+    Returns:
+        The folder; None for a GGUF file.
+
+    Raises:
+        InputError: no such model.
+        CheckpointError: no safetensors weights, or the hub does not give them.
+
+    """
     path = Path(source).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise InputError(f"no GGUF file {source}")
-        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"folder {source} has no config.json; expected a transformers checkpoint or a .gguf file")
-        if not any(path.glob("*.safetensors")):
-            raise CheckpointError(
-                f"folder {source} has no .safetensors weights; pickle files (.bin) are not read, convert them first"
-            )
-        return {"pretrained_model_name_or_path": str(path)}
+        return None
     if path.is_file():
         raise InputError(f"{source} is a file of no known kind; expected a folder, a .gguf file or a hub id")
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise InputError(f"no folder {source}; expected a folder, a .gguf file or a hub id such as org/name")
-    return {"pretrained_model_name_or_path": source, "use_safetensors": True}
-
-
-def _check_headers(source: str) -> None:
-    """Read every local shard's header: a truncated or hostile file is named before minutes of loading."""
-    if Path(source).expanduser().is_dir():
-        read_checkpoint(Path(source).expanduser())
-
-
-def _float8_format(source: str, config: Any) -> Format | None:
-    """In which format float8 weights are to be dequantised here; None where transformers reads the weights rightly."""
-    path = Path(source).expanduser()
-    settings = getattr(config, "quantization_config", None)
-    if path.is_dir():
-        return find_format(path, settings)
-    method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if method in ("modelopt", "fp8"):
-        raise InputError(
-            f"{source} is quantised ({method}) in a way that transformers does not read rightly everywhere; download "
-            f"it (`hf download {source} --local-dir FOLDER`) and pass the folder, which excise dequantises"
+    if not path.is_dir():
+        if source.startswith((".", "/", "~")) or source.count("/") > 1:
+            raise InputError(f"no folder {source}; expected a folder, a .gguf file or a hub id such as org/name")
+        with _clear_errors(source):
+            try:
+                path = Path(snapshot_download(source, ignore_patterns=OTHER_WEIGHTS))
+            except LocalEntryNotFoundError as error:
+                if (incomplete := getattr(error, "snapshot_path", None)) is None:
+                    raise
+                path = Path(incomplete)  # offline; whether weights are among what is missing shows below
+    if not (path / "config.json").is_file():
+        raise InputError(f"folder {source} has no config.json; expected a transformers checkpoint or a .gguf file")
+    if not any(path.glob("*.safetensors")):
+        raise CheckpointError(
+            f"folder {source} has no .safetensors weights; pickle files (.bin) are not read, convert them first"
         )
-    return None
+    return path
+
+
+def _stored_dtype(checkpoint: Checkpoint, config: Any) -> torch.dtype:
+    """Dtype of most plain weights, by bytes; where the weights are quantised, the one that the config names."""
+    sizes = dict.fromkeys(PLAIN, 0)
+    others = 0
+    for tensor in checkpoint.tensors:
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.bytes
+        else:
+            others += tensor.bytes
+    named = getattr(config.get_text_config(decoder=True), "dtype", None) or getattr(config, "dtype", None)
+    if named is not None and others > sum(sizes.values()):
+        return named
+    return PLAIN[max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else named or torch.float32
 
 
 def _device_map(device: str) -> str:
@@ -195,13 +226,24 @@ def _device_map(device: str) -> str:
     return device
 
 
-def _compute_dtype(dtype: str, config: Any, on_gpu: bool) -> torch.dtype:
+def _compute_dtype(dtype: str, stored: torch.dtype, on_gpu: bool) -> torch.dtype:
     if dtype != "auto":
         return getattr(torch, dtype)
-    return getattr(config, "dtype", None) or torch.float32 if on_gpu else torch.float32
+    return stored if on_gpu else torch.float32
 
 
-def _require_complete(source: str, report: dict[str, Any]) -> None:
+def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
+    head = model.get_output_embeddings()
+    missing = set(map(str, report.get("missing_keys") or ()))
+    if missing and head is not None:
+        own = {name for name, parameter in model.named_parameters() if any(parameter is p for p in head.parameters())}
+        if missing <= own:
+            others = sorted(map(str, report.get("unexpected_keys") or ()))
+            instead = f" but another ({others[0]})" if others else ""
+            raise CheckpointError(
+                f"{source} has no language-model head{instead}, so it predicts no tokens to measure damage by; "
+                f" take the checkpoint with the head. `excise prune --removed` takes this one as it is"
+            )
     for kind, meaning in (
         ("missing_keys", "are not in the checkpoint and would be random"),
         ("mismatched_keys", "have another shape than the config says"),

@@ -131,17 +131,17 @@ def write_removal(
 ) -> None:
     """Write the checkpoint without some blocks, repaired where that helps; replaces one that is there.
 
-    A repaired one, and one of a model that is no folder, comes from memory. Any other goes from folder to folder byte
-    by byte, so that a quantised checkpoint stays one.
+    From folder to folder byte by byte, save for the matrices that were repaired; only a GGUF file comes from memory.
     """
-    if repairs.helpful(removed) is None and Path(loaded.source).expanduser().is_dir():
-        prune_folder(loaded.source, removed, out, card=card, overwrite=True)
+    if repairs.helpful(removed) is None and loaded.folder is not None:
+        prune_folder(loaded.folder, removed, out, card={"original": loaded.source, **(card or {})}, overwrite=True)
         return
     with repairs.applied(loaded.stack, removed):
         write_pruned(
             loaded.stack,
             removed,
             out,
+            source=loaded.folder,
             tokenizer=loaded.tokenizer,
             dtype=loaded.stored_dtype,
             card=card,
@@ -151,8 +151,7 @@ def write_removal(
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:
     """Why nothing of this model can be repaired on these samples."""
-    config = Path(loaded.source).expanduser() / "config.json"
-    if config.is_file() and read_json(config).get("quantization_config"):
+    if loaded.folder is not None and read_json(loaded.folder / "config.json").get("quantization_config"):
         return "its weights are stored quantised, and a repaired matrix would have to be quantised anew"
     if len(samples) < 2:
         return f"it takes at least two calibration samples, got {len(samples)}"

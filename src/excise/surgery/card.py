@@ -8,6 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import RepoCard
+from huggingface_hub.utils import yaml_dump
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+TAGS = ("excise", "depth-pruning", "pruned")
+# What an original's card says of that very model: its scores, and by which model its authors replaced it.
+NOT_INHERITED = ("model-index", "new_version")
+
+REPOSITORY = re.compile(r"https?://[^/]+/(?:datasets/)?([^/]+/[^/]+)/?")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 USAGE = """\
@@ -26,8 +35,10 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 """
 
 
-def model_card(facts: Mapping[str, Any], *, name: str) -> str:
+def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, Any] | None = None) -> str:
     """Render the model card of a pruned checkpoint; what is not known is left out.
+
+    Licence, languages, base models, tags and whatever else the original's metadata say stays, save for its scores.
 
     Args:
         facts: any of `original` (hub id or path), `base_model` (hub id, if `original` is not one), `license`,
@@ -36,30 +47,88 @@ def model_card(facts: Mapping[str, Any], *, name: str) -> str:
             was healed), `proposed_by` (method), `energy` (predicted),
             `energy_model` (its name), `base_loss`, `pruned_loss` and `repaired_loss` (nats/token on held-out samples),
             `repair` ({"steps": [{"block", "kind", …}], "samples"}, where matrices were refitted in closed form),
-            `parameters` ({"before", "after"}), `dtype`, `data`, `seed`, `versions` ({package: version}) and `command`.
-            Others are not shown; they stay in excise.json.
+            `parameters` ({"before", "after"}), `dtype`, `left_out` ({file or tensors: why}), `data`, `seed`,
+            `versions` ({package: version}) and `command`. Others are not shown; they stay in excise.json.
         name: how the usage example calls the checkpoint.
+        original: metadata of the original's card, see `original_metadata`.
 
     Examples:
         >>> card = model_card({"original": "org/model", "removed": [4], "original_blocks": [0, 1, 2, 3]}, name="small")
-        >>> card.splitlines()[2], card.splitlines()[10]
+        >>> card.splitlines()[2], card.splitlines()[9]
         ('base_model: org/model', '# model, 4 of 5 blocks')
 
     """
-    parts = [_metadata(facts), f"# {_title(facts) or name}\n", _summary(facts), _recipe_table(facts)]
+    parts = [_metadata(facts, original or {}), f"# {_title(facts) or name}\n", _summary(facts), _recipe_table(facts)]
     if facts.get("command"):
-        parts.append(f"The command:\n\n```sh\n{facts['command']}\n```\n")
-    parts.append(USAGE.format(name=name))
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts["command"])), default=0))
+        parts.append(f"The command:\n\n{fence}sh\n{facts['command']}\n{fence}\n")
+    parts.append(USAGE.format(name=name.replace("\\", "\\\\").replace('"', '\\"')))
     return "\n".join(part for part in parts if part)
 
 
-def _metadata(facts: Mapping[str, Any]) -> str:
-    lines = ["---", "library_name: transformers"]
-    if base := _base_model(facts):
-        lines.append(f"base_model: {base}")
-    lines += [f"{key}: {facts[key]}" for key in ("license", "language") if facts.get(key)]
-    lines += ["tags:", "- excise", "- depth-pruning", "- pruned", "pipeline_tag: text-generation", "---\n"]
-    return "\n".join(lines)
+def original_metadata(original: str | Path) -> dict[str, Any]:
+    """What an original says of itself, as metadata of a model card.
+
+    Args:
+        original: a checkpoint folder, whose README.md is read, or a GGUF file, which says it in its header.
+
+    Returns:
+        The metadata; empty where it says nothing, or nothing that is valid.
+
+    """
+    path = Path(original).expanduser()
+    metadata = _of_gguf(path) if path.suffix == ".gguf" else _of_readme(path / "README.md")
+    # YAML reads the code of Norwegian as a refusal.
+    languages = ["no" if code is False else code for code in _as_list(metadata.get("language"))]
+    return {**metadata, "language": languages[0] if len(languages) == 1 else languages}
+
+
+def _of_readme(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig").lstrip()
+        return dict(RepoCard(text).data.to_dict()) if text.startswith("---") else {}
+    except (OSError, ValueError, YAMLError):
+        return {}
+
+
+def _of_gguf(path: Path) -> dict[str, Any]:
+    import gguf
+
+    if not path.is_file():
+        return {}
+    fields = {name: field for name, field in gguf.GGUFReader(path).fields.items() if name.startswith("general.")}
+
+    def repositories(kind: str) -> list[str]:
+        names = [name for name in fields if re.fullmatch(rf"general\.{kind}\.\d+\.repo_url", name)]
+        urls = [str(fields[name].contents()) for name in names]
+        return [match[1] for url in urls if (match := REPOSITORY.fullmatch(url))]
+
+    plain = {"license": "license", "license_name": "license.name", "license_link": "license.link"}
+    listed = {"language": "languages", "tags": "tags"}
+    found = {
+        key: fields[f"general.{name}"].contents()
+        for key, name in {**plain, **listed}.items()
+        if f"general.{name}" in fields
+    }
+    return {**found, "base_model": repositories("base_model"), "datasets": repositories("dataset")}
+
+
+def _metadata(facts: Mapping[str, Any], original: Mapping[str, Any]) -> str:
+    bases = list(dict.fromkeys(filter(None, (_base_model(facts), *_as_list(original.get("base_model"))))))
+    further = {key: value for key, value in original.items() if key not in (*NOT_INHERITED, "base_model", "tags")}
+    data = {
+        "library_name": "transformers",
+        "base_model": bases[0] if len(bases) == 1 else bases,
+        "pipeline_tag": "text-generation",
+        **further,
+        **{key: facts[key] for key in ("license", "language") if facts.get(key)},
+        "tags": list(dict.fromkeys((*map(str, _as_list(original.get("tags"))), *TAGS))),
+    }
+    return f"---\n{yaml_dump({k: v for k, v in data.items() if v not in (None, [])}, sort_keys=False)}---\n"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _base_model(facts: Mapping[str, Any]) -> str | None:
@@ -120,6 +189,7 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
         ("Loss after repair", _loss(facts.get("repaired_loss"))),
         ("Parameters", _parameters(facts.get("parameters"))),
         ("Stored as", facts.get("dtype")),
+        ("Left out", _left_out(facts.get("left_out"))),
         ("Data", _phrase(facts.get("data"))),
         ("Seed", facts.get("seed")),
         ("Versions", _phrase(facts.get("versions"))),
@@ -168,6 +238,10 @@ def _parameters(counts: Mapping[str, int] | None) -> str | None:
         return None
     before, after = counts["before"], counts["after"]
     return f"{after:,} of {before:,} ({after / before:.1%})"
+
+
+def _left_out(reasons: Mapping[str, str] | None) -> str | None:
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) if reasons else None
 
 
 def _phrase(value: Any) -> str | None:

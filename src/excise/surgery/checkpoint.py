@@ -16,9 +16,12 @@ from excise.artefacts import atomic_path, write_json
 from excise.errors import ArchitectureError, CheckpointError, OutputError
 from excise.models.architectures import Architecture
 from excise.models.stack import Stack, block_indices, submodule
-from excise.surgery.card import model_card
+from excise.surgery.both_versions import write_for_both
+from excise.surgery.card import model_card, original_metadata
+from excise.surgery.changed import changed_tensors
 from excise.surgery.config import kept_blocks, pruned_config, quantisation, recounted, write_derived
 from excise.surgery.destination import RECIPE, check_destination
+from excise.surgery.on_disk import Source, prune_folder, read_source, write_dequantised
 from excise.surgery.sublayers import as_removal, zeroed
 
 INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
@@ -121,6 +124,7 @@ def write_pruned(
     removed: Sequence[int],
     out: str | Path,
     *,
+    source: str | Path | None = None,
     sublayers: Sequence[int] = (),
     tokenizer: Any = None,
     dtype: torch.dtype | None = None,
@@ -130,18 +134,25 @@ def write_pruned(
 ) -> dict[str, Any]:
     """Write the model without the blocks `removed` as a checkpoint folder that stock transformers loads.
 
-    The folder holds safetensors weights, config, generation config, tokenizer with chat template, a model card
-    (README.md) and the recipe as data (excise.json). It appears under its name only when whole.
+    With a `source` it is that folder's checkpoint without these blocks: its config, tokenizer and other files, its
+    tensors' names, layout and dtypes; only tensors that changed in memory differ (see
+    `excise.surgery.on_disk.prune_folder`). Where the source is quantised, no tensor of it can be kept beside changed
+    ones, so weights in plain `dtype` replace all, and quantisation settings go. Without a source (a GGUF file, a model
+    made in memory) transformers saves it, in the spelling that its version 4.57 reads, too.
+
+    The folder also holds a model card (README.md) and the recipe as data (excise.json). It appears under its name only
+    when whole.
 
     Args:
         stack: the original model.
         removed: original indices; negative ones count from the top.
         out: folder to write.
+        source: the checkpoint folder that the model was loaded from, `Loaded.folder`.
         sublayers: gates of sublayers to remove by themselves: their weights that write to the residual stream become 0,
             which is exact, and neither smaller nor faster. A block that loses all of its sublayers is removed.
-        tokenizer: carried along, if given.
-        dtype: floating dtype of the weights on disk; None keeps that of the loaded model. Weights are cast in place and
-            back, so no second copy is held, save of those tensors that the cast would round.
+        tokenizer: carried along where there is no source to carry files from.
+        dtype: floating dtype of the weights on disk where no source says; None keeps that of the loaded model. Weights
+            are cast in place and back, so no second copy is held, save of those tensors that the cast would round.
         card: facts for the model card and the recipe, see `excise.surgery.card.model_card`.
         max_shard_size: upper size of one weights file, such as "5GB", or in bytes.
         overwrite: replace an existing checkpoint folder.
@@ -155,43 +166,93 @@ def write_pruned(
         ArchitectureError: other blocks depend on a removed one, no config describes what is left, or a sublayer cannot
             go without its block.
         OutputError: the folder exists, is not a checkpoint, or is the original's own; or the disk is full.
-        CheckpointError: the weights are quantised or offloaded in a way that cannot be saved.
+        CheckpointError: the weights are quantised or offloaded in a way that cannot be saved, or do not fit the source.
 
     """
     removal = as_removal(stack, removed, sublayers)
     out = Path(out).expanduser()
-    check_destination(out, stack.model.config.name_or_path, overwrite)
+    check_destination(out, source or stack.model.config.name_or_path, overwrite)
+    require_plain(stack.model)
+    facts = dict(card or {})
+    if removal.zeroed:
+        facts["zeroed_sublayers"] = [stack.sublayers[gate].name for gate in removal.zeroed]
+    original = None if source is None else read_source(source)
+    with zeroed(stack, removal.zeroed):
+        if original is not None and not original.quantised:
+            changed = changed_tensors(stack.model, original.checkpoint)
+            return prune_folder(
+                original.folder,
+                removal.blocks,
+                out,
+                changed=changed,
+                card=facts,
+                max_shard_size=max_shard_size,
+                overwrite=overwrite,
+            )
+        return _write_from_memory(stack, removal.blocks, out, original, tokenizer, dtype, facts, max_shard_size)
+
+
+def _write_from_memory(
+    stack: Stack,
+    removed: tuple[int, ...],
+    out: Path,
+    original: Source | None,
+    tokenizer: Any,
+    dtype: torch.dtype | None,
+    facts: dict[str, Any],
+    max_shard_size: str | int,
+) -> dict[str, Any]:
     with _no_space_as_output_error(out), atomic_path(out) as folder:
         folder.mkdir()
         before = _parameter_count(stack.model)
         with (
             _without_gguf_marks(stack.model),
-            zeroed(stack, removal.zeroed),
-            pruned(stack, removal.blocks) as model,
+            _in_released_layout(stack.model),
+            pruned(stack, removed) as model,
             _stored_as(model, dtype),
         ):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
             write_derived(folder, model.config, stack.architecture)
             recipe = {
-                **(card or {}),
-                "original": (card or {}).get("original") or model.config.name_or_path or None,
+                **facts,
+                "original": facts.get("original") or model.config.name_or_path or None,
                 "model_type": model.config.model_type,
-                "removed": list(removal.blocks),
-                "original_blocks": list(kept_blocks(len(stack.blocks), removal.blocks)),
+                "removed": list(removed),
+                "original_blocks": list(kept_blocks(len(stack.blocks), removed)),
                 "parameters": {"before": before, "after": _parameter_count(model)},
                 "dtype": str(model.dtype).removeprefix("torch."),
             }
-            if removal.zeroed:
-                recipe["zeroed_sublayers"] = [stack.sublayers[gate].name for gate in removal.zeroed]
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        if original is None:
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            write_for_both(folder)
+        else:
+            recipe |= write_dequantised(original, removed, folder, recipe["dtype"])
         write_json(folder / RECIPE, recipe)
-        (folder / "README.md").write_text(model_card(recipe, name=out.name), encoding="utf-8")
+        metadata = original_metadata(original.folder if original else recipe["original"] or "")
+        (folder / "README.md").write_text(model_card(recipe, name=out.name, original=metadata), encoding="utf-8")
     return recipe
 
 
 def _parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def require_plain(model: Any) -> None:
+    """Refuse a model whose weights in memory are no plain numbers, so that changed ones could not be written.
+
+    Raises:
+        CheckpointError: they are quantised or packed.
+
+    """
+    method = quantisation(model.config)
+    if method is not None and method != "gguf":
+        raise CheckpointError(
+            f"the weights are quantised ({method}), and pruning in memory writes plain weights only; "
+            f"load the model dequantised, or the original in bfloat16"
+        )
+    if getattr(getattr(model, "hf_quantizer", None), "packed_modules", None):
+        raise CheckpointError("the weights are still packed in GGUF blocks; load them with GgufConfig(dequantize=True)")
 
 
 @contextlib.contextmanager
@@ -211,21 +272,26 @@ def _no_space_as_output_error(out: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_gguf_marks(model: Any) -> Iterator[None]:
     """Let a model read from a GGUF file be saved; its weights are ordinary tensors, only marked as quantised."""
-    method = quantisation(model.config)
-    quantizer = getattr(model, "hf_quantizer", None)
-    if method is not None and method != "gguf":
-        raise CheckpointError(
-            f"the weights are quantised ({method}), and pruning in memory writes plain weights only; "
-            f"load the model dequantised, or the original in bfloat16"
-        )
-    if getattr(quantizer, "packed_modules", None):
-        raise CheckpointError("the weights are still packed in GGUF blocks; load them with GgufConfig(dequantize=True)")
     names = ("hf_quantizer", "quantization_method", "is_quantized")
     marks = {name: vars(model).pop(name) for name in names if name in vars(model)}
     try:
         yield
     finally:
         vars(model).update(marks)
+
+
+@contextlib.contextmanager
+def _in_released_layout(model: Any) -> Iterator[None]:
+    """Let transformers save experts one by one, as they are released, however this model was loaded.
+
+    It takes back what it did when loading, and from a GGUF file it did something else.
+    """
+    conversions = vars(model).pop("_weight_conversions", None)
+    try:
+        yield
+    finally:
+        if conversions is not None:
+            model._weight_conversions = conversions
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Writing safetensors shards from byte ranges of others."""
+"""Writing safetensors shards from byte ranges of others, and from memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from excise.errors import InputError
 from excise.models.headers import INDEX, SINGLE, Tensor
 from excise.surgery.byte_copy import copy_range, copy_slices
+from excise.surgery.changed import Changed
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -34,11 +35,12 @@ def parse_size(size: str | int) -> int:
 
 
 def write_shards(
-    tensors: Iterable[Tensor], metadata: Mapping[str, str], folder: Path, max_shard_size: str | int = "5GB"
+    tensors: Iterable[Tensor | Changed], metadata: Mapping[str, str], folder: Path, max_shard_size: str | int = "5GB"
 ) -> list[Path]:
     """Write tensors, in the order given, as a checkpoint: `model.safetensors`, or shards with an index.
 
-    Memory is that of the headers: the system copies the bytes from file to file, in ranges as long as they lie so.
+    Tensors of other files cost no memory: the system copies the bytes from file to file, in ranges as long as they lie
+    so.
 
     Args:
         tensors: what to write, under the names they are to have.
@@ -50,7 +52,7 @@ def write_shards(
         The files written.
 
     Raises:
-        CheckpointError: a shard became shorter meanwhile.
+        CheckpointError: a shard became shorter meanwhile, or a changed tensor exceeds its dtype's range.
         InputError: the size cannot be read.
         OSError: the disk is full or fails.
 
@@ -72,8 +74,8 @@ def write_shards(
     return [folder / name for name in names]
 
 
-def _group(tensors: Iterable[Tensor], limit: int) -> list[list[Tensor]]:
-    groups: list[list[Tensor]] = [[]]
+def _group(tensors: Iterable[Tensor | Changed], limit: int) -> list[list[Tensor | Changed]]:
+    groups: list[list[Tensor | Changed]] = [[]]
     used = 0
     for tensor in tensors:
         if groups[-1] and used + tensor.bytes > limit:
@@ -84,7 +86,7 @@ def _group(tensors: Iterable[Tensor], limit: int) -> list[list[Tensor]]:
     return groups
 
 
-def _write_shard(path: Path, tensors: list[Tensor], metadata: Mapping[str, str]) -> None:
+def _write_shard(path: Path, tensors: list[Tensor | Changed], metadata: Mapping[str, str]) -> None:
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:
@@ -97,6 +99,10 @@ def _write_shard(path: Path, tensors: list[Tensor], metadata: Mapping[str, str])
         target.write(struct.pack("<Q", len(text)) + text)
         target.flush()
         for first, count in _runs(tensors):
+            if isinstance(first, Changed):
+                target.write(first.to_bytes())
+                target.flush()
+                continue
             with first.shard.open("rb") as source:
                 if first.slices is None:
                     copy_range(source.fileno(), target.fileno(), first.start, count, str(first.shard))
@@ -104,14 +110,18 @@ def _write_shard(path: Path, tensors: list[Tensor], metadata: Mapping[str, str])
                     copy_slices(source.fileno(), target.fileno(), first.start, first.slices, str(first.shard))
 
 
-def _runs(tensors: list[Tensor]) -> list[tuple[Tensor, int]]:
+def _runs(tensors: list[Tensor | Changed]) -> list[tuple[Tensor | Changed, int]]:
     """First tensor and bytes of each run to copy, in order; neighbours in the source become one run."""
-    runs: list[tuple[Tensor, int]] = []
-    end = (Path(), -1)
+    runs: list[tuple[Tensor | Changed, int]] = []
+    nowhere = end = (Path(), -1)
     for tensor in tensors:
-        if (tensor.shard, tensor.start) == end and tensor.slices is None:
+        if isinstance(tensor, Changed):
+            runs.append((tensor, tensor.bytes))
+            end = nowhere
+        elif (tensor.shard, tensor.start) == end and tensor.slices is None:
             runs[-1] = (runs[-1][0], runs[-1][1] + tensor.bytes)
+            end = (tensor.shard, tensor.start + tensor.bytes)
         else:
             runs.append((tensor, tensor.bytes))
-        end = (tensor.shard, tensor.start + tensor.bytes) if tensor.slices is None else (Path(), -1)
+            end = (tensor.shard, tensor.start + tensor.bytes) if tensor.slices is None else nowhere
     return runs

@@ -14,7 +14,6 @@ ARCHITECTURES = (
     Architecture(
         "gpt2",
         stack="transformer.h",
-        tensor_prefixes=("transformer.h", "h"),
         sublayers=(
             SublayerRecord("attention", "attn", writes=("attn.c_proj",)),
             SublayerRecord("feed-forward", "mlp", writes=("mlp.c_proj",)),
@@ -25,7 +24,6 @@ ARCHITECTURES = (
     Architecture(
         "opt",
         stack="model.decoder.layers",
-        tensor_prefixes=("model.decoder.layers", "decoder.layers"),
         sublayers=(
             SublayerRecord("attention", "self_attn", writes=("self_attn.out_proj",)),
             SublayerRecord("feed-forward", "fc2", inner=("fc1",), writes=("fc2",)),

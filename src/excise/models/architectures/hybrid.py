@@ -12,6 +12,7 @@ INDICES = ("mamba.layer_idx", "self_attn.layer_idx")
 QWEN3_5 = Architecture(
     "qwen3_5_text",
     sublayers=(LINEAR_ATTENTION, ATTENTION, FEED_FORWARD),
+    extra_blocks=("mtp_num_hidden_layers",),
     needed_type="full_attention",
     index_attributes=("linear_attn.layer_idx", "self_attn.layer_idx"),
 )
@@ -25,7 +26,6 @@ ARCHITECTURES = (
             SublayerRecord("attention", "mixer", present="mixer.o_proj"),
             SublayerRecord("feed-forward", "mixer", present="mixer.down_proj"),
         ),
-        tensor_prefixes=("backbone.layers", "model.layers"),
         per_block_keys=("layers_block_type",),
         extra_blocks=("num_nextn_predict_layers",),
         derived_keys=("num_hidden_layers", "hybrid_override_pattern"),
@@ -70,6 +70,7 @@ ARCHITECTURES = (
         "qwen3_next",
         sublayers=(LINEAR_ATTENTION, ATTENTION, MOE, FEED_FORWARD),
         index_lists=("mlp_only_layers",),
+        extra_blocks=("num_nextn_predict_layers",),
         needed_type="full_attention",
         index_attributes=("linear_attn.layer_idx", "self_attn.layer_idx"),
         required={"decoder_sparse_step": 1},
@@ -79,7 +80,6 @@ ARCHITECTURES = (
         QWEN3_5,
         model_type="qwen3_5",
         stack="model.language_model.layers",
-        tensor_prefixes=("model.language_model.layers",),
     ),
     Architecture(
         "falcon_h1",

@@ -53,7 +53,6 @@ ARCHITECTURES = (
         GEMMA3,
         model_type="gemma3",
         stack="model.language_model.layers",
-        tensor_prefixes=("language_model.model.layers", "model.language_model.layers"),
         logit_softcap=None,  # which the multimodal class leaves out
     ),
     GEMMA4,
@@ -61,7 +60,6 @@ ARCHITECTURES = (
         GEMMA4,
         model_type="gemma4",
         stack="model.language_model.layers",
-        tensor_prefixes=("model.language_model.layers",),
     ),
     Architecture("olmo2", sublayers=POST_NORMS),
 )

@@ -64,9 +64,7 @@ class Architecture:
         model_type: `config.model_type` of transformers.
         stack: path of the block list from the causal language model.
         sublayers: what a block adds to its residual stream, in order of computation.
-        tensor_prefixes: names under which the blocks' tensors stand in a checkpoint, each followed by `.index.`; by
-            default `stack`. Several where checkpoints of one model type come in several spellings.
-        sliced: tensors outside the blocks with one slice a block: name relative to the module (or prefix) that holds
+        sliced: tensors outside the blocks with one slice a block: name relative to the module that holds
             the block list, and the dimension that is divided into as many equal slices as there are blocks.
         per_block_keys: config lists with one entry a block, to be cut with the blocks.
         positions: config integers that count blocks from the bottom, recounted after removal (value = how many of the
@@ -98,7 +96,6 @@ class Architecture:
     model_type: str
     stack: str = "model.layers"
     sublayers: tuple[SublayerRecord, ...] = (ATTENTION, FEED_FORWARD)
-    tensor_prefixes: tuple[str, ...] = ()
     sliced: tuple[tuple[str, int], ...] = ()
     per_block_keys: tuple[str, ...] = ("layer_types",)
     positions: tuple[str, ...] = ()
@@ -118,7 +115,3 @@ class Architecture:
     logit_divisor: str | None = None
     logit_multiplier: str | None = None
     logit_softcap: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.tensor_prefixes:
-            object.__setattr__(self, "tensor_prefixes", (self.stack,))

@@ -1,0 +1,61 @@
+"""What will be refused when a checkpoint is written, known from headers before anything is measured or trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from excise.errors import OutputError
+from excise.surgery.checkpoint import require_plain
+from excise.surgery.destination import check_destination
+from excise.surgery.on_disk import plan_removal, read_source, require_space
+
+
+def require_writable(
+    source: str | Path | None,
+    out: str | Path,
+    removed: Sequence[int] = (),
+    *,
+    changes: Any = None,
+    overwrite: bool = False,
+) -> None:
+    """Refuse, in milliseconds, what writing would refuse after all the work.
+
+    Args:
+        source: the original's checkpoint folder, `Loaded.folder`; None where there is none (a GGUF file).
+        out: folder to be written.
+        removed: original indices; negative ones count from the top. Empty where they are not chosen yet: then only what
+            holds for every removal is checked.
+        changes: the model in memory, if its weights will be written as they are there: repaired, merged or trained.
+        overwrite: whether an existing checkpoint may be replaced.
+
+    Raises:
+        InputError: no such checkpoint, or `removed` does not fit its stack.
+        ArchitectureError: the model type is unknown, its blocks depend on their place in the stack, or no config
+            describes what is left.
+        CheckpointError: config and weights are damaged, unsafe or out of step with each other; an adapter lies beside
+            the weights; or what changed could not be stored, since the weights in memory are quantised.
+        OutputError: the folder exists, is not a checkpoint, or is the original's own; the place cannot be written, or
+            has not enough space.
+
+    """
+    out = Path(out).expanduser()
+    check_destination(out, source, overwrite)
+    _require_place(out)
+    if changes is not None:
+        require_plain(changes)
+    if source is None:
+        return
+    plan = plan_removal(read_source(source), removed)
+    if removed or changes is not None:
+        require_space(out, plan.bytes)
+
+
+def _require_place(out: Path) -> None:
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {out}: {place} is not a folder you may write to; choose another --out")
