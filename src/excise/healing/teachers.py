@@ -21,9 +21,9 @@ from excise.errors import InputError, MissingExtraError
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
 from excise.measuring.journal import Journal
 from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.models.identity import model_identity
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
-from excise.provenance import model_hash
 from excise.repair.streams import recorded_streams
 
 FORMAT = "excise teacher 1"
@@ -96,7 +96,7 @@ class OnlineTeacher:
     def describe(self) -> dict[str, Any]:
         """Facts for provenance."""
         facts = {"kind": "online", "precision": self.precision, "temperature": self.temperature}
-        return {**facts, "model_hash": model_hash(self.stack.model)}
+        return {**facts, "model_hash": model_identity(self.stack.model)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +215,7 @@ def record_teacher(
     batches = make_batches(samples, batch_tokens or default_batch_tokens(stack))
     facts = {
         "format": FORMAT,
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "samples_hash": samples.hash,
         "k": k,
         "temperature": temperature,

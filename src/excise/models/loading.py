@@ -6,18 +6,20 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
-from excise.models.headers import read_checkpoint
+from excise.models.headers import INDEX, SINGLE, read_checkpoint
+from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import Format, find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
 
@@ -120,13 +122,21 @@ def load_unread(
     compute = _compute_dtype(dtype, config, on_gpu=place != "cpu")
     with _clear_errors(source), _quiet():
         _check_headers(source)
+        float8 = _float8_format(source, config)
+        loading = {
+            "dtype": str(compute),
+            "float8": asdict(float8) if float8 else None,
+            "quantisation": quantisation.to_dict() if quantisation else None,
+        }
+        # Looked at before anything is read: a file replaced meanwhile then counts as changed.
+        files = _weight_files(source, arguments.get("gguf_file"), config, loading)
         options = {
             "dtype": compute,
             "device_map": None if place == "cpu" and quantisation is None else place,
             "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
             "output_loading_info": True,
         }
-        if (float8 := _float8_format(source, config)) is None:
+        if float8 is None:
             given = {} if quantisation is None else {"quantization_config": quantisation}
             model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
             theirs = quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes"
@@ -136,7 +146,10 @@ def load_unread(
         else:
             model, report = load_dequantised(Path(source).expanduser(), float8, config, **options)
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        files = files or _weight_files(source, None, config, loading)  # of the hub, now downloaded
     _require_complete(source, report)
+    if files is not None:
+        loaded_from(model, files)
     stored = torch.float32 if "gguf_file" in arguments else (getattr(config, "dtype", None) or compute)
     return model, tokenizer, stored
 
@@ -160,6 +173,30 @@ def _source_arguments(source: str) -> dict[str, Any]:
     if source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise InputError(f"no folder {source}; expected a folder, a .gguf file or a hub id such as org/name")
     return {"pretrained_model_name_or_path": source, "use_safetensors": True}
+
+
+def _weight_files(source: str, gguf: str | None, config: Any, loading: dict[str, Any]) -> WeightFiles | None:
+    """The files of a model's weights; None where they are not known, so that its identity is that of its tensors."""
+    path = Path(source).expanduser()
+    if gguf is not None:
+        return WeightFiles([path], loading)
+    if not path.is_dir():
+        # Blobs are hashed too, though the hub names them by their hash: what lies there may have been damaged since.
+        found = try_to_load_from_cache(source, "config.json", revision=getattr(config, "_commit_hash", None))
+        if not isinstance(found, str):
+            return None
+        path = Path(found).parent
+    if (path / "adapter_config.json").is_file():
+        return None  # with PEFT at hand transformers then loads the base model from elsewhere
+    if (path / SINGLE).is_file():
+        return WeightFiles([path / SINGLE], loading)
+    if not (path / INDEX).is_file():
+        return None
+    try:
+        shards = dict.fromkeys(tensor.shard for tensor in read_checkpoint(path).tensors)
+    except CheckpointError:
+        return None  # a download that is not finished
+    return WeightFiles([path / INDEX, *shards], loading)
 
 
 def _check_headers(source: str) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from excise.artefacts import atomic_path, write_json
 from excise.errors import ArchitectureError, CheckpointError, OutputError
 from excise.models.architectures import Architecture
+from excise.models.identity import unchanged
 from excise.models.stack import Stack, block_indices, submodule
 from excise.surgery.card import model_card
 from excise.surgery.config import kept_blocks, pruned_config, quantisation, recounted, write_derived
@@ -168,6 +169,7 @@ def write_pruned(
             _without_gguf_marks(stack.model),
             zeroed(stack, removal.zeroed),
             pruned(stack, removal.blocks) as model,
+            unchanged(model),  # a cast to the checkpoint's dtype and back moves the weights
             _stored_as(model, dtype),
         ):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
