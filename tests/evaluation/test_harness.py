@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,44 @@ def test_what_is_known_is_not_measured_again(folder, manager, tmp_path):
     assert Scores.load(out) == scores
     evaluate([str(folder)], plan, out, load, manager=manager, announce=announce, again=True)
     assert len(shown) == 4
+
+
+@pytest.mark.parametrize("what", ["toy.jsonl", "toy.yaml", "text.txt", "model"])
+def test_what_was_edited_is_judged_again(folder, manager, tmp_path, tasks, what):
+    own = shutil.copytree(folder, tmp_path / "model")
+    (tasks / "text.txt").write_text("A stack of blocks loses a few of them and still speaks.")
+    out, plan = tmp_path / "scores.json", Plan(("toy",), text=tasks / "text.txt", limit=8)
+    changes = {
+        "toy.jsonl": ('"answer": 0', '"answer": 1'),
+        "toy.yaml": ("{{answer}}", "{{(answer + 1) % 3}}"),
+        "text.txt": ("stack", "stick"),
+    }
+
+    def judge():
+        scores, hashes = evaluate([str(own)], plan, out, load, manager=manager)
+        return {r.name: r for r in scores.results if r.model == hashes[str(own)]}, len(scores.results)
+
+    first = judge()
+    assert judge() == first
+    if what == "model":
+        with (own / "model.safetensors").open("r+b") as file:
+            file.seek(-2, os.SEEK_END)
+            file.write(b"\xc8\x42")
+        again = {"toy", "text.txt"}
+    else:
+        path, (old, new) = tasks / what, changes[what]
+        kept = path.read_text()
+        assert old in kept
+        path.write_text(kept.replace(old, new))
+        again = {what.replace(".yaml", "").replace(".jsonl", "")}
+    try:
+        results, number = judge()
+    finally:
+        if what != "model":
+            path.write_text(kept)
+    assert number == 2 + len(again)
+    for name in ("toy", "text.txt"):
+        assert (results[name].metrics != first[0][name].metrics) == (name in again)
 
 
 def test_a_task_that_fails_is_named_and_what_came_before_is_kept(folder, manager, tmp_path, tasks):

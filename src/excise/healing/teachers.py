@@ -212,13 +212,15 @@ def record_teacher(
     if not 1 <= k <= vocabulary or temperature <= 0:
         raise InputError(f"expected k between 1 and {vocabulary} and a temperature > 0, got {k} and {temperature}")
     folder = Path(folder)
-    batches = make_batches(samples, batch_tokens or default_batch_tokens(stack))
+    batch_tokens = batch_tokens or default_batch_tokens(stack)
+    batches = make_batches(samples, batch_tokens)
     facts = {
         "format": FORMAT,
         "model_hash": model_identity(stack.model),
         "samples_hash": samples.hash,
         "k": k,
         "temperature": temperature,
+        "batch_tokens": batch_tokens,  # other batches can be as many: an interrupted recording must not mix the two
         "shards": len(batches),
     }
     journal = Journal(folder, {"stage": "teacher", **facts})
