@@ -1,4 +1,4 @@
-"""What all tests share: the command line as a function, and one thread for torch.
+"""What all tests share: the command line as a function, a cache of their own, and one thread for torch.
 
 The tiny models of the tests only lose by sharing their few operations out.
 """
@@ -11,6 +11,14 @@ import torch
 from excise.cli import main
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Hashes of files are kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXCISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 PACKAGES = ("excise", "torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "accelerate", "datasets")
-SAMPLED_ELEMENTS = 512
 
 
 def provenance() -> dict[str, Any]:
@@ -28,32 +22,6 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": _machine(),
     }
-
-
-def model_hash(model: Any) -> str:
-    """SHA-256 fingerprint of a loaded model: its config, and each tensor's name, shape, dtype and sampled elements.
-
-    It tells models, quantisations and prunings apart wherever they were loaded from, in seconds even for large ones;
-    it is no proof against a deliberate forgery.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(_sampled(tensor))
-    return digest.hexdigest()
-
-
-def _sampled(tensor: Tensor) -> bytes:
-    if tensor.is_meta or tensor.numel() == 0:
-        return b"meta"
-    flat = tensor.detach().reshape(-1)
-    step = max(1, flat.numel() // SAMPLED_ELEMENTS)
-    return flat[::step].cpu().contiguous().float().numpy().tobytes()
 
 
 def _is_command_line() -> bool:

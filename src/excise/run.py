@@ -25,10 +25,11 @@ from excise.healing.race import Race
 from excise.ising.gradients import Gradients
 from excise.measuring.objectives import Objective, parse_objective
 from excise.measuring.score import score
+from excise.models.identity import model_identity
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, block_indices
 from excise.progress import Clock, Progress, silent
-from excise.provenance import model_hash, provenance
+from excise.provenance import provenance
 from excise.repair import repair_stage
 from excise.repair.repair_stage import Repairs, repair_removals, write_removal
 from excise.report.figures import write_figures
@@ -194,7 +195,7 @@ def run(
         chosen = next(c for c in verified.candidates if c.removed == places[won.winner.student])
     facts: dict[str, Any] = {
         "model": loaded.source,
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "blocks": len(stack.blocks),
         "budget": budget,
         "removed": list(chosen.removed),

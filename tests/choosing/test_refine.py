@@ -9,8 +9,8 @@ import pytest
 from excise.choosing.refine import plan, refine
 from excise.errors import InputError
 from excise.measuring.objectives import parse_objective
+from excise.models.identity import model_identity
 from excise.models.stack import find_stack
-from excise.provenance import model_hash
 from tests.choosing.criteria.naive import uneven_model
 from tests.random_samples import random_samples
 
@@ -73,7 +73,7 @@ def test_another_model_or_objective_in_the_folder_starts_its_own_search(stack, o
         if model is other:
             assert [r.proposed for r in beside.search.rounds] == [r.proposed for r in alone.search.rounds]
         written = json.loads((tmp_path / f"refine-{BUDGET}-0.json").read_text())["key"]
-        assert written["model_hash"] == model_hash(model.model)
+        assert written["model_hash"] == model_identity(model.model)
         assert written["domains"] == [damage.terms[0].domains]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,9 @@ from benchmarks.weights import HOW_TO_INSTALL, smollm2
 from excise.errors import InputError, MissingExtraError
 from excise.evaluation import harness
 from excise.evaluation.evaluate import Plan, checkpoints, default_out, evaluate
+from excise.evaluation.inputs import judged_identity
 from excise.evaluation.scores import Scores
 from excise.models.loading import load
-from excise.provenance import model_hash
 from tests.tiny import tiny_folder
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install 'excise[eval]'")
@@ -92,7 +93,9 @@ def alone(folder, task, manager, **options):
 def test_equal_to_lm_eval_alone(folder, manager, options):
     expected = alone(folder, "toy", manager, **options)["results"]["toy"]
     loaded = load(str(folder))
-    settings = harness.harness_settings(None, options.get("limit"), bool(options.get("apply_chat_template")))
+    settings = harness.harness_settings(
+        manager, "toy", None, options.get("limit"), bool(options.get("apply_chat_template"))
+    )
     found = harness.benchmark(harness.harness_model(loaded), "toy", settings, manager, fingerprint="x")
     for name in ("acc", "acc_norm"):
         assert found.metrics[f"{name},none"].value == expected[f"{name},none"]
@@ -105,7 +108,9 @@ def test_equal_to_lm_eval_alone(folder, manager, options):
 def test_a_group_has_a_score_and_those_of_its_tasks(folder, manager):
     expected = alone(folder, "toys", manager)["results"]
     lm = harness.harness_model(load(str(folder)), "2")
-    found = harness.benchmark(lm, "toys", harness.harness_settings(None, None, False), manager, fingerprint="x")
+    found = harness.benchmark(
+        lm, "toys", harness.harness_settings(manager, "toys", None, None, False), manager, fingerprint="x"
+    )
     assert found.score.value == expected["toys"]["acc,none"]
     assert found.details["subtasks"]["toy_too"]["acc,none"][0] == expected["toy_too"]["acc,none"]
     assert found.details["samples"] == QUESTIONS + 5
@@ -127,10 +132,48 @@ def test_what_is_known_is_not_measured_again(folder, manager, tmp_path):
     scores, hashes = evaluate([str(folder)], plan, out, load, manager=manager, announce=announce)
     assert [text.split(": ")[1] for text in shown] == ["toy", "toy_too"]
     assert scores.results[0] == first.results[0]
-    assert hashes == {str(folder): model_hash(load(str(folder)).stack.model)}
+    assert hashes == {str(folder): judged_identity(load(str(folder)))}
     assert Scores.load(out) == scores
     evaluate([str(folder)], plan, out, load, manager=manager, announce=announce, again=True)
     assert len(shown) == 4
+
+
+@pytest.mark.parametrize("what", ["toy.jsonl", "toy.yaml", "text.txt", "model"])
+def test_what_was_edited_is_judged_again(folder, manager, tmp_path, tasks, what):
+    own = shutil.copytree(folder, tmp_path / "model")
+    (tasks / "text.txt").write_text("A stack of blocks loses a few of them and still speaks.")
+    out, plan = tmp_path / "scores.json", Plan(("toy",), text=tasks / "text.txt", limit=8)
+    changes = {
+        "toy.jsonl": ('"answer": 0', '"answer": 1'),
+        "toy.yaml": ("{{answer}}", "{{(answer + 1) % 3}}"),
+        "text.txt": ("stack", "stick"),
+    }
+
+    def judge():
+        scores, hashes = evaluate([str(own)], plan, out, load, manager=manager)
+        return {r.name: r for r in scores.results if r.model == hashes[str(own)]}, len(scores.results)
+
+    first = judge()
+    assert judge() == first
+    if what == "model":
+        with (own / "model.safetensors").open("r+b") as file:
+            file.seek(-2, os.SEEK_END)
+            file.write(b"\xc8\x42")
+        again = {"toy", "text.txt"}
+    else:
+        path, (old, new) = tasks / what, changes[what]
+        kept = path.read_text()
+        assert old in kept
+        path.write_text(kept.replace(old, new))
+        again = {what.replace(".yaml", "").replace(".jsonl", "")}
+    try:
+        results, number = judge()
+    finally:
+        if what != "model":
+            path.write_text(kept)
+    assert number == 2 + len(again)
+    for name in ("toy", "text.txt"):
+        assert (results[name].metrics != first[0][name].metrics) == (name in again)
 
 
 def test_a_task_that_fails_is_named_and_what_came_before_is_kept(folder, manager, tmp_path, tasks):
@@ -199,10 +242,9 @@ def test_two_processes_share_the_samples(folder, tasks, tmp_path):
     loaded = load(str(folder))
     from lm_eval.tasks import TaskManager
 
-    one = harness.benchmark(
-        harness.harness_model(loaded), "toy", harness.harness_settings(None, None, False),
-        TaskManager(include_path=str(tasks), include_defaults=False), fingerprint=found.model,
-    )  # fmt: skip
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    settings = harness.harness_settings(manager, "toy", None, None, False)
+    one = harness.benchmark(harness.harness_model(loaded), "toy", settings, manager, fingerprint=found.model)
     assert found.details["samples"] == QUESTIONS
     assert {name: m.value for name, m in found.metrics.items()} == {name: m.value for name, m in one.metrics.items()}
 

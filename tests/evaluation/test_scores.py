@@ -6,7 +6,7 @@ import pytest
 
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Model, Result, Scores, describe
-from excise.provenance import model_hash
+from excise.models.identity import model_identity
 from tests.tiny import tiny_model
 
 ORIGINAL = Model("aaa", "org/model", (), 30, None, None, False, 100, 400)
@@ -58,7 +58,7 @@ def test_a_pruned_checkpoint_is_described_by_its_recipe(tmp_path):
     (tmp_path / "excise.json").write_text(
         json.dumps({"removed": [1, 5], "original": "org/model", "proposed_by": "norm-ratio"})
     )
-    described = describe(str(tmp_path), model, model_hash(model))
+    described = describe(str(tmp_path), model, model_identity(model))
     assert described.removed == (1, 5)
     assert described.blocks == 6
     assert described.label == "norm-ratio"

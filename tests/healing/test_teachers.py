@@ -89,6 +89,21 @@ def test_an_interrupted_recording_goes_on(teacher, tmp_path):
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
+def test_a_recording_does_not_go_on_in_other_batches(teacher, tmp_path):
+    samples, batches = random_samples(LENGTHS), (28, 42)
+    parts = [[batch.indices for batch in make_batches(samples, tokens)] for tokens in batches]
+    assert len(parts[0]) == len(parts[1])
+    assert parts[0] != parts[1]
+
+    def stop(tokens):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record_teacher(teacher, samples, tmp_path, k=8, batch_tokens=batches[0], advance=stop)
+    with pytest.raises(OutputError, match="other settings"):
+        record_teacher(teacher, samples, tmp_path, k=8, batch_tokens=batches[1])
+
+
 def test_wrong_recordings_are_refused(teacher, tmp_path):
     samples = random_samples(LENGTHS)
     record_teacher(teacher, samples, tmp_path / "a", k=8)

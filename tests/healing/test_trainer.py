@@ -17,6 +17,7 @@ from excise.healing.settings import PRESETS, Settings
 from excise.healing.student import counterparts_of, cut_blocks, without_dropout
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, record_teacher
 from excise.healing.trainer import MARK, Origin, train
+from excise.models.identity import model_identity
 from excise.models.stack import find_stack
 from excise.surgery.checkpoint import pruned
 from tests.random_samples import random_samples, traces
@@ -80,6 +81,16 @@ def test_the_loss_falls(model_type, tmp_path):
     curve = train(student, teacher, random_samples(LENGTHS), tmp_path, Settings(**{**vars(QUICK), "steps": 16}))
     first, last = losses(curve)[:2], losses(curve)[-2:]
     assert sum(last) < 0.8 * sum(first)
+
+
+@pytest.mark.parametrize("train_what", ["all", "lora", "cuts"])
+def test_a_trained_model_has_another_identity(train_what, tmp_path):
+    teacher, student = teacher_and_student()
+    before = model_identity(student.model)
+    settings = Settings(**{**vars(QUICK), "steps": 2, "train": train_what})
+    train(student, teacher, random_samples(LENGTHS), tmp_path, settings, origin=ORIGIN)
+    assert model_identity(student.model) != before
+    assert model_identity(student.model) == model_identity(copy.deepcopy(student.model))
 
 
 def test_checkpointing_changes_nothing_and_really_recomputes(tmp_path):

@@ -21,10 +21,11 @@ from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
 from excise.ising.energies import ENERGIES
 from excise.measuring.measure import measure
+from excise.models.identity import model_identity
 from excise.models.loading import Loaded
 from excise.models.stack import Stack
 from excise.progress import Progress, silent
-from excise.provenance import model_hash, provenance
+from excise.provenance import provenance
 from excise.repair.repair_stage import repair_removals
 from excise.surgery.merge import merging
 
@@ -154,7 +155,7 @@ def compare(
         rows = _with_repair(rows, loaded, calibration, held_out, base_loss, folder / WORK, batch_tokens, progress)
     facts = {
         "model": loaded.source,
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "blocks": len(stack.blocks),
         "parameters": sum(p.numel() for p in stack.model.parameters()),
         "energy": energy,
@@ -255,7 +256,7 @@ class _Chooser:
     def _kept(self, name: str, budget: int, seed: int) -> Selection:
         samples = self.calibration.first_tokens(self.search_tokens) if name in SEARCHING else self.calibration
         key = {
-            "model_hash": model_hash(self.stack.model),
+            "model_hash": model_identity(self.stack.model),
             "samples": samples.hash,
             "protected": list(self.protected),
             "seed": seed,

@@ -21,9 +21,10 @@ from excise.ising.energies import Energy
 from excise.ising.energies.pairs import pairs
 from excise.ising.problem import Problem
 from excise.measuring.objectives import Objective
+from excise.models.identity import model_identity
 from excise.models.removable import block_problem
 from excise.models.stack import Stack
-from excise.provenance import model_hash, provenance
+from excise.provenance import provenance
 
 DEFAULT_EFFORT = 4.0
 RACE_SHARE = 0.3
@@ -298,7 +299,7 @@ def _open_state(
     known: Callable[[], Sequence[Removal]],
 ) -> _State:
     key = {
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "objective": few.name,
         "samples": [term.samples.hash for term in few.terms],
         "domains": [term.domains for term in few.terms],

@@ -65,9 +65,9 @@ def refine(
     from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
     from excise.data import load_samples
     from excise.measuring.objectives import load_objective
+    from excise.models.identity import model_identity
     from excise.models.removable import block_problem
     from excise.models.stack import block_indices
-    from excise.provenance import model_hash
     from excise.report.refinement import finalists_table, trust_line, write_refinement_figures
 
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -98,7 +98,7 @@ def refine(
     settings = {"seed": seed, "domains": domains, "protected": list(protected), "forced": list(forced)}
     facts = {
         "model": model,
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "settings": settings,
         **refinement_facts(found, damage, effort, drawn),
     }

@@ -12,12 +12,13 @@ from typing import Any
 from excise.artefacts import read_json
 from excise.errors import InputError
 from excise.evaluation import harness
+from excise.evaluation.inputs import judged_identity
 from excise.evaluation.perplexity import perplexity, text_settings
 from excise.evaluation.scores import MANIFEST, Result, Scores, describe
 from excise.evaluation.speed import speed, speed_settings
 from excise.ising.spectrum import Spectrum
 from excise.models.loading import Loaded
-from excise.provenance import model_hash, provenance
+from excise.provenance import provenance
 
 Announce = Callable[[str], AbstractContextManager[Any]]
 RUN = "run.json"
@@ -97,7 +98,7 @@ def evaluate(
     fingerprints: dict[str, str] = {}
     for source in dict.fromkeys(sources):
         loaded = load(source)
-        fingerprint = fingerprints[source] = model_hash(loaded.stack.model)
+        fingerprint = fingerprints[source] = judged_identity(loaded)
         model = describe(source, loaded.stack.model, fingerprint)
         for name, result in _missing(plan, loaded, fingerprint, manager, Scores() if again else scores, first):
             with announce(f"{model.label}: {name}"):
@@ -112,17 +113,18 @@ def _missing(
     plan: Plan, loaded: Loaded, fingerprint: str, manager: Any, known: Scores, first: bool
 ) -> Iterator[tuple[str, Callable[[], Result | None]]]:
     """What is not known yet: its name, and the measurement."""
-    settings = harness.harness_settings(plan.shots, plan.limit, plan.chat_template) if plan.tasks else {}
-    tasks = [task for task in plan.tasks if known.find(fingerprint, "benchmark", task, settings) is None]
+    options = plan.shots, plan.limit, plan.chat_template
+    settings = {task: harness.harness_settings(manager, task, *options) for task in plan.tasks}
+    tasks = [task for task in plan.tasks if known.find(fingerprint, "benchmark", task, settings[task]) is None]
     lm = harness.harness_model(loaded, plan.batch_size) if tasks else None
     for task in tasks:
-        yield task, partial(harness.benchmark, lm, task, settings, manager, fingerprint=fingerprint)
+        yield task, partial(harness.benchmark, lm, task, settings[task], manager, fingerprint=fingerprint)
     model, tokenizer = loaded.stack.model, loaded.tokenizer
     if plan.text and first:
         name, window, limit = plan.text.name, plan.window, plan.limit
         if known.find(fingerprint, "perplexity", name, text_settings(plan.text, window, limit)) is None:
-            options: dict[str, Any] = {"fingerprint": fingerprint, "window": window, "limit": limit}
-            yield f"perplexity of {name}", partial(perplexity, model, tokenizer, plan.text, **options)
+            asked: dict[str, Any] = {"fingerprint": fingerprint, "window": window, "limit": limit}
+            yield f"perplexity of {name}", partial(perplexity, model, tokenizer, plan.text, **asked)
     if plan.speed and first:
         lengths = {"prompt_tokens": plan.prompt_tokens, "new_tokens": plan.new_tokens}
         if known.find(fingerprint, "speed", "speed", speed_settings(**lengths, batch=1)) is None:

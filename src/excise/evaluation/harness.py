@@ -19,6 +19,7 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from excise.errors import InputError
+from excise.evaluation.inputs import task_identity
 from excise.evaluation.scores import Metric, Result
 from excise.ising.bridges.extras import require
 from excise.models.loading import Loaded
@@ -71,16 +72,21 @@ def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> Any:
     return manager
 
 
-def harness_settings(shots: int | None, limit: int | None, chat_template: bool) -> dict[str, Any]:
-    """What a benchmark's score depends on beside model and task.
+def harness_settings(
+    manager: Any, task: str, shots: int | None, limit: int | None, chat_template: bool
+) -> dict[str, Any]:
+    """What a benchmark's score depends on beside the model.
 
     Args:
+        manager: from `task_manager`.
+        task: its name.
         shots: examples in the prompt; None leaves each task its own number.
         limit: samples a task; None takes all.
         chat_template: put prompts through the tokenizer's chat template, shots as turns of the chat.
 
     """
     return {
+        "task": task_identity(manager, task),
         "shots": shots,
         "limit": limit,
         "chat_template": chat_template,

@@ -40,7 +40,7 @@ class Model:
     """A model that was judged.
 
     Attributes:
-        hash: its fingerprint, see `excise.provenance.model_hash`.
+        hash: its fingerprint, see `excise.evaluation.inputs.judged_identity`.
         name: hub id, or the last part of its path.
         removed: original indices of the removed blocks; empty for an original.
         blocks: number of blocks of the original.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,5 +118,13 @@ def _peak_bytes_of_process() -> int:
 
 def _machine() -> dict[str, Any]:
     if torch.cuda.is_available():
-        return {"device": torch.cuda.get_device_name(), "threads": None}
-    return {"device": "cpu", "threads": torch.get_num_threads()}
+        return {"device": torch.cuda.get_device_name(), "threads": None, "torch": torch.__version__}
+    return {"device": "cpu", "model": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _cpu() -> str:
+    """Which CPU this is, as well as the system says."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -18,8 +18,8 @@ from excise.healing.race import Race, race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
 from excise.healing.trainer import Progress, planned_steps
+from excise.models.identity import model_identity
 from excise.models.loading import Loaded
-from excise.provenance import model_hash
 from excise.repair.repair_stage import Removal, Repairs, write_removal
 from excise.text import ranges
 
@@ -105,7 +105,7 @@ def race_removals(
 def _entrant(loaded: Loaded, removed: Removal, repairs: Repairs, work: Path) -> Path:
     """The checkpoint of an entrant, written if it is not there."""
     with repairs.applied(loaded.stack, removed):
-        identity = f"{model_hash(loaded.stack.model)} {removed}"
+        identity = f"{model_identity(loaded.stack.model)} {removed}"
     folder = work / "entrants" / hashlib.sha256(identity.encode()).hexdigest()[:16]
     if not folder.exists():
         write_removal(loaded, removed, repairs, folder)

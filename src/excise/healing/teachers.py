@@ -21,9 +21,9 @@ from excise.errors import InputError, MissingExtraError
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
 from excise.measuring.journal import Journal
 from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.models.identity import model_identity
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
-from excise.provenance import model_hash
 from excise.repair.streams import recorded_streams
 
 FORMAT = "excise teacher 1"
@@ -96,7 +96,7 @@ class OnlineTeacher:
     def describe(self) -> dict[str, Any]:
         """Facts for provenance."""
         facts = {"kind": "online", "precision": self.precision, "temperature": self.temperature}
-        return {**facts, "model_hash": model_hash(self.stack.model)}
+        return {**facts, "model_hash": model_identity(self.stack.model)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,13 +212,15 @@ def record_teacher(
     if not 1 <= k <= vocabulary or temperature <= 0:
         raise InputError(f"expected k between 1 and {vocabulary} and a temperature > 0, got {k} and {temperature}")
     folder = Path(folder)
-    batches = make_batches(samples, batch_tokens or default_batch_tokens(stack))
+    batch_tokens = batch_tokens or default_batch_tokens(stack)
+    batches = make_batches(samples, batch_tokens)
     facts = {
         "format": FORMAT,
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "samples_hash": samples.hash,
         "k": k,
         "temperature": temperature,
+        "batch_tokens": batch_tokens,  # other batches can be as many: an interrupted recording must not mix the two
         "shards": len(batches),
     }
     journal = Journal(folder, {"stage": "teacher", **facts})

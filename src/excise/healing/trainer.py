@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from accelerate import PartialState
 from safetensors import SafetensorError
@@ -33,8 +34,8 @@ from excise.healing.settings import Settings
 from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
 from excise.healing.teachers import OfflineTeacher, Teacher
 from excise.measuring.journal import Journal
+from excise.models.identity import model_identity
 from excise.models.stack import Stack
-from excise.provenance import model_hash
 
 MARK = "whole.json"
 
@@ -119,7 +120,7 @@ def train(
     work = Path(work)
     _check(student, teacher, samples, settings, origin)
     facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
-    Journal(work, {"stage": "heal", "student": model_hash(student.model), **facts})
+    Journal(work, {"stage": "heal", "student": model_identity(student.model), **facts})
     whole = samples[: len(samples) - len(samples) % settings.batch]
     counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
     with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
@@ -336,6 +337,8 @@ def _restored(student: Stack) -> Iterator[None]:
         for parameter, wanted in requires_grad:
             parameter.requires_grad_(wanted)
             parameter.grad = None
+        # The fused optimiser and LoRA's merge write past the version counters, by which `model_identity` knows weights.
+        torch.autograd.graph.increment_version([parameter for parameter, _ in requires_grad])
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from excise.measuring.divergence import INTACT, Divergence
 from excise.measuring.journal import Journal
 from excise.measuring.ledger import Ledger, Removal
 from excise.measuring.losses import sample_losses
+from excise.models.identity import model_identity
 from excise.models.stack import (
     Stack,
     block_input,
@@ -34,7 +35,6 @@ from excise.models.stack import (
     removable_indices,
     silent,
 )
-from excise.provenance import model_hash
 
 Statistic = Literal["loss", "divergence"]
 
@@ -144,7 +144,7 @@ def _open_ledger(
 ) -> Ledger:
     if folder is None:
         return Ledger(None, {})
-    facts = {"model_hash": model_hash(stack.model), "samples": samples.hash, "batch_tokens": batch_tokens}
+    facts = {"model_hash": model_identity(stack.model), "samples": samples.hash, "batch_tokens": batch_tokens}
     return Ledger(folder, {**facts, "sublayers": sublayers, "statistic": statistic})
 
 
@@ -154,7 +154,7 @@ class _Batches:
     def __init__(self, stack: Stack, samples: Samples, batch_tokens: int, statistic: Statistic) -> None:
         self.stack, self._statistic = stack, statistic
         self.batches = make_batches(samples, batch_tokens)
-        self._key = (model_hash(stack.model), samples.hash, batch_tokens) if statistic == "divergence" else ()
+        self._key = (model_identity(stack.model), samples.hash, batch_tokens) if statistic == "divergence" else ()
 
     def sums(self, number: int) -> Callable[[Tensor], Tensor]:
         """Function from final hidden states [batch, tokens, width] to sums [batch] of one batch."""

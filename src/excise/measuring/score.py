@@ -20,8 +20,8 @@ from excise.errors import InputError
 from excise.ising.gradients import Gradients
 from excise.measuring.journal import Journal
 from excise.measuring.losses import sample_losses
+from excise.models.identity import model_identity
 from excise.models.stack import Stack, first, override_forward, replace_first
-from excise.provenance import model_hash
 
 MOST_SKIPPED = 0.1
 
@@ -69,7 +69,7 @@ def score(
     alpha = None if positions is None else _gates(stack, samples, positions)
     if alpha is not None:
         settings["positions"] = hashlib.sha256(alpha.numpy().tobytes()).hexdigest()
-    facts = {"model_hash": model_hash(stack.model), "samples": samples.describe(), **settings}
+    facts = {"model_hash": model_identity(stack.model), "samples": samples.describe(), **settings}
     record = Journal(journal, {"stage": "gradients", **facts})
     batches = make_batches(samples, batch_tokens)
     with frozen(stack):

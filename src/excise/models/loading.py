@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
-from excise.models.headers import Checkpoint, read_checkpoint
+from excise.models.headers import INDEX, Checkpoint, read_checkpoint
+from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
 
@@ -132,17 +133,25 @@ def load_unread(
         architecture_of(config.model_type)
     place = _device_map(device)
     # Headers first: a truncated or hostile file, or an adapter, is named before minutes of loading.
-    stored = torch.float32 if folder is None else _stored_dtype(read_checkpoint(folder), config)
+    headers = None if folder is None else read_checkpoint(folder)
+    stored = torch.float32 if headers is None else _stored_dtype(headers, config)
     compute = _compute_dtype(dtype, stored, on_gpu=place != "cpu")
     with _clear_errors(source), _quiet():
+        float8 = None if folder is None else find_format(folder, getattr(config, "quantization_config", None))
+        loading = {
+            "dtype": str(compute),
+            "float8": asdict(float8) if float8 else None,
+            "quantisation": quantisation.to_dict() if quantisation else None,
+        }
+        # Looked at before anything is read: a file replaced meanwhile then counts as changed.
+        files = WeightFiles(_weight_files(source, folder, headers), loading)
         options = {
             "dtype": compute,
             "device_map": None if place == "cpu" and quantisation is None else place,
             "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
             "output_loading_info": True,
         }
-        settings = getattr(config, "quantization_config", None)
-        if folder is None or (float8 := find_format(folder, settings)) is None:
+        if folder is None or float8 is None:
             given = {} if quantisation is None else {"quantization_config": quantisation}
             model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
             theirs = quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes"
@@ -153,6 +162,7 @@ def load_unread(
             model, report = load_dequantised(folder, float8, config, **options)
         tokenizer = AutoTokenizer.from_pretrained(**arguments)
     _require_complete(source, report, model)
+    loaded_from(model, files)
     return model, tokenizer, stored
 
 
@@ -197,6 +207,14 @@ def checkpoint_folder(source: str) -> Path | None:
             f"folder {source} has no .safetensors weights; pickle files (.bin) are not read, convert them first"
         )
     return path
+
+
+def _weight_files(source: str, folder: Path | None, headers: Checkpoint | None) -> list[Path]:
+    """The files that a model's weights come from; of the hub's cache too, where a blob may have been damaged since."""
+    if folder is None or headers is None:
+        return [Path(source).expanduser()]
+    shards = list(dict.fromkeys(tensor.shard for tensor in headers.tensors))
+    return [folder / INDEX, *shards] if (folder / INDEX).is_file() else shards
 
 
 def _stored_dtype(checkpoint: Checkpoint, config: Any) -> torch.dtype:

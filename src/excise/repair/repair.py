@@ -27,8 +27,8 @@ from excise.data.batches import Batch, default_batch_tokens, make_batches
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.measuring.measure import measure
+from excise.models.identity import model_identity
 from excise.models.stack import Stack, block_indices
-from excise.provenance import model_hash
 from excise.repair.cuts import Projection, cuts_of, output_projections
 from excise.repair.refitted import Losses, Repair, Step
 from excise.repair.ridge import RIDGES, NormalEquations, held_out_errors
@@ -106,7 +106,7 @@ def repair_each(
     tops = sorted({cut.removed[-1] for target in targets for cut in target.cuts})
     blocks_run = n + 2 * (n - tops[0]) if weighting == "gradient" else tops[-1] + 1
     facts = {
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "samples": samples.describe(),
         "settings": {"into": into and list(into), "features": features, "weighting": weighting},
     }
@@ -200,7 +200,7 @@ def repaired(stack: Stack, repair: Repair) -> Iterator[tuple[int, ...]]:
         InputError: the repair was fitted on another model, or on this one loaded in another dtype.
 
     """
-    if repair.facts.get("model_hash") != model_hash(stack.model):
+    if repair.facts.get("model_hash") != model_identity(stack.model):
         raise InputError(
             "this repair was fitted on another model, or in another dtype; fit it anew, or load the model as it was"
         )

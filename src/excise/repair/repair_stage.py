@@ -14,10 +14,10 @@ from typing import Any
 from excise.artefacts import read_json
 from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
+from excise.models.identity import model_identity
 from excise.models.loading import Loaded
 from excise.models.stack import Stack
 from excise.progress import Progress, silent
-from excise.provenance import model_hash
 from excise.repair.cuts import cuts_of
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable
@@ -98,7 +98,7 @@ def repair_removals(
     refused = dict(_refused(stack, removals))
     wanted = [removed for removed in dict.fromkeys(removals) if removed not in refused]
     key = {
-        "model_hash": model_hash(stack.model),
+        "model_hash": model_identity(stack.model),
         "samples": [samples.hash, held_out.hash],
         "dtype": str(loaded.stored_dtype),
     }

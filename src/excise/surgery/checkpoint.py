@@ -15,6 +15,7 @@ from torch import nn
 from excise.artefacts import atomic_path, write_json
 from excise.errors import ArchitectureError, CheckpointError, OutputError
 from excise.models.architectures import Architecture
+from excise.models.identity import unchanged
 from excise.models.stack import Stack, block_indices, submodule
 from excise.surgery.both_versions import write_for_both
 from excise.surgery.card import model_card, original_metadata
@@ -209,6 +210,7 @@ def _write_from_memory(
             _without_gguf_marks(stack.model),
             _in_released_layout(stack.model),
             pruned(stack, removed) as model,
+            unchanged(model),  # a cast to the checkpoint's dtype and back moves the weights
             _stored_as(model, dtype),
         ):
             model.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -23,9 +23,9 @@ from excise.ising.solvers import solve
 from excise.ising.spectrum import Spectrum
 from excise.measuring.measure import measure
 from excise.measuring.score import score
+from excise.models.identity import model_identity
 from excise.models.removable import block_problem
 from excise.models.stack import Stack
-from excise.provenance import model_hash
 
 STATES = 20
 VERIFY_TOKENS = 1024
@@ -124,7 +124,7 @@ def shared_gradients(
         gradients = score(stack, samples, advance=advance)
         assert gradients is not None  # one part: never incomplete
         return gradients, 0.0
-    name = f"gradients-{samples.hash[:8]}-{model_hash(stack.model)[:8]}"
+    name = f"gradients-{samples.hash[:8]}-{model_identity(stack.model)[:8]}"
     path = work.parent / f"{name}.safetensors"
     if path.exists():
         gradients = Gradients.load(path)

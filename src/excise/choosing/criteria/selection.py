@@ -16,8 +16,8 @@ from torch import Tensor
 from excise.data.batches import default_batch_tokens, make_batches
 from excise.data.samples import Samples
 from excise.errors import InputError
+from excise.models.identity import model_identity
 from excise.models.stack import Block, Stack, block_indices, block_input, bypass, first
-from excise.provenance import model_hash
 
 
 class Spent(NamedTuple):
@@ -108,7 +108,7 @@ def block_statistics(
 
     """
     removed = block_indices(stack, removed)
-    key = (model_hash(stack.model), samples.hash, removed)
+    key = (model_identity(stack.model), samples.hash, removed)
     if key in _LAST:
         if advance:
             advance(samples.tokens)
