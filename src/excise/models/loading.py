@@ -20,8 +20,8 @@ from excise.models.architectures import architecture_of
 from excise.models.headers import read_checkpoint
 from excise.models.quantised import Format, find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
+from excise.settings import DTYPES
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DEVICES = "auto, cpu, cuda, cuda:0, …"
 
 
