@@ -23,7 +23,6 @@ from matplotlib.figure import Figure
 from benchmarks.figures import save_figure
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 from excise.artefacts import read_json, write_json
-from excise.cli.options import indices
 from excise.data import Samples, load_samples
 from excise.healing.heal import heal
 from excise.healing.settings import Settings
@@ -32,6 +31,7 @@ from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair, repaired
+from excise.settings import indices
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.merge import merging
 from excise.text import ranges

@@ -10,8 +10,6 @@ from tests.gguf_files import write_gguf
 from tests.svg_files import Figure
 from tests.tiny import tiny_folder, tiny_model
 
-from excise.cli.options import indices
-from excise.errors import InputError
 from excise.ising.spectrum import Spectrum
 
 
@@ -193,13 +191,6 @@ def test_interrupt_exits_with_130(excise, monkeypatch):
     code, _, err = excise("inspect", "x")
     assert code == 130
     assert "goes on where it stopped" in err
-
-
-def test_indices_read_lists_and_ranges():
-    assert indices("0,3-5,-1", "--protect") == (0, 3, 4, 5, -1)
-    assert indices("", "--protect") == ()
-    with pytest.raises(InputError, match="--protect expects indices"):
-        indices("1,x", "--protect")
 
 
 @pytest.fixture

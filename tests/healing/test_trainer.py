@@ -277,7 +277,7 @@ def test_settings_out_of_range_are_refused():
     for options in ({"learning_rate": 0.0}, {"steps": 0}, {"batch": -1}, {"hidden": -0.1}, {"clip": float("nan")}):
         with pytest.raises(InputError, match=next(iter(options))):
             Settings(**options)
-    with pytest.raises(InputError, match="expected train in"):
+    with pytest.raises(InputError, match="expected --train in"):
         Settings(train="some")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from excise import __version__
+from excise.cli.command import GroupedCommand, command
 from excise.cli.compare import compare
 from excise.cli.evaluate import evaluate
 from excise.cli.export import export
@@ -56,8 +57,14 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export):
-    app.command()(_reported(verb))
+VERBS: tuple[Callable[..., None], ...] = (
+    *(run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
+)
+for verb in VERBS:
+    if verb in (run, refine, compare):
+        app.command()(_reported(verb))
+    else:
+        app.command(cls=GroupedCommand)(_reported(command(verb)))
 
 
 @app.callback(invoke_without_command=True)

@@ -16,9 +16,9 @@ import numpy as np
 
 from excise.data.sources import Row, draw_rows
 from excise.errors import InputError
+from excise.settings import LOSS_ON
 
 DEFAULT_TOKENS = 512
-LOSS_ON = ("content", "all", "responses")
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
+from excise.settings import DTYPES
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite",
