@@ -617,3 +617,71 @@ class Replacing(Checked):
         group="Output",
         recipe=False,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objecting(Checked):
+    """Which damage refinement keeps low, and at what cost."""
+
+    objective: str = option(
+        "kl",
+        "Damage to keep low: kl, loss, choices (needs --questions), or a mixture: kl:0.7,choices:0.3.",
+        group="How it chooses",
+    )
+    questions: Path | None = option(
+        None,
+        "Multiple-choice questions (JSONL) for the objective choices; a training split.",
+        group="How it chooses",
+        hidden=True,
+    )
+    domains: str = option(
+        "mean",
+        "mean, or worst: the objective is that of the worst of the data's categories.",
+        group="How it chooses",
+        choices=names_in("excise.measuring.objectives:DOMAINS"),
+        hidden=True,
+    )
+    effort: float = option(
+        4.0, "What refinement may cost, in passes over the calibration samples.", group="How it chooses", least=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asks = any(kind == "choices" for kind, _ in weighted_kinds(self.objective))
+        if asks and self.questions is None:
+            raise InputError("the objective 'choices' needs questions: pass --questions FILE (JSONL)")
+        if self.questions is not None and not asks:
+            raise InputError(
+                f"--questions was given, but the objective '{self.objective}' has no choices; add it, or leave them out"
+            )
+
+
+OBJECTIVES = ("loss", "kl", "choices")
+
+
+def weighted_kinds(objective: str) -> list[tuple[str, float]]:
+    """Read an objective's text: kinds of damage, each with its weight.
+
+    Raises:
+        InputError: an unknown kind, or a weight that is no number above 0.
+
+    Examples:
+        >>> weighted_kinds("kl:0.7,choices:0.3")
+        [('kl', 0.7), ('choices', 0.3)]
+
+    """
+    found = []
+    for part in objective.split(","):
+        kind, colon, weight_text = (piece.strip() for piece in part.partition(":"))
+        if kind not in OBJECTIVES:
+            raise InputError(
+                f"expected an objective of {', '.join(OBJECTIVES)}, such as kl or kl:0.7,choices:0.3; got '{objective}'"
+            )
+        try:
+            weight = float(weight_text) if colon else 1.0
+        except ValueError:
+            weight = 0.0
+        if not (weight > 0 and math.isfinite(weight)):
+            raise InputError(f"the weight of {kind} must be a number above 0, got '{weight_text}'")
+        found.append((kind, weight))
+    return found

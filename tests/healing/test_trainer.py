@@ -20,6 +20,7 @@ from excise.healing.trainer import MARK, Origin, train
 from excise.models.identity import model_identity
 from excise.models.stack import find_stack
 from excise.surgery.checkpoint import pruned
+from tests.contexts import context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
@@ -196,7 +197,7 @@ def test_a_training_stopped_on_purpose_goes_on_as_if_it_had_not(tmp_path):
 def test_a_recorded_teacher_teaches_the_same(tmp_path):
     samples = random_samples(LENGTHS)
     teacher, student = teacher_and_student()
-    record_teacher(teacher.stack, samples, tmp_path / "recorded", k=288)
+    record_teacher(context_of(teacher.stack), samples, tmp_path / "recorded", k=288)
     expected = train(student, teacher, samples, tmp_path / "a", QUICK)
     _, student = teacher_and_student()
     got = train(student, OfflineTeacher.open(tmp_path / "recorded", samples), samples, tmp_path / "b", QUICK)
@@ -256,7 +257,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_and_says_so(tmp_path):
 def test_what_does_not_fit_together_is_refused(tmp_path):
     teacher, student = teacher_and_student()
     samples = random_samples(LENGTHS)
-    record_teacher(teacher.stack, samples, tmp_path / "recorded", k=4)
+    record_teacher(context_of(teacher.stack), samples, tmp_path / "recorded", k=4)
     offline = OfflineTeacher.open(tmp_path / "recorded", samples)
     for said, options, origin, message in (
         (offline, {"hidden": 1.0}, ORIGIN, "no hidden states"),

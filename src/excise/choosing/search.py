@@ -16,11 +16,10 @@ import numpy as np
 
 from excise.ising.energies import Energy
 from excise.ising.energies.fitted import Fitted, fit
-from excise.ising.problem import Problem
+from excise.ising.problem import Problem, Removal
 from excise.ising.solvers import solve
 from excise.ising.spectrum import Spectrum
 
-Removal = tuple[int, ...]
 Measure = Callable[[Sequence[Removal]], Mapping[Removal, tuple[float, float]]]
 
 LOWEST = 64
@@ -90,7 +89,7 @@ def search(
         prior: what is believed before anything is measured, nats.
         problem: budget, protected and forced units, constraints; its energy is not used.
         rounds: rounds of proposals.
-        batch: removals measured a round.
+        batch: removals measured per round.
         known: what was measured already, of any size (singles, pairs, other budgets).
         seed: of the draws.
         recorded: what the first rounds of an interrupted search proposed; they are not proposed anew.

@@ -1,4 +1,4 @@
-"""The command line: one verb a file, each parses, calls the library and writes one artefact."""
+"""The command line: one verb per file, each parses, calls the library and writes one artefact."""
 
 from __future__ import annotations
 
@@ -61,10 +61,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     *(run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
 )
 for verb in VERBS:
-    if verb in (run, refine, compare):
-        app.command()(_reported(verb))
-    else:
-        app.command(cls=GroupedCommand)(_reported(command(verb)))
+    app.command(cls=GroupedCommand)(_reported(command(verb, recipes=verb is run)))
 
 
 @app.callback(invoke_without_command=True)

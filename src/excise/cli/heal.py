@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
@@ -82,6 +81,7 @@ def heal(settings: HealSettings) -> None:
         check_destination(out, folder, settings.force)
     plan = settings.plan()
     from excise.cli.terminal import load_model
+    from excise.store import Store
     from excise.surgery.feasible import require_writable
 
     place = _own_device(settings.device)
@@ -91,22 +91,21 @@ def heal(settings: HealSettings) -> None:
     drawn, apart = _samples(plan, student, settings.loss_on)
     said = _teacher(settings, plan, place, student, drawn)
     options: dict[str, Any] = {"force": settings.force, "tensorboard": settings.tensorboard}
-    heats = out.with_name(f".{out.name}.race")
+    store = Store(out.with_name(f".{out.name}.work"))
     if len(pruned) > 1:
         from excise.healing.race import race
 
         with training_bar() as report:
             result = race(
-                pruned, said, drawn, apart, heats, plan.settings,
+                pruned, said, drawn, apart, store, plan.settings,
                 open_student=open_student, report=lambda name, progress: report(progress, Path(name).name),
             )  # fmt: skip
         student = open_student(result.winner.student)
-        options |= {"work": result.winner.work, "further": {"race": result.describe()}}
+        options |= {"further": {"race": result.describe()}}
     with training_bar() as report:
-        facts = heal_model(student, said, drawn, apart, out, plan.settings, report=report, **options)
+        facts = heal_model(student, said, drawn, apart, out, plan.settings, store=store, report=report, **options)
     if not facts:
         return
-    shutil.rmtree(heats, ignore_errors=True)
     if settings.as_json:
         typer.echo(json.dumps({"out": str(out), **facts}, default=str))
         return
@@ -115,7 +114,7 @@ def heal(settings: HealSettings) -> None:
 
 
 def _own_device(device: str) -> str:
-    """One GPU a process where several train together; else as asked."""
+    """One GPU per process where several train together; else as asked."""
     import torch
 
     if device == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available():
@@ -144,8 +143,10 @@ def _samples(plan: Preset, student: Loaded, loss_on: str) -> tuple[Samples, Samp
 def _teacher(settings: HealSettings, plan: Preset, device: str, student: Loaded, samples: Samples) -> Teacher:
     """The original in memory, or a recording of it, made now where it is not there."""
     from excise.cli.terminal import status, tokens_progress
+    from excise.context import Context
     from excise.healing.heal import require_same_vocabulary
     from excise.healing.teachers import INDEX, OfflineTeacher, OnlineTeacher, load_teacher, record_teacher
+    from excise.progress import Progress
 
     source, offline, temperature = settings.teacher, settings.offline, plan.settings.temperature
     if offline is not None and (offline / INDEX).exists():
@@ -157,8 +158,8 @@ def _teacher(settings: HealSettings, plan: Preset, device: str, student: Loaded,
     require_same_vocabulary(student.stack, loaded.stack)
     if offline is None:
         return OnlineTeacher(loaded.stack, temperature, plan.teacher)
-    with tokens_progress("recording the teacher", samples.tokens) as advance:
-        record_teacher(loaded.stack, samples, offline, k=settings.top_k, temperature=temperature, advance=advance)
+    context = Context(loaded, progress=Progress(tokens_progress))
+    record_teacher(context, samples, offline, k=settings.top_k, temperature=temperature)
     del loaded
     gc.collect()
     return OfflineTeacher.open(offline, samples)

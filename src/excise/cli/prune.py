@@ -15,7 +15,7 @@ from excise.settings import Loading, Printing, Replacing, Sampling, changed, ind
 
 if TYPE_CHECKING:
     from excise.models.loading import Loaded
-    from excise.repair.repair_stage import Removal, Repairs
+    from excise.repair.several import Removal, Repairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,17 +156,17 @@ def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> di
         folder = checkpoint_folder(settings.model)
         assert folder is not None  # no GGUF file
         recipe = prune_folder(folder, blocks, settings.out, card=_card(settings), overwrite=settings.force)
-    return {**recipe, **_tested(settings, recipe["removed"])}
+    return {**recipe, **_tested(settings, recipe["removed"], folder)}
 
 
-def _tested(settings: PruneSettings, removed: Sequence[int]) -> dict[str, Any]:
+def _tested(settings: PruneSettings, removed: Sequence[int], folder: Path | None = None) -> dict[str, Any]:
     if not settings.test:
         return {}
     from excise.cli.terminal import status
     from excise.surgery.check import check_pruned
 
     with status("loading it"):
-        return {"self_test": check_pruned(settings.model, removed, settings.out, **settings.loading())}
+        return {"self_test": check_pruned(str(folder or settings.model), removed, settings.out, **settings.loading())}
 
 
 def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequence[str]) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
 
     from excise.cli.terminal import load_model, status
     from excise.models.loading import checkpoint_folder
-    from excise.repair.repair_stage import Repairs
+    from excise.repair.several import Repairs
     from excise.surgery.checkpoint import write_pruned
     from excise.surgery.destination import check_destination
     from excise.surgery.feasible import require_writable
@@ -216,9 +216,11 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
 def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: dict[str, Any]) -> Repairs:
     """Fit the repair, and put what it brought on the card."""
     from excise.cli.terminal import tokens_progress
+    from excise.context import Context
     from excise.data import split_samples
     from excise.errors import ArchitectureError
-    from excise.repair.repair_stage import repair_removals
+    from excise.progress import Progress
+    from excise.repair.several import repair_removals
 
     calibration, apart = split_samples(
         settings.data or "starter",
@@ -229,9 +231,8 @@ def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: di
         seed=settings.seed,
         loss_on="content",
     )
-    repairs = repair_removals(
-        loaded, [blocks], calibration, apart, None, tokens=calibration.tokens, progress=tokens_progress
-    )
+    context = Context(loaded, progress=Progress(tokens_progress))
+    repairs = repair_removals(context, [blocks], calibration, apart, tokens=calibration.tokens)
     if blocks in repairs.refused:
         raise ArchitectureError(f"cannot repair this removal: {repairs.refused[blocks]}")
     fitted = repairs.fitted[blocks]

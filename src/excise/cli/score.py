@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,27 +33,24 @@ def score(settings: ScoreSettings) -> None:
     rank, parts = _part(settings.part)
 
     from excise.cli.terminal import console, load_model, tokens_progress
+    from excise.context import Context
     from excise.data import load_samples
+    from excise.measuring.passes import UnfinishedError
     from excise.measuring.score import score as score_gradients
+    from excise.progress import Progress
+    from excise.store import Store
 
     loaded = load_model(settings.model, **settings.loading())
     drawn = load_samples(settings.data, loaded.tokenizer, **settings.drawing())
-    journal = out.with_name(f".{out.name}.work")
-    with tokens_progress("gradients", drawn.tokens // parts) as advance:
-        gradients = score_gradients(
-            loaded.stack,
-            drawn,
-            batch_tokens=settings.batch_tokens,
-            checkpointing=settings.checkpointing,
-            journal=journal,
-            part=(rank, parts),
-            advance=advance,
-        )
-    if gradients is None:
-        console.print(f"part {settings.part} is done and kept in {journal}; the last part to finish writes {out}")
+    store = Store(out.with_name(f".{out.name}.work"))
+    context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens, (rank, parts))
+    try:
+        gradients = score_gradients(context, drawn, checkpointing=settings.checkpointing)
+    except UnfinishedError:
+        console.print(f"part {settings.part} is done and kept in {store.folder}; the last part to finish writes {out}")
         return
     gradients.save(out)
-    shutil.rmtree(journal, ignore_errors=True)
+    store.delete()
     m, gates = gradients.A.shape
     skipped = f", {len(gradients.skipped)} skipped as not finite" if gradients.skipped else ""
     console.print(

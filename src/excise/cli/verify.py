@@ -43,17 +43,20 @@ def verify(settings: VerifySettings) -> None:
     out = settings.out
     check_new(out, settings.force)
 
-    import shutil
-
     from excise.artefacts import write_json
+    from excise.choosing.proposal import Proposal
     from excise.choosing.verify import verify as verify_proposals
     from excise.cli.terminal import load_model, output, tokens_progress
+    from excise.context import Context
     from excise.data import load_samples
     from excise.ising.energies import ENERGIES, Energy
     from excise.ising.gradients import Gradients
     from excise.ising.spectrum import Spectrum
+    from excise.models.stack import block_indices
+    from excise.progress import Progress
     from excise.provenance import provenance
     from excise.report.tables import candidates_table
+    from excise.store import Store
 
     proposals: list[tuple[str, tuple[int, ...]]] = []
     for path in settings.spectrum:
@@ -69,20 +72,13 @@ def verify(settings: VerifySettings) -> None:
     if len(shown) != n:
         raise InputError(f"the gradients are of a model with {len(shown)} blocks, {settings.model} has {n}")
     drawn = load_samples(settings.data, loaded.tokenizer, **settings.drawing())
-    ledger = out.with_name(f".{out.name}.work")
-    with tokens_progress("verify", drawn.tokens * (len({r for _, r in proposals}) + 1)) as advance:
-        verified = verify_proposals(
-            loaded.stack,
-            drawn,
-            proposals,
-            shown,
-            batch_tokens=settings.batch_tokens,
-            ledger=ledger,
-            advance=advance,
-        )
+    store = Store(out.with_name(f".{out.name}.work"))
+    context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens)
+    asked = [Proposal(method, block_indices(loaded.stack, removed)) for method, removed in proposals]
+    verified = verify_proposals(context, drawn, asked, shown)
     facts = {"model": settings.model, "held_out": drawn.describe(), **verified.to_json(), "provenance": provenance()}
     write_json(out, facts)
-    shutil.rmtree(ledger, ignore_errors=True)
+    store.delete()
     if settings.as_json:
         typer.echo(json.dumps(facts, default=str))
         return

@@ -33,9 +33,9 @@ from excise.errors import HealingError, InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
 from excise.healing.teachers import OfflineTeacher, Teacher
-from excise.measuring.journal import Journal
 from excise.models.identity import model_identity
 from excise.models.stack import Stack
+from excise.store import Journal, Store
 
 MARK = "whole.json"
 
@@ -119,8 +119,7 @@ def train(
     """
     work = Path(work)
     _check(student, teacher, samples, settings, origin)
-    facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
-    Journal(work, {"stage": "heal", "student": model_identity(student.model), **facts})
+    Journal(work, training_key(student, teacher, samples, settings))  # refuses the folder of another training
     whole = samples[: len(samples) - len(samples) % settings.batch]
     counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
     with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
@@ -148,6 +147,25 @@ def train(
         if settings.train == "lora":
             model.merge_and_unload()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def training_key(student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> dict[str, Any]:
+    """Everything that a training depends on; the student as it is before."""
+    facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
+    return {"stage": "heal", "student": model_identity(student.model), **facts}
+
+
+def training_place(store: Store, student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> Path:
+    """Where a store keeps a training.
+
+    Raises:
+        InputError: the store has no folder.
+
+    """
+    place = store.place("trainings", training_key(student, teacher, samples, settings))
+    if place is None:
+        raise InputError("a training writes checkpoints; expected a store with a folder")
+    return place
 
 
 def planned_steps(settings: Settings, samples: int) -> int:

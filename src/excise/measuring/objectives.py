@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from excise.context import Context
 from excise.data.samples import Sample, Samples
 from excise.errors import InputError
-from excise.measuring.ledger import Removal
+from excise.ising.problem import Removal
 from excise.measuring.measure import Statistic, known_removals, measure
-from excise.models.stack import Stack
+from excise.settings import Objecting, weighted_kinds
 
-KINDS = ("loss", "kl", "choices")
 DOMAINS = ("mean", "worst")
 Floats = NDArray[np.float64]
 
@@ -121,34 +121,25 @@ class Objective:
         total = self.tokens
         return Objective(tuple(t.first_tokens(max(1, round(tokens * t.samples.tokens / total))) for t in self.terms))
 
-    def damages(
-        self,
-        stack: Stack,
-        removals: Sequence[Sequence[int]],
-        *,
-        ledger: Path | None = None,
-        advance: Callable[[int], None] | None = None,
-    ) -> Damages:
+    def damages(self, context: Context, removals: Sequence[Sequence[int]]) -> Damages:
         """Measure the damage of removals of whole blocks.
 
         Args:
-            stack: the model.
+            context: the model and the store.
             removals: block indices of each.
-            ledger: folder in which measurements are kept and found again.
-            advance: called with tokens × removals done.
 
         """
         wanted = [tuple(sorted(removed)) for removed in removals]
         total: Damages | None = None
         for term in self.terms:
-            one = _term_damages(term, stack, wanted, ledger, advance)
+            one = _term_damages(term, context, wanted)
             total = one if total is None else _add(total, one)
         assert total is not None
         return total
 
-    def known(self, stack: Stack, ledger: Path | None) -> list[Removal]:
-        """Removals of blocks that a ledger holds already for all terms, the intact model not counted."""
-        found = [known_removals(stack, t.samples, statistic=_statistic(t), ledger=ledger) for t in self.terms]
+    def known(self, context: Context) -> list[Removal]:
+        """Removals of blocks that the store holds already for all terms, the intact model not counted."""
+        found = [known_removals(context, term.samples, statistic=_statistic(term)) for term in self.terms]
         return sorted(set.intersection(*map(set, found)) - {()})
 
 
@@ -156,16 +147,10 @@ def _statistic(term: Term) -> Statistic:
     return "divergence" if term.kind == "kl" else "loss"
 
 
-def _term_damages(
-    term: Term,
-    stack: Stack,
-    removals: Sequence[Removal],
-    ledger: Path | None,
-    advance: Callable[[int], None] | None,
-) -> Damages:
+def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> Damages:
     asked = list(dict.fromkeys(removals))
     rows = [(), *(removed for removed in asked if removed)]
-    run = partial(measure, stack, term.samples, statistic=_statistic(term), ledger=ledger, advance=advance)
+    run = partial(measure, context, term.samples, statistic=_statistic(term))
     if term.kind == "kl":  # the intact model's from itself is 0, and not measured
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
@@ -214,44 +199,28 @@ def parse_objective(text: str, samples: Samples, questions: Samples | None = Non
     if domains not in DOMAINS:
         raise InputError(f"expected domains in {DOMAINS}, got '{domains}'")
     terms = []
-    for part in text.split(","):
-        kind, colon, weight_text = (piece.strip() for piece in part.partition(":"))
-        if kind not in KINDS:
-            raise InputError(
-                f"expected an objective of {', '.join(KINDS)}, such as kl or kl:0.7,choices:0.3; got '{text}'"
-            )
-        try:
-            weight = float(weight_text) if colon else 1.0
-        except ValueError:
-            weight = 0.0
-        if not (weight > 0 and np.isfinite(weight)):
-            raise InputError(f"the weight of {kind} must be a number above 0, got '{weight_text}'")
+    for kind, weight in weighted_kinds(text):
         if kind == "choices" and questions is None:
             raise InputError("the objective 'choices' needs questions: pass --questions FILE (JSONL)")
         terms.append(Term(kind, questions if kind == "choices" and questions else samples, weight, domains))
     return Objective(tuple(terms))
 
 
-def load_objective(
-    text: str,
-    samples: Samples,
-    tokenizer: Any,
-    *,
-    questions: str | Path | None = None,
-    domains: str = "mean",
-    seed: int = 0,
-) -> Objective:
+def load_objective(asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0) -> Objective:
     """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
 
+    Args:
+        asked: settings of a verb.
+        samples: for `loss` and `kl`.
+        tokenizer: of the model.
+        seed: of the draw of questions.
+
     Raises:
-        InputError: as those, or questions were given that no part of the objective asks for.
+        InputError: as those.
 
     """
-    asked = "choices" in text
-    if questions is not None and not asked:
-        raise InputError(f"--questions was given, but the objective '{text}' has no choices; add it, or leave them out")
-    loaded = load_questions(questions, tokenizer, seed=seed) if questions is not None else None
-    return parse_objective(text, samples, loaded, domains)
+    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed)
+    return parse_objective(asked.objective, samples, questions, asked.domains)
 
 
 def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0) -> Samples:

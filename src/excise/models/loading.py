@@ -52,6 +52,21 @@ class Loaded:
     stored_dtype: torch.dtype
     folder: Path | None = None
 
+    @staticmethod
+    def of(model: Any, tokenizer: Any = None) -> Loaded:
+        """A causal language model that is in memory already.
+
+        Args:
+            model: of transformers, or its stack.
+            tokenizer: its own, for whoever needs one.
+
+        Raises:
+            ArchitectureError: see `excise.models.stack.find_stack`.
+
+        """
+        stack = model if isinstance(model, Stack) else find_stack(model)
+        return Loaded(stack, tokenizer, stack.model.config.name_or_path or "", stack.model.dtype)
+
 
 def load(
     source: str,
