@@ -185,8 +185,7 @@ def refine(
             batch=BATCH,
             known=known,
             seed=brief.seed,
-            recorded=state.rounds,
-            record=state.record,
+            diary=state,
         )
         finalists = _race(found, objective, brief.budget, spent, measured)
     left_out = _left_out(found, anchors)

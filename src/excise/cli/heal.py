@@ -81,6 +81,7 @@ def heal(settings: HealSettings) -> None:
         check_destination(out, folder, settings.force)
     plan = settings.plan()
     from excise.cli.terminal import load_model
+    from excise.healing.trainer import Watching
     from excise.store import Store
     from excise.surgery.feasible import require_writable
 
@@ -90,7 +91,7 @@ def heal(settings: HealSettings) -> None:
     require_writable(student.folder, out, changes=student.stack.model, overwrite=settings.force)
     drawn, apart = _samples(plan, student, settings.loss_on)
     said = _teacher(settings, plan, place, student, drawn)
-    options: dict[str, Any] = {"force": settings.force, "tensorboard": settings.tensorboard}
+    options: dict[str, Any] = {"force": settings.force}
     store = Store(out.with_name(f".{out.name}.work"))
     if len(pruned) > 1:
         from excise.healing.race import race
@@ -103,7 +104,8 @@ def heal(settings: HealSettings) -> None:
         student = open_student(result.winner.student)
         options |= {"further": {"race": result.describe()}}
     with training_bar() as report:
-        facts = heal_model(student, said, drawn, apart, out, plan.settings, store=store, report=report, **options)
+        watching = Watching(report, settings.tensorboard)
+        facts = heal_model(student, said, drawn, apart, out, plan.settings, store=store, watching=watching, **options)
     if not facts:
         return
     if settings.as_json:

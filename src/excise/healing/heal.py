@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from excise.drawing.loss_curves import loss_curves
 from excise.errors import InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
-from excise.healing.trainer import Origin, Progress, last_whole, train, training_place
+from excise.healing.trainer import Origin, Watching, last_whole, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
@@ -47,8 +47,7 @@ def heal(
     store: Store | None = None,
     further: Mapping[str, Any] | None = None,
     force: bool = False,
-    report: Callable[[Progress], None] | None = None,
-    tensorboard: Path | None = None,
+    watching: Watching | None = None,
 ) -> dict[str, Any]:
     """Train a pruned model to predict what its original does, and write it as an ordinary checkpoint.
 
@@ -66,8 +65,7 @@ def heal(
             lets the winner go on.
         further: other facts for `heal.json`.
         force: replace a checkpoint in `out`.
-        report: called after every optimiser step.
-        tensorboard: folder for TensorBoard's event files.
+        watching: who is told of its progress.
 
     Returns:
         What is written to `heal.json`. In a process other than the first of several: an empty dictionary.
@@ -95,8 +93,7 @@ def heal(
         work,
         settings,
         origin=Origin.of(recipe),
-        report=report,
-        tensorboard=tensorboard,
+        watching=watching,
     )
     if not PartialState().is_main_process:
         PartialState().wait_for_everyone()

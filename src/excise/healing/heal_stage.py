@@ -16,7 +16,7 @@ from excise.healing.heal import heal
 from excise.healing.race import Race, race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.healing.trainer import Progress, planned_steps
+from excise.healing.trainer import Progress, Watching, planned_steps
 from excise.ising.problem import Removal
 from excise.models.loading import Loaded
 from excise.repair.several import Repairs, write_removal
@@ -147,7 +147,7 @@ def heal_pruned(
             store=_trainings(store),
             further={"race": won.describe()} if won else None,
             force=force,
-            report=lambda progress: report(progress, "healing"),
+            watching=Watching(lambda progress: report(progress, "healing")),
         )
     store.delete("entrants")
     told = ("losses", "steps", "settings", "teacher", "samples", "self_test", "seconds")

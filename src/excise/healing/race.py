@@ -21,7 +21,7 @@ from excise.errors import InputError
 from excise.healing.heal import recipe_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.healing.trainer import Origin, Progress, planned_steps, train, training_place
+from excise.healing.trainer import Origin, Progress, Watching, planned_steps, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
 from excise.store import Store
@@ -117,7 +117,8 @@ def race(
                 origin = Origin.of(recipe_of(students[number]))
                 tell = partial(report, students[number]) if report else None
                 place = training_place(store, student.stack, teacher, samples, settings)
-                train(student.stack, teacher, samples, place, settings, origin=origin, until=step, report=tell)
+                watching = Watching(tell)
+                train(student.stack, teacher, samples, place, settings, origin=origin, until=step, watching=watching)
                 reached = {"loss": np.array(measure(Context(student), held_out, [()]).loss())}
                 record.write(entry, **reached)
             loss = reached["loss"].item()

@@ -80,6 +80,20 @@ class Origin:
         return None if kept is None or removed is None else Origin(tuple(kept), len(kept) + len(removed))
 
 
+@dataclass(frozen=True)
+class Watching:
+    """Who is told of a training's progress.
+
+    Attributes:
+        report: called after every optimiser step.
+        tensorboard: folder for TensorBoard's event files.
+
+    """
+
+    report: Callable[[Progress], None] | None = None
+    tensorboard: Path | None = None
+
+
 def train(
     student: Stack,
     teacher: Teacher,
@@ -89,8 +103,7 @@ def train(
     *,
     origin: Origin | None = None,
     until: int | None = None,
-    report: Callable[[Progress], None] | None = None,
-    tensorboard: Path | None = None,
+    watching: Watching | None = None,
 ) -> list[dict[str, float]]:
     """Train a student in place, going on from the last whole checkpoint in `work` if there is one.
 
@@ -105,11 +118,10 @@ def train(
         settings: hyper-parameters.
         origin: the student's place in the original; needed for the hidden-state term and for training cuts alone.
         until: stop after this step, with a checkpoint from which a later call goes on as if it had not stopped.
-        report: called after every optimiser step.
-        tensorboard: folder for TensorBoard's event files.
+        watching: who is told of its progress.
 
     Returns:
-        The curve: one entry an optimiser step, with "step", "loss" (nats per token), "learning_rate" and "grad_norm".
+        The curve: one entry per optimiser step, with "step", "loss" (nats per token), "learning_rate" and "grad_norm".
 
     Raises:
         HealingError: the loss is not finite, or a checkpoint could not be written; names the last whole one.
@@ -117,14 +129,14 @@ def train(
         OutputError: `work` holds a run with other settings, another model or other data.
 
     """
-    work = Path(work)
+    work, watching = Path(work), watching or Watching()
     _check(student, teacher, samples, settings, origin)
     Journal(work, training_key(student, teacher, samples, settings))  # refuses the folder of another training
     whole = samples[: len(samples) - len(samples) % settings.batch]
     counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
     with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
-        total = planned_steps(settings, len(samples))
-        arguments = _arguments(student, work, settings, total, tensorboard)
+        total, tokens_per_step = planned_steps(settings, len(samples)), whole.tokens / len(whole) * settings.batch
+        arguments = _arguments(student, work, settings, total, watching.tensorboard)
         blocks = (origin.original_blocks, origin.teacher_blocks) if origin else (None, len(student.blocks))
         model = trainable(student, settings, *blocks)
         trainer = Trainer(
@@ -132,7 +144,7 @@ def train(
             args=arguments,
             train_dataset=_Numbered(whole),
             data_collator=_side_by_side,
-            callbacks=[_Mark(), _Report(whole.tokens / len(whole) * settings.batch, report), _StopAfter(until)],
+            callbacks=[_Mark(), _Report(tokens_per_step, watching.report), _StopAfter(until)],
         )
         trainer.remove_callback(PrinterCallback)
         if settings.train == "lora" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -278,8 +290,8 @@ class _Mark(TrainerCallback):
 class _Report(TrainerCallback):
     """Reports progress after every step; tokens are counted by the samples' mean length."""
 
-    def __init__(self, tokens_a_step: float, report: Callable[[Progress], None] | None) -> None:
-        self.tokens_a_step, self.report = tokens_a_step, report
+    def __init__(self, tokens_per_step: float, report: Callable[[Progress], None] | None) -> None:
+        self.tokens_per_step, self.report = tokens_per_step, report
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first, self.started = state.global_step, time.perf_counter()
@@ -289,7 +301,7 @@ class _Report(TrainerCallback):
             return
         speed = (state.global_step - self.first) / (time.perf_counter() - self.started)
         left = (state.max_steps - state.global_step) / speed
-        self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_a_step, left))
+        self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_per_step, left))
 
 
 class _StopAfter(TrainerCallback):
