@@ -37,7 +37,7 @@ from excise.surgery.checkpoint import write_pruned
 from excise.surgery.merge import merging
 from excise.text import ranges
 
-# Of SmolLM2-135M-Instruct at M = 8, as chosen in docs/results.md (seed 0 of the selection; SWM in the first table).
+# Of SmolLM2-135M-Instruct at M = 8, as chosen in docs/results.md (seed 0 of the selection; SWM in the log's table).
 REMOVALS = (
     "the paper's ground state=20,23-29",
     "an excited state=19-21,24,25,27-29",
