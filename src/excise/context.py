@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from excise.data.batches import Batch, default_batch_tokens, make_batches
+from excise.data.fit import require_fit
 from excise.data.samples import Samples
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded
@@ -48,7 +49,13 @@ class Context:
         return self.batch_tokens or default_batch_tokens(self.stack)
 
     def batches(self, samples: Samples) -> list[Batch]:
-        """The samples in batches, the same ones each time."""
+        """The samples in batches, the same ones each time.
+
+        Raises:
+            InputError: a sample that the model cannot take, by name; see `excise.data.fit.Fit`.
+
+        """
+        require_fit(samples, self.stack)
         return make_batches(samples, self.tokens_per_batch)
 
     def of(self, loaded: Loaded) -> Context:

@@ -552,8 +552,9 @@ class Sampling(Checked):
 
     data: str = option(
         "starter",
-        "'starter' (shipped, offline), a JSONL(.gz) file of chats or texts, a text file, a folder, or a hub data set "
-        "id such as teknium/OpenHermes-2.5 (add @split for a split other than train).",
+        "'starter' (shipped, offline), a file of chats or texts (JSON, CSV, Parquet, plain text; .gz), a folder, or a "
+        "hub data set id such as teknium/OpenHermes-2.5 (add :configuration, and @split for a split other than train); "
+        "several in given shares: a.jsonl:3,b.txt:1.",
         group="Data",
     )
     samples: int = option(128, "Calibration samples.", group="Data", least=1)

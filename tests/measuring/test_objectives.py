@@ -90,6 +90,26 @@ def test_the_right_option_comes_first_and_only_options_count(tmp_path):
     assert tokenizer.decode(questions[0].input_ids[questions[0].counted]) == " four"
 
 
+BAD_QUESTIONS = {
+    "no JSON": b"{",
+    "no options": b'{"question": "x", "answer": 0}',
+    "one option": b'{"question": "x", "choices": ["y"], "answer": 0}',
+    "no such option": b'{"ctx": "x", "endings": ["y", "z"], "label": 2}',
+    "null": b'{"question": null, "choices": ["y", "z"], "answer": 0}',
+    "half a surrogate pair": b'{"question": "x", "choices": ["y", "\\ud83d"], "answer": 0}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_QUESTIONS)
+def test_a_bad_question_is_skipped_counted_and_named(tmp_path, kind):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(QUESTIONS[0]).encode() + b"\r\n" + BAD_QUESTIONS[kind] + b"\n")
+    with pytest.warns(UserWarning, match=r"1 questions of .* were skipped, such as q\.jsonl:2: "):
+        questions = load_questions(path, tiny_tokenizer())
+    assert {sample.name.rpartition("#")[0] for sample in questions} == {"q.jsonl:1"}
+    assert questions.provenance["skipped"]["rows"] == 1
+
+
 def test_worst_domain_and_mixture(model):
     stack = find_stack(model)
     samples = with_categories(random_samples(seed=1), ["a", "b", "a", "b", "a", "b"])
@@ -142,7 +162,7 @@ def test_questions_of_no_known_form_are_refused_with_their_line(tmp_path):
     path = questions_file(tmp_path / "q.jsonl.gz", [{"text": "no question"}])
     with pytest.raises(InputError, match=r"q\.jsonl\.gz:1: expected a question with"):
         load_questions(path, tiny_tokenizer())
-    with pytest.raises(InputError, match="no file of questions"):
+    with pytest.raises(InputError, match="no file"):
         load_questions(tmp_path / "absent.jsonl", tiny_tokenizer())
     asked = Objecting(objective="kl:0.5,choices:0.5", questions=path)
     with pytest.raises(InputError, match="expected a question with"):

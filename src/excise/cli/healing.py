@@ -42,14 +42,20 @@ def healing_of(plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettin
     from functools import partial
 
     from excise.cli.terminal import load_model, status
-    from excise.data import load_samples
+    from excise.data import Fit, load_samples
     from excise.healing.heal_stage import Healing
     from excise.healing.teachers import OnlineTeacher, load_teacher
 
     settings = plan.settings
     wanted = sys.maxsize if plan.samples is None else plan.samples + len(held_out)
     drawn = load_samples(
-        plan.data, loaded.tokenizer, samples=wanted, tokens=plan.tokens, seed=settings.seed, loss_on=asked.loss_on
+        plan.data,
+        loaded.tokenizer,
+        samples=wanted,
+        tokens=plan.tokens,
+        seed=settings.seed,
+        loss_on=asked.loss_on,
+        fit=Fit.of(loaded.stack),
     )
     options: dict[str, Any] = {"device": asked.device, "trust_remote_code": asked.trust_remote_code}
     teacher = loaded

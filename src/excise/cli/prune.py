@@ -217,7 +217,7 @@ def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: di
     """Fit the repair, and put what it brought on the card."""
     from excise.cli.terminal import tokens_progress
     from excise.context import Context
-    from excise.data import split_samples
+    from excise.data import Fit, split_samples
     from excise.errors import ArchitectureError
     from excise.progress import Progress
     from excise.repair.several import repair_removals
@@ -230,6 +230,7 @@ def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: di
         tokens=settings.tokens,
         seed=settings.seed,
         loss_on="content",
+        fit=Fit.of(loaded.stack),
     )
     context = Context(loaded, progress=Progress(tokens_progress))
     repairs = repair_removals(context, [blocks], calibration, apart, tokens=calibration.tokens)

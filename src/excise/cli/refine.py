@@ -54,7 +54,7 @@ def refine(settings: RefineSettings) -> None:
     from excise.choosing.refine import refinement_facts
     from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
     from excise.context import Context
-    from excise.data import load_samples
+    from excise.data import Fit, load_samples
     from excise.measuring.objectives import load_objective
     from excise.progress import Progress
     from excise.report.refinement import finalists_table, trust_line, write_refinement_figures
@@ -67,7 +67,7 @@ def refine(settings: RefineSettings) -> None:
     briefs = [
         Brief.on(loaded.stack, budget, **fixed, seed=settings.seed) for budget in sorted(settings.remove, reverse=True)
     ]
-    drawn = load_samples(settings.data, loaded.tokenizer, **settings.drawing())
+    drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
     damage = load_objective(settings, drawn, loaded.tokenizer, settings.seed)
     spend = settings.effort * drawn.tokens
     announce_cost(context, drawn, spend * len(briefs))

@@ -28,6 +28,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from excise.artefacts import write_json
 from excise.data.batches import pad
+from excise.data.fit import require_fit
 from excise.data.samples import Sample, Samples
 from excise.errors import HealingError, InputError, OutputError
 from excise.healing.settings import Settings
@@ -186,6 +187,7 @@ def planned_steps(settings: Settings, samples: int) -> int:
 
 
 def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Settings, origin: Origin | None) -> None:
+    require_fit(samples, student)
     if len(samples) < settings.batch:
         raise InputError(f"expected at least one batch of {settings.batch} samples to train on, got {len(samples)}")
     if settings.batch % _processes():

@@ -6,8 +6,7 @@ several of them; each may be taken by domain (`Sample.category`), as the mean or
 
 from __future__ import annotations
 
-import gzip
-import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from excise.context import Context
+from excise.data.files import BadRowError, read_objects
+from excise.data.rows import text_of
 from excise.data.samples import Sample, Samples
+from excise.data.sources import Skipped
 from excise.errors import InputError
 from excise.ising.problem import Removal
 from excise.measuring.measure import Statistic, known_removals, measure
@@ -227,48 +229,60 @@ def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: i
     """Multiple-choice questions, one sample an option, those of a question side by side and the right one first.
 
     Args:
-        path: JSONL(.gz) with `question` (or `ctx`), the options (`choices` as a list or {"text": […], "label": […]},
-            or `endings`) and the right one (`answer`, `answerKey` or `label`: an index or one of the labels).
+        path: JSON lines or a list (see `excise.data.files.read_objects`), with `question` (or `ctx`), the options
+            (`choices` as a list or {"text": […], "label": […]}, or `endings`) and the right one (`answer`, `answerKey`
+            or `label`: an index or one of the labels).
         tokenizer: of the model.
         count: questions drawn at random.
         seed: of the draw.
 
     Raises:
-        InputError: no such file, or a row of another form.
+        InputError: no such file, or not one question in it; other rows are skipped and counted.
 
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"no file of questions {path}")
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
-        rows = [(number, line) for number, line in enumerate(stream, start=1) if line.strip()]
-    order = np.random.default_rng(seed).permutation(len(rows))[:count]
-    items: list[Sample] = []
-    for place in order:
-        number, line = rows[place]
-        name = f"{file.name}:{number}"
+    questions: list[tuple[str, str, list[str]]] = []
+    skipped = Skipped()
+    for name, row in read_objects(path):
         try:
-            question, options, right = _question(json.loads(line))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f"{name}: expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, "
-                f"`answerKey` or `label` ({type(error).__name__}: {error})"
-            ) from None
-        items += _option_samples(name, question, [options[right], *options[:right], *options[right + 1 :]], tokenizer)
-    return Samples(tuple(items), {"data": str(path), "questions": len(order), "seed": seed})
+            question, options, right = _question(row)
+            questions.append((name, question, [options[right], *options[:right], *options[right + 1 :]]))
+        except BadRowError as reason:
+            skipped.add(name, reason)
+    if not questions:
+        raise InputError(f"no questions in {path}: {skipped.first[0] if skipped.rows else 'the file is empty'}")
+    if skipped.rows:
+        warnings.warn(f"{skipped.rows} questions of {path} were skipped, such as {skipped.first[0]}", stacklevel=2)
+    order = np.random.default_rng(seed).permutation(len(questions))[:count]
+    drawn = [questions[place] for place in order]
+    items = [sample for name, asked, options in drawn for sample in _option_samples(name, asked, options, tokenizer)]
+    facts = {"data": str(path), "questions": len(order), "seed": seed}
+    return Samples(tuple(items), {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
 
 
-def _question(row: Mapping[str, Any]) -> tuple[str, list[str], int]:
-    if "ctx" in row:
-        return row["ctx"], list(row["endings"]), int(row["label"])
-    choices = row["choices"]
-    texts = list(choices["text"]) if isinstance(choices, Mapping) else list(choices)
-    labels = list(choices["label"]) if isinstance(choices, Mapping) else [chr(65 + i) for i in range(len(texts))]
-    answer = row["answerKey"] if "answerKey" in row else row["answer"] if "answer" in row else row["label"]
-    right = labels.index(answer) if answer in labels else int(answer)
-    if len(texts) < 2 or not 0 <= right < len(texts):
-        raise ValueError(f"{len(texts)} options, the right one {answer!r}")
-    return f"Question: {row['question']}\nAnswer:", texts, right
+def _question(row: Mapping[str, Any] | BadRowError) -> tuple[str, list[str], int]:
+    """Question, options and which of them is right."""
+    if isinstance(row, BadRowError):
+        raise row
+    try:
+        choices = row["endings"] if "ctx" in row else row["choices"]
+        options = list(choices["text"]) if isinstance(choices, Mapping) else list(choices)
+        labels = list(choices["label"]) if isinstance(choices, Mapping) else [chr(65 + i) for i in range(len(options))]
+        answer = next(row[key] for key in ("answerKey", "answer", "label") if row.get(key) is not None)
+        right = labels.index(answer) if answer in labels else int(answer)
+        asked = row["ctx"] if "ctx" in row else row["question"]
+        if len(options) < 2 or not 0 <= right < len(options):
+            raise ValueError(f"{len(options)} options, the right one {answer!r}")
+    except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        raise BadRowError(
+            f"expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, `answerKey` or "
+            f"`label` ({type(error).__name__}: {error})"
+        ) from None
+    question = text_of(asked, "the question")
+    return (
+        question if "ctx" in row else f"Question: {question}\nAnswer:",
+        [text_of(o, "an option") for o in options],
+        right,
+    )
 
 
 def _option_samples(name: str, question: str, options: Sequence[str], tokenizer: Any) -> list[Sample]:
