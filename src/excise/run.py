@@ -515,16 +515,24 @@ def _write(
     folder: Path,
     clock: Clock,
 ) -> dict[str, Any]:
-    """Write the checkpoint and load it again."""
+    """Write the checkpoint, load it again, and only then give it its name."""
     from excise.data.batches import longest_together
     from excise.repair.several import write_removal
     from excise.surgery.check import check_loaded
+    from excise.surgery.verdict import publish
 
-    place = folder / CHECKPOINT
-    with clock.stage("prune"):
-        write_removal(context.loaded, chosen.removed, repairs, place, _card(facts, chosen, repairs))
-    with clock.stage("self_test"), repairs.applied(context.stack, chosen.removed):
-        return {"self_test": check_loaded(context.stack, chosen.removed, place, longest_together(held_out))}
+    stack, removed, card = context.stack, chosen.removed, _card(facts, chosen, repairs)
+
+    def write(place: Path) -> dict[str, Any]:
+        with clock.stage("prune"):
+            write_removal(context.loaded, removed, repairs, place, card)
+        return {}
+
+    def test(place: Path) -> dict[str, Any]:
+        with clock.stage("self_test"), repairs.applied(stack, removed):
+            return check_loaded(stack, removed, place, longest_together(held_out))
+
+    return publish(folder / CHECKPOINT, write, test)
 
 
 def _heal(

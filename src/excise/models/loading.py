@@ -17,7 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
+from excise.errors import ArchitectureError, CheckpointError, HeadlessError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
@@ -30,6 +30,7 @@ OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite",
     "consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "metal/*", "*.mlpackage/*",
 ]  # fmt: skip
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken", "tokenization")
 DEVICES = "auto, cpu, cuda, cuda:0, …"
 
 
@@ -175,7 +176,7 @@ def load_unread(
                 model = model.dequantize()
         else:
             model, report = load_dequantised(folder, float8, config, **options)
-        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        tokenizer = AutoTokenizer.from_pretrained(**arguments) if _has_tokenizer(folder) else None
     _require_complete(source, report, model)
     loaded_from(model, files)
     return model, tokenizer, stored
@@ -222,6 +223,11 @@ def checkpoint_folder(source: str) -> Path | None:
             f"folder {source} has no .safetensors weights; pickle files (.bin) are not read, convert them first"
         )
     return path
+
+
+def _has_tokenizer(folder: Path | None) -> bool:
+    """Whether a folder has files of a tokenizer; weights alone can be pruned, and transformers would guess one."""
+    return folder is None or any(path.name.startswith(TOKENIZER_FILES) for path in folder.iterdir())
 
 
 def _weight_files(source: str, folder: Path | None, headers: Checkpoint | None) -> list[Path]:
@@ -273,9 +279,9 @@ def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
         if missing <= own:
             others = sorted(map(str, report.get("unexpected_keys") or ()))
             instead = f" but another ({others[0]})" if others else ""
-            raise CheckpointError(
+            raise HeadlessError(
                 f"{source} has no language-model head{instead}, so it predicts no tokens to measure damage by; "
-                f" take the checkpoint with the head. `excise prune --removed` takes this one as it is"
+                f"take the checkpoint with the head. `excise prune --removed` takes this one as it is"
             )
     for kind, meaning in (
         ("missing_keys", "are not in the checkpoint and would be random"),
