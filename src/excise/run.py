@@ -283,6 +283,7 @@ def run(
     """
     from excise.choosing.follow import chosen_of
     from excise.context import Context
+    from excise.data.fit import Fit
     from excise.measuring.objectives import load_objective
     from excise.progress import Clock, Progress
     from excise.store import Store
@@ -291,7 +292,9 @@ def run(
     brief = _brief(loaded, settings)
     if healing:
         healing.require_feasible()
-    objective = objective or load_objective(settings, calibration, loaded.tokenizer, settings.seed)
+    objective = objective or load_objective(
+        settings, calibration, loaded.tokenizer, settings.seed, Fit.of(loaded.stack)
+    )
     folder = _open_folder(settings, loaded, healing)
     context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
     select, energy = settings.followed(objective), settings.energy

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from excise.context import Context
 from excise.data.files import BadRowError, read_objects
+from excise.data.fit import Fit
 from excise.data.rows import text_of
 from excise.data.samples import Sample, Samples
 from excise.data.sources import Skipped
@@ -208,7 +209,9 @@ def parse_objective(text: str, samples: Samples, questions: Samples | None = Non
     return Objective(tuple(terms))
 
 
-def load_objective(asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0) -> Objective:
+def load_objective(
+    asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0, fit: Fit | None = None
+) -> Objective:
     """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
 
     Args:
@@ -216,16 +219,19 @@ def load_objective(asked: Objecting, samples: Samples, tokenizer: Any, seed: int
         samples: for `loss` and `kl`.
         tokenizer: of the model.
         seed: of the draw of questions.
+        fit: what the model can take.
 
     Raises:
         InputError: as those.
 
     """
-    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed)
+    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed, fit=fit)
     return parse_objective(asked.objective, samples, questions, asked.domains)
 
 
-def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0) -> Samples:
+def load_questions(
+    path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0, fit: Fit | None = None
+) -> Samples:
     """Multiple-choice questions, one sample an option, those of a question side by side and the right one first.
 
     Args:
@@ -235,9 +241,10 @@ def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: i
         tokenizer: of the model.
         count: questions drawn at random.
         seed: of the draw.
+        fit: what the model can take; questions with an option that does not fit are skipped and counted.
 
     Raises:
-        InputError: no such file, or not one question in it; other rows are skipped and counted.
+        InputError: no such file, or not one usable question in it; other rows are skipped and counted.
 
     """
     questions: list[tuple[str, str, list[str]]] = []
@@ -248,15 +255,24 @@ def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: i
             questions.append((name, question, [options[right], *options[:right], *options[right + 1 :]]))
         except BadRowError as reason:
             skipped.add(name, reason)
-    if not questions:
+    drawn: list[list[Sample]] = []
+    for place in np.random.default_rng(seed).permutation(len(questions)):
+        if len(drawn) == count:
+            break
+        name, asked, options = questions[place]
+        made = _option_samples(name, asked, options, tokenizer)
+        refusals = [fit.refusal(sample.input_ids) for sample in made] if fit is not None else []
+        if refusal := next(filter(None, refusals), None):
+            skipped.add(name, refusal)
+        else:
+            drawn.append(made)
+    if not drawn:
         raise InputError(f"no questions in {path}: {skipped.first[0] if skipped.rows else 'the file is empty'}")
     if skipped.rows:
         warnings.warn(f"{skipped.rows} questions of {path} were skipped, such as {skipped.first[0]}", stacklevel=2)
-    order = np.random.default_rng(seed).permutation(len(questions))[:count]
-    drawn = [questions[place] for place in order]
-    items = [sample for name, asked, options in drawn for sample in _option_samples(name, asked, options, tokenizer)]
-    facts = {"data": str(path), "questions": len(order), "seed": seed}
-    return Samples(tuple(items), {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
+    facts = {"data": str(path), "questions": len(drawn), "seed": seed}
+    items = tuple(sample for made in drawn for sample in made)
+    return Samples(items, {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
 
 
 def _question(row: Mapping[str, Any] | BadRowError) -> tuple[str, list[str], int]:
