@@ -348,7 +348,8 @@ def _last_named(work: Path) -> Iterator[None]:
             f"{error}; {_where(work)}. Heal that one, or begin again, with a lower learning rate and another --out"
         ) from error
     except (OSError, SafetensorError, OutputError, RuntimeError) as error:
-        # A full disk is a RuntimeError of torch's writer; all other RuntimeErrors are no matter of disks and go on up.
+        # A full disk may come as a RuntimeError of torch's writer; all other RuntimeErrors are no matter of disks and
+        # go on up.
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         raise HealingError(

@@ -55,7 +55,7 @@ class Divergence:
 
         """
         states = self._counted(hidden)
-        # The terms above cancel where both models agree, so what is left is summed in float64.
+        # The terms added below cancel where both models agree, so what is left is summed in float64.
         sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
         for start, p, negative_entropy in self._kept or self._intact_chunks():
             logits = self._stack.logits(states[start : start + self._chunk])

@@ -11,8 +11,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from excise.data.batches import IGNORED
 from excise.models.stack import Stack
 
-# Logits held at a time: 16 MiB of float32. Larger pieces come from the system as new pages each time; 64 MiB was 3 to 5
-# % slower on a CPU (log, 2026-11-24, the gradient pass against a loop).
+# Logits held at a time: 16 MiB of float32. Larger pieces come from the system as new pages each time; 64 MiB was 3–5 %
+# slower on a CPU (log, 2026-11-24, the gradient pass against a loop).
 CHUNK_ELEMENTS = 1 << 22
 # Times as many on a GPU, where launches cost more than memory.
 GPU_CHUNKS = 16

@@ -154,8 +154,8 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     asked = list(dict.fromkeys(removals))
     rows = [(), *(removed for removed in asked if removed)]
     run = partial(measure, context, term.samples, statistic=_statistic(term))
-    if term.kind == "kl":  # the intact model's from itself is 0, and not measured
-        # For a divergence the row of the intact model is 0 by definition, so it is not measured.
+    # The divergence of the intact model from itself is 0, and not measured.
+    if term.kind == "kl":
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
         costs = np.append(float(term.samples.tokens), measured.costs)

@@ -127,7 +127,7 @@ def _recorded(stack: Stack, rows: Tensor, alpha: Tensor | None) -> Iterator[None
             per_sample = product.reshape(len(rows), -1).sum(dim=1)
             rows[:, gate] = share * per_sample.to(rows.device)
 
-        # At α = 1 a product would change nothing but rounding and memory, so none is taken.
+        # At α = 1 a product would change nothing, and keep one more activation per sublayer: none is taken.
         if alpha is None:
             tensor.register_hook(column)
             return None
