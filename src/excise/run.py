@@ -607,6 +607,7 @@ def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None)
     if (folder / MANIFEST).exists():
         if read_json(folder / MANIFEST).get("healed"):
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        # First the mark of a finished run, so that what follows is taken up if it is interrupted.
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder / WORK, ignore_errors=True)
     (folder / WORK).mkdir(parents=True, exist_ok=True)

@@ -158,9 +158,7 @@ def load_samples(
             f"expected samples >= 1, tokens >= 0 and loss_on in {LOSS_ON}, got {samples}, {tokens}, {loss_on!r}"
         )
     if tokenizer is None:
-        raise InputError(
-            "the model comes without a tokenizer, so no text can be read; put its files with it"
-        )
+        raise InputError("the model comes without a tokenizer, so no text can be read; put its files with it")
     places = places_of(data)
     draws = [_drawn(place.data, tokenizer, _share_of(samples, place), tokens, seed, loss_on, fit) for place in places]
     skipped = Skipped(

@@ -106,6 +106,7 @@ def evaluate(
                 done = result()
             if done is not None and first:
                 scores = replace(scores.adding(model, done), provenance=provenance())
+                # After each result: a benchmark may take hours, and an interrupted call goes on behind the last one.
                 scores.save(out)
     return scores, fingerprints
 

@@ -74,6 +74,7 @@ class Term:
         few = self.samples.first_tokens(tokens)
         if self.kind != "choices" or len(few) == len(self.samples):
             return replace(self, samples=few)
+        # Whole questions only: an option without its rivals says nothing about which is chosen.
         question = _questions(self.samples)
         return replace(self, samples=self.samples[: int(np.searchsorted(question, question[len(few) - 1] + 1))])
 
@@ -89,8 +90,10 @@ class Term:
             return sums, counts
         question = _questions(self.samples)
         first = np.flatnonzero(np.diff(question, prepend=-1))
+        # Log-likelihoods of long options are hundreds of nats below 0, where exp comes near underflow unless shifted.
         largest = np.maximum.reduceat(-sums, first, axis=1)
         total = np.add.reduceat(np.exp(-sums - largest[:, question]), first, axis=1)
+        # The right option comes first in every question, which `load_questions` sees to.
         return sums[:, first] + largest + np.log(total), np.ones(len(first))
 
     def domain_of_items(self) -> list[str]:
@@ -154,7 +157,8 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     asked = list(dict.fromkeys(removals))
     rows = [(), *(removed for removed in asked if removed)]
     run = partial(measure, context, term.samples, statistic=_statistic(term))
-    if term.kind == "kl":  # the intact model's from itself is 0, and not measured
+    # The divergence of the intact model from itself is 0, and not measured.
+    if term.kind == "kl":
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
         costs = np.append(float(term.samples.tokens), measured.costs)
@@ -166,6 +170,7 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     domain = np.array(term.domain_of_items())
     groups = [domain == name for name in dict.fromkeys(domain)] if term.domains == "worst" else [domain == domain]
     means = np.array([excess[:, g].sum(axis=1) / weights[g].sum() for g in groups])  # [groups, candidates]
+    # A domain in which the pruned model overflowed is the worst there is.
     worst = np.argmax(np.nan_to_num(means, nan=np.inf), axis=0)
     damage = means[worst, np.arange(len(worst))]
     errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
@@ -178,11 +183,13 @@ def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], m
     residual = excess[group] - mean * weights[group]
     items = len(residual)
     if items < 2:
+        # One item tells nothing about its spread; an error as large as the value keeps anyone from leaning on it.
         return abs(float(mean))
     return float(np.sqrt(items / (items - 1) * (residual**2).sum()) / weights[group].sum())
 
 
 def _add(a: Damages, b: Damages) -> Damages:
+    # As if errors were independent; those of two terms on the same samples are not, so a mixture's may be off.
     return Damages(a.removals, a.values + b.values, np.hypot(a.errors, b.errors), a.costs + b.costs)
 
 
@@ -305,7 +312,9 @@ def _option_samples(name: str, question: str, options: Sequence[str], tokenizer:
     prompt = len(tokenizer(question, verbose=False)["input_ids"])
     samples = []
     for i, option in enumerate(options):
+        # Tokenised together, since the space before an option belongs to its first token in most vocabularies.
         ids = np.array(tokenizer(f"{question} {option}", verbose=False)["input_ids"], dtype=np.int64)
+        # Tokens may merge across the border; at least one must count, or the option has no likelihood.
         counted = np.arange(len(ids)) >= min(prompt, len(ids) - 1)
         samples.append(Sample(f"{name}#{i}", ids, counted))
     return samples

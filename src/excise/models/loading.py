@@ -26,6 +26,7 @@ from excise.models.stack import Stack, find_stack
 from excise.settings import DTYPES
 
 PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+# Hub repositories often hold the same weights in several formats, of which only safetensors are read.
 OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite",
     "consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "metal/*", "*.mlpackage/*",
@@ -164,7 +165,8 @@ def load_unread(
         options = {
             "dtype": compute,
             "device_map": None if place == "cpu" and quantisation is None else place,
-            "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
+            # They are in the report, and refused below by name.
+            "ignore_mismatched_sizes": True,
             "output_loading_info": True,
         }
         if folder is None or float8 is None:
@@ -215,7 +217,8 @@ def checkpoint_folder(source: str) -> Path | None:
             except LocalEntryNotFoundError as error:
                 if (incomplete := getattr(error, "snapshot_path", None)) is None:
                     raise
-                path = Path(incomplete)  # offline; whether weights are among what is missing shows below
+                # Offline; whether weights are among what is missing shows below.
+                path = Path(incomplete)
     if not (path / "config.json").is_file():
         raise InputError(f"folder {source} has no config.json; expected a transformers checkpoint or a .gguf file")
     if not any(path.glob("*.safetensors")):
@@ -274,6 +277,7 @@ def _compute_dtype(dtype: str, stored: torch.dtype, on_gpu: bool) -> torch.dtype
 def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
     head = model.get_output_embeddings()
     missing = set(map(str, report.get("missing_keys") or ()))
+    # A base model, saved without its head, deserves its own advice.
     if missing and head is not None:
         own = {name for name, parameter in model.named_parameters() if any(parameter is p for p in head.parameters())}
         if missing <= own:
