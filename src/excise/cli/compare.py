@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from excise.artefacts import atomic_path, json_text
 from excise.cli.options import (
     AsJson,
     BatchTokens,
@@ -64,7 +64,6 @@ def compare(
     """Let every criterion choose M blocks on the same samples, and measure all choices on the same held-out text."""
     wanted, protected = budgets(remove), indices(protect, "--protect")
 
-    from excise.artefacts import atomic_path
     from excise.choosing.compare import check_energy, method_names
     from excise.choosing.compare import compare as compare_methods
     from excise.cli.terminal import load_model, output, tokens_progress
@@ -105,7 +104,7 @@ def compare(
     with atomic_path(out / "compare.md") as temporary:
         temporary.write_text(comparison_markdown(comparison), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(comparison.to_json(), default=str))
+        typer.echo(json_text(comparison.to_json()))
         return
     for table in comparison_tables(comparison):
         output.print(table)

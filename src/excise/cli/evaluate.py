@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from excise.artefacts import json_text, read_json
 from excise.cli.options import AsJson, Device, Dtype, TrustRemoteCode
 
 
@@ -98,7 +98,7 @@ def evaluate(
         source for source in sources if card and update_card(source, scores, hashes[source], *chosen_from(source))
     ]
     if as_json:
-        typer.echo(json.dumps(json.loads(destination.read_text(encoding="utf-8"))))
+        typer.echo(json_text(read_json(destination)))
         return
     output.print(scores_table(scores))
     output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in changed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.artefacts import json_text
 from excise.cli.healing import preset_of, print_healed, print_race, training_bar
 from excise.cli.options import AsJson, Device, Force, LossOn, TrustRemoteCode
 from excise.errors import InputError
@@ -120,7 +120,7 @@ def heal(
         return
     shutil.rmtree(heats, ignore_errors=True)
     if as_json:
-        typer.echo(json.dumps({"out": str(out), **facts}, default=str))
+        typer.echo(json_text({"out": str(out), **facts}))
         return
     print_race(facts.get("race", {}).get("standings", ()), lambda standing: standing["student"])
     print_healed(out, facts)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
+from excise.artefacts import json_text
 from excise.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
 
 
@@ -47,7 +47,7 @@ def inspect(
         ]
         facts = {"model_type": stack.model.config.model_type, "parameters": total, "blocks": rows}
         facts["one_of_these_must_stay"] = stack.needed
-        typer.echo(json.dumps(facts))
+        typer.echo(json_text(facts))
         return
     output.print(stack_table(stack, removable))
     in_blocks = sum(b.parameters for b in stack.blocks)
@@ -71,7 +71,7 @@ def _propose(model: str, as_json: bool, **options: Any) -> None:
         loaded, _, _ = load_unread(model, **options)
     found = find_record(loaded)
     if as_json:
-        typer.echo(json.dumps({**asdict(found), "record": found.record()}, default=str))
+        typer.echo(json_text({**asdict(found), "record": found.record()}))
         return
     typer.echo(found.record())
     typer.echo(f"# checked by a forward pass: with these outputs at 0, every block returns its input. {HOW_TO_ADD}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.artefacts import json_text
 from excise.cli.options import AsJson, Device, Dtype, Force, Model, Seed, TokenLimit, TrustRemoteCode, indices
 from excise.errors import InputError
 
@@ -99,7 +99,7 @@ def prune(
         result = _in_memory(model, blocks, names, out, card, merge, drawing, test, force, options)
     result = {"out": str(out), **result}
     if as_json:
-        typer.echo(json.dumps(result, default=str))
+        typer.echo(json_text(result))
         return
     unit = "parameters" if "parameters" in result else "bytes"
     before, after = result[unit]["before"], result[unit]["after"]

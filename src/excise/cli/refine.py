@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excise.artefacts import json_text, write_json
 from excise.cli.options import (
     AsJson,
     Data,
@@ -59,7 +59,6 @@ def refine(
     if effort <= 0:
         raise InputError(f"--effort must be above 0, got {effort}")
 
-    from excise.artefacts import write_json
     from excise.choosing.refine import no_energy, plan, refinement_facts
     from excise.choosing.refine import refine as refine_budget
     from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
@@ -104,7 +103,7 @@ def refine(
     }
     write_json(out / "candidates.json", facts)
     if as_json:
-        typer.echo(json.dumps(facts, default=str))
+        typer.echo(json_text(facts))
         return
     for budget, result in sorted(found.items()):
         output.print(finalists_table(result, budget, damage.name))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.artefacts import json_text
 from excise.cli.healing import healing_of, preset_of, print_healed, print_race
 from excise.cli.options import (
     AsJson,
@@ -186,7 +186,7 @@ def run(
         clock=clock,
     )
     if as_json:
-        typer.echo(json.dumps(facts, default=str))
+        typer.echo(json_text(facts))
         return
     candidates = tuple(Candidate(**{**c, "removed": tuple(c["removed"])}) for c in facts["candidates"])
     verified = Verified(facts["base_loss"], candidates, facts["spearman"], 0.0)

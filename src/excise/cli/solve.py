@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excise.artefacts import json_text, write_json
 from excise.cli.options import AsJson, Protect, Seed, budgets, check_new, indices
 from excise.errors import InputError
 
@@ -196,7 +196,7 @@ def _show(spectrum: Spectrum, problem: Problem, touching: int | None, out: Path 
     first = spectrum.first_touching(touching % spectrum.units) if touching is not None else None
     if as_json:
         found = {} if touching is None else {"first_touching": first and spectrum.states.index(first)}
-        typer.echo(json.dumps(spectrum.to_json() | found))
+        typer.echo(json_text(spectrum.to_json() | found))
         return
     from excise.cli.terminal import output
     from excise.report.spectra import frequency_line, spectrum_table
@@ -213,8 +213,6 @@ def _show(spectrum: Spectrum, problem: Problem, touching: int | None, out: Path 
 def _show_all(spectra: Mapping[int, Spectrum], out: Path | None, figure: Path | None, as_json: bool) -> None:
     values = {"spectra": [spectrum.to_json() for spectrum in spectra.values()]}
     if out is not None:
-        from excise.artefacts import write_json
-
         write_json(out, values)
     if figure is not None:
         from excise.drawing.chart import write_chart
@@ -222,7 +220,7 @@ def _show_all(spectra: Mapping[int, Spectrum], out: Path | None, figure: Path | 
 
         write_chart(budget_chart(spectra), figure)
     if as_json:
-        typer.echo(json.dumps(values))
+        typer.echo(json_text(values))
         return
     from excise.cli.terminal import output
     from excise.report.spectra import budgets_table

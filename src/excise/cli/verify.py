@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from excise.artefacts import json_text, write_json
 from excise.cli.options import (
     AsJson,
     BatchTokens,
@@ -59,7 +59,6 @@ def verify(
 
     import shutil
 
-    from excise.artefacts import write_json
     from excise.choosing.verify import verify as verify_proposals
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.data import load_samples
@@ -92,7 +91,7 @@ def verify(
     write_json(out, facts)
     shutil.rmtree(ledger, ignore_errors=True)
     if as_json:
-        typer.echo(json.dumps(facts, default=str))
+        typer.echo(json_text(facts))
         return
     total = sum(p.numel() for p in loaded.stack.model.parameters())
     output.print(candidates_table(verified, verified.best, total))

@@ -122,5 +122,6 @@ def _millions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _perplexity(value: float) -> str:
+def _perplexity(value: float | None) -> str:
+    value = math.inf if value is None else value
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if math.isfinite(value) else "∞"
