@@ -19,6 +19,10 @@ class CheckpointError(ExciseError):
     """A checkpoint is truncated, corrupt, unsafe or inconsistent with its config."""
 
 
+class SelfTestError(ExciseError):
+    """What was written is not what it should be, so it was not given its name; the message says what is wrong."""
+
+
 class OutputError(ExciseError):
     """The result cannot be written: the folder exists, or the disk is full."""
 

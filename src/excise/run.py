@@ -232,10 +232,22 @@ def run(
         "checkpoint": "model",
         "provenance": provenance(),
     }
+
+    def test(place: Path) -> dict[str, Any]:
+        with clock.stage("self_test"):
+            return check_loaded(
+                stack,
+                chosen.removed,
+                place,
+                longest_together(held_out),
+                source=loaded.folder,
+                stored=loaded.stored_dtype,
+            )
+
     with clock.stage("prune"):
-        write_removal(loaded, chosen.removed, repairs, folder / "model", _card(facts, chosen, repairs))
-    with clock.stage("self_test"), repairs.applied(stack, chosen.removed):
-        facts["self_test"] = check_loaded(stack, chosen.removed, folder / "model", longest_together(held_out))
+        card = _card(facts, chosen, repairs)
+        written = write_removal(loaded, chosen.removed, repairs, folder / "model", card, test)
+        facts["self_test"] = written["self_test"]
     with clock.stage("figures"):
         facts["figures"] = write_figures(folder / "figures", energies[energy], spectra[energy], verified, chosen)
     if healing:

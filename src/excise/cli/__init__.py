@@ -24,9 +24,9 @@ from excise.cli.score import score
 from excise.cli.solve import solve
 from excise.cli.table import table
 from excise.cli.verify import verify
-from excise.errors import ExciseError
+from excise.errors import ExciseError, SelfTestError
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="excise",
@@ -48,7 +48,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
             verb(**arguments)
         except ExciseError as error:
             typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-            raise typer.Exit(MISTAKE) from None
+            raise typer.Exit(FAILED if isinstance(error, SelfTestError) else MISTAKE) from None
         except KeyboardInterrupt:
             typer.secho("interrupted; the same command goes on where it stopped", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -68,7 +68,11 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line: exit status 0, 2 for a mistake in what was asked, 130 when interrupted."""
+    """Run the command line.
+
+    Exit status: 0; 1 where a result failed its test, and was not given its name; 2 for a mistake in what was asked; 130
+    when interrupted.
+    """
     warnings.showwarning = _show_warning
     gc.set_threshold(100_000)  # imports make many objects and no garbage: collecting them costs a fifth of a second
     app()

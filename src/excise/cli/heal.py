@@ -162,6 +162,7 @@ def _teacher(
     """The original in memory, or a recording of it, made now where it is not there."""
     from excise.cli.terminal import status, tokens_progress
     from excise.healing.heal import require_same_vocabulary
+    from excise.healing.origin import origin_of
     from excise.healing.teachers import INDEX, OfflineTeacher, OnlineTeacher, load_teacher, record_teacher
 
     if offline is not None and (offline / INDEX).exists():
@@ -171,10 +172,12 @@ def _teacher(
     with status(f"loading {source}"):
         loaded = load_teacher(source, precision, device=device, trust_remote_code=trust_remote_code)
     require_same_vocabulary(student.stack, loaded.stack)
+    online = OnlineTeacher(loaded.stack, settings.temperature, precision)
+    origin_of(student, online)  # which refuses a wrong one, before it is recorded
     if offline is None:
-        return OnlineTeacher(loaded.stack, settings.temperature, precision)
+        return online
     with tokens_progress("recording the teacher", samples.tokens) as advance:
         record_teacher(loaded.stack, samples, offline, k=top_k, temperature=settings.temperature, advance=advance)
-    del loaded
+    del loaded, online
     gc.collect()
     return OfflineTeacher.open(offline, samples)

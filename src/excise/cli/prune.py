@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from excise.errors import InputError
 if TYPE_CHECKING:
     from excise.models.loading import Loaded
     from excise.repair.repair_stage import Removal, Repairs
+    from excise.surgery.publish import Test
 
 
 def prune(
@@ -103,7 +104,8 @@ def prune(
         return
     unit = "parameters" if "parameters" in result else "bytes"
     before, after = result[unit]["before"], result[unit]["after"]
-    output.print(f"wrote {out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
+    of, share = ("", "") if before is None else (f" of {before:,}", f" ({after / before:.1%})")
+    output.print(f"wrote {out}: {after:,}{of} {unit}{share}")
     for name, reason in result.get("left_out", {}).items():
         output.print(f"left out {name}: {reason}")
     _print_repair(result)
@@ -111,8 +113,7 @@ def prune(
         output.print(
             f"{', '.join(result['zeroed_sublayers'])}: weights set to 0, which makes nothing smaller or faster"
         )
-    if test:
-        print_self_test(result["self_test"])
+    print_self_test(result.get("self_test"))
 
 
 def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], list[str]]:
@@ -132,9 +133,8 @@ def _from_gguf_to_gguf(
     from excise.cli.terminal import status
     from excise.surgery.gguf import prune_gguf
 
-    with status(f"writing {out}"):
-        result = prune_gguf(model, blocks, out, overwrite=force)
-    return {**result, **_tested(model, result["removed"], out, test, options)}
+    with status(f"writing and testing {out}"):
+        return prune_gguf(model, blocks, out, overwrite=force, test=_check(model, blocks, options) if test else None)
 
 
 def _from_folder_to_folder(
@@ -145,21 +145,18 @@ def _from_folder_to_folder(
     from excise.models.loading import checkpoint_folder
     from excise.surgery.on_disk import prune_folder
 
-    with status(f"writing {out}"):
+    with status(f"writing and testing {out}"):
         folder = checkpoint_folder(model)
         assert folder is not None  # no GGUF file
-        recipe = prune_folder(folder, blocks, out, card=card, overwrite=force)
-    return {**recipe, **_tested(str(folder), recipe["removed"], out, test, options)}
+        checked = _check(str(folder), blocks, options) if test else None
+        return prune_folder(folder, blocks, out, card=card, overwrite=force, test=checked)
 
 
-def _tested(model: str, removed: Sequence[int], out: Path, test: bool, options: dict[str, Any]) -> dict[str, Any]:
-    if not test:
-        return {}
-    from excise.cli.terminal import status
+def _check(model: str, removed: Sequence[int], options: dict[str, Any]) -> Test:
+    """The test of a checkpoint pruned from file to file."""
     from excise.surgery.check import check_pruned
 
-    with status("loading it"):
-        return {"self_test": check_pruned(model, removed, out, **options)}
+    return lambda place: check_pruned(model, removed, place, **options)
 
 
 def _in_memory(
@@ -176,20 +173,21 @@ def _in_memory(
 ) -> dict[str, Any]:
     """For GGUF files written as safetensors, and what makes new weights: sublayers, merging, repair."""
     from dataclasses import asdict
+    from functools import partial
 
     from excise.cli.terminal import load_model, status
     from excise.models.loading import checkpoint_folder
     from excise.repair.repair_stage import Repairs
+    from excise.surgery.check import check_loaded
     from excise.surgery.checkpoint import write_pruned
     from excise.surgery.destination import check_destination
     from excise.surgery.feasible import require_writable
     from excise.surgery.merge import merging, runs_of
-    from excise.surgery.self_test import self_test
     from excise.surgery.sublayers import as_removal, named_sublayers
 
     check_destination(out, model, force)
     require_writable(checkpoint_folder(model), out, blocks, overwrite=force)
-    loaded = load_model(model, **options)
+    loaded = load_model(model, **options, reading=drawing is not None)
     removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, names))
     blocks, gates = removal.blocks, removal.zeroed
     require_writable(loaded.folder, out, blocks, changes=loaded.stack.model, overwrite=force)
@@ -197,8 +195,9 @@ def _in_memory(
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
     repairs = _repaired(loaded, blocks, drawing, card) if drawing else Repairs()
     with merging(loaded.stack, blocks, merge or None), repairs.applied(loaded.stack, blocks):
-        with status(f"writing {out}"):
-            result = write_pruned(
+        facts: dict[str, Any] = {"source": loaded.folder, "sublayers": gates, "stored": loaded.stored_dtype}
+        with status(f"writing and testing {out}"):
+            return write_pruned(
                 loaded.stack,
                 blocks,
                 out,
@@ -208,12 +207,8 @@ def _in_memory(
                 dtype=loaded.stored_dtype,
                 card=card,
                 overwrite=force,
+                test=partial(check_loaded, loaded.stack, blocks, **facts) if test else None,
             )
-        if test:
-            with status("loading it in a fresh process"):
-                report = self_test(loaded.stack, blocks, out, sublayers=gates)
-                result["self_test"] = {"level": "logits", **report}
-    return result
 
 
 def _drawing(
@@ -266,27 +261,9 @@ def _print_repair(result: dict[str, Any]) -> None:
     )
 
 
-def print_self_test(report: dict[str, Any]) -> None:
-    """Print what the self-test found in one line."""
+def print_self_test(report: Mapping[str, Any] | None) -> None:
+    """Print what the self-test found in one line; None where there was none."""
     from excise.cli.terminal import output
+    from excise.surgery.proof import in_words
 
-    level = report.get("level", "logits")
-    if level == "none":
-        output.print(f"no self-test: {report['reason']}")
-        return
-    loads = {
-        True: "loads in stock transformers",
-        False: "does NOT load cleanly",
-        None: "dequantised by excise, since stock transformers would not read its scales",
-    }[report["loads_in_stock_transformers"]]
-    if level == "names":
-        found = "all are there" if report["names_agree"] else "they do NOT agree with the model"
-        output.print(f"self-test: {loads}; weights compared by name and shape only, {found} ({report['reason']})")
-        return
-    cache = "agrees" if report["cache_agrees"] else "does NOT agree"
-    if report.get("original_cache_agrees") is False:
-        cache += ", nor does the original's"
-    output.print(
-        f"self-test: {loads}; logits differ from the gated original by at most "
-        f"{report['max_abs_logit_difference']:.3g}; generation with and without KV cache {cache}"
-    )
+    output.print("not tested" if report is None else f"self-test: {in_words(report)}", markup=False, soft_wrap=True)

@@ -18,10 +18,10 @@ import numpy as np
 
 from excise.data.samples import Samples
 from excise.errors import InputError
-from excise.healing.heal import recipe_of
+from excise.healing.origin import origin_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.healing.trainer import Origin, Progress, planned_steps, train
+from excise.healing.trainer import Progress, planned_steps, train
 from excise.measuring.journal import Journal
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
@@ -98,7 +98,8 @@ def race(
         The standings, after the last rung but before the winner's last stretch.
 
     Raises:
-        InputError: fewer than two entrants, the same one twice, or too few steps to stop on the way.
+        InputError: fewer than two entrants, the same one twice, too few steps to stop on the way, or a teacher that an
+            entrant was not made from.
         OutputError: `work` holds another race.
 
     """
@@ -117,7 +118,7 @@ def race(
             entry = rung * len(students) + number
             if entry not in record:
                 student = open_student(students[number])
-                origin = Origin.of(recipe_of(students[number]))
+                origin = origin_of(student, teacher)
                 tell = partial(report, students[number]) if report else None
                 train(student.stack, teacher, samples, places[number], settings, origin=origin, until=step, report=tell)
                 record.write(entry, loss=np.array(measure(student.stack, held_out, [()]).loss()))

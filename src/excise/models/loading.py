@@ -39,7 +39,7 @@ class Loaded:
 
     Attributes:
         stack: the model as a stack of blocks.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; None where it was loaded to read no text, and has none that loads.
         source: what the user named.
         stored_dtype: dtype of most weights in the checkpoint, in which a pruned one is written.
         folder: where the checkpoint's files lie, for a hub id in the hub's cache; None for a GGUF file.
@@ -60,6 +60,7 @@ def load(
     device: str = "auto",
     trust_remote_code: bool = False,
     quantisation: Any = None,
+    reading: bool = True,
 ) -> Loaded:
     """Load a model.
 
@@ -71,6 +72,7 @@ def load(
             is the CPU.
         trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
         quantisation: a quantisation config of transformers, to quantise plain weights while loading (a teacher's).
+        reading: whether text is to be read; where not, a tokenizer that is absent or does not load is None.
 
     Raises:
         InputError: no such model, or an unknown option.
@@ -86,6 +88,7 @@ def load(
         trust_remote_code=trust_remote_code,
         known=True,
         quantisation=quantisation,
+        reading=reading,
     )
     return Loaded(find_stack(model), tokenizer, source, stored, checkpoint_folder(source))
 
@@ -98,6 +101,7 @@ def load_unread(
     trust_remote_code: bool = False,
     known: bool = False,
     quantisation: Any = None,
+    reading: bool = True,
 ) -> tuple[Any, Any, torch.dtype]:
     """Load a model of any type, without reading it as a stack of blocks.
 
@@ -108,6 +112,7 @@ def load_unread(
         trust_remote_code: see `load`.
         known: refuse a model type that excise does not know before its weights are read.
         quantisation: see `load`; such a model is for forward passes, so on a CPU too it stays quantised.
+        reading: see `load`.
 
     Returns:
         The transformers model, its tokenizer, and the dtype of the weights in the checkpoint.
@@ -118,8 +123,7 @@ def load_unread(
         ArchitectureError: a model type that transformers does not know, or, with `known`, excise.
 
     """
-    if dtype not in DTYPES:
-        raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
+    place = device_map(dtype, device)
     folder = checkpoint_folder(source)
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
@@ -131,7 +135,6 @@ def load_unread(
         config = AutoConfig.from_pretrained(**arguments)
     if known:
         architecture_of(config.model_type)
-    place = _device_map(device)
     # Headers first: a truncated or hostile file, or an adapter, is named before minutes of loading.
     headers = None if folder is None else read_checkpoint(folder)
     stored = torch.float32 if headers is None else _stored_dtype(headers, config)
@@ -160,7 +163,7 @@ def load_unread(
                 model = model.dequantize()
         else:
             model, report = load_dequantised(folder, float8, config, **options)
-        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        tokenizer = _tokenizer(arguments, reading)
     _require_complete(source, report, model)
     loaded_from(model, files)
     return model, tokenizer, stored
@@ -232,7 +235,24 @@ def _stored_dtype(checkpoint: Checkpoint, config: Any) -> torch.dtype:
     return PLAIN[max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else named or torch.float32
 
 
-def _device_map(device: str) -> str:
+def _tokenizer(arguments: dict[str, Any], reading: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(**arguments)
+    except Exception:  # whatever a tokenizer raises
+        if reading:
+            raise
+        return None
+
+
+def device_map(dtype: str, device: str) -> str:
+    """Where a model goes, as accelerate calls it; checks the options of `load` that name dtype and device.
+
+    Raises:
+        InputError: an unknown dtype or device, or one that this machine lacks.
+
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
     if device == "auto":
         return "auto" if torch.cuda.is_available() else "cpu"
     try:

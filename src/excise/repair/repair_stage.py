@@ -23,6 +23,7 @@ from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
+from excise.surgery.publish import Test
 
 REPAIRED = 3
 TOKENS = 4096
@@ -127,17 +128,23 @@ def repair_removals(
 
 
 def write_removal(
-    loaded: Loaded, removed: Removal, repairs: Repairs, out: Path, card: Mapping[str, Any] | None = None
-) -> None:
+    loaded: Loaded,
+    removed: Removal,
+    repairs: Repairs,
+    out: Path,
+    card: Mapping[str, Any] | None = None,
+    test: Test | None = None,
+) -> dict[str, Any]:
     """Write the checkpoint without some blocks, repaired where that helps; replaces one that is there.
 
     From folder to folder byte by byte, save for the matrices that were repaired; only a GGUF file comes from memory.
+    Returns what `excise.surgery.checkpoint.write_pruned` does.
     """
     if repairs.helpful(removed) is None and loaded.folder is not None:
-        prune_folder(loaded.folder, removed, out, card={"original": loaded.source, **(card or {})}, overwrite=True)
-        return
+        card = {"original": loaded.source, **(card or {})}
+        return prune_folder(loaded.folder, removed, out, card=card, overwrite=True, test=test)
     with repairs.applied(loaded.stack, removed):
-        write_pruned(
+        return write_pruned(
             loaded.stack,
             removed,
             out,
@@ -146,6 +153,7 @@ def write_removal(
             dtype=loaded.stored_dtype,
             card=card,
             overwrite=True,
+            test=test,
         )
 
 

@@ -109,8 +109,8 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
         facts.append(("Healed, nats/token", f"{after:.3f}", f"{_signed(after - run['base_loss'])} on held-out text"))
     test = run.get("self_test")
     if test:
-        passed = test["loads_in_stock_transformers"] and test["cache_agrees"]
-        facts.append(("Self-test", "passed" if passed else "failed", f"transformers {test.get('transformers', '')}"))
+        told = f"{test['level']}, transformers {test.get('transformers', '')}"
+        facts.append(("Self-test", "passed" if test["passed"] else "failed", told))
     return facts
 
 
