@@ -19,8 +19,12 @@ class CheckpointError(ExciseError):
     """A checkpoint is truncated, corrupt, unsafe or inconsistent with its config."""
 
 
+class UntestableError(CheckpointError):
+    """A checkpoint cannot be tested here, which says nothing against it."""
+
+
 class SelfTestError(ExciseError):
-    """What was written is not what it should be, so it was not given its name; the message says what is wrong."""
+    """What was written is not what it should be; it was not given its name."""
 
 
 class OutputError(ExciseError):

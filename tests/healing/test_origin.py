@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from excise.context import Context
 from excise.errors import InputError
 from excise.healing.origin import Origin, origin_of
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, record_teacher
@@ -55,7 +56,7 @@ def test_a_teacher_is_explained_or_refused(name, kind, folders, tmp_path):
     teacher = OnlineTeacher(loaded.stack)
     if kind == "recorded":
         samples = random_samples([8, 8])
-        record_teacher(loaded.stack, samples, tmp_path / "teacher", k=4)
+        record_teacher(Context(loaded), samples, tmp_path / "teacher", k=4)
         teacher = OfflineTeacher.open(tmp_path / "teacher", samples)
     expected = TEACHERS[name]
     if isinstance(expected, Origin):

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from excise.errors import SelfTestError
+from excise.errors import SelfTestError, UntestableError
 from excise.models.stack import find_stack
 from excise.surgery import self_test as self_test_module
 from excise.surgery.check import check_pruned
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
 from excise.surgery.proof import Proof, in_words
-from excise.surgery.self_test import ProcessFailedError, in_fresh_process, self_test
+from excise.surgery.self_test import in_fresh_process, self_test
 from tests.gguf_files import write_gguf
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -90,6 +90,7 @@ ODD = {
         "generates",
         set(),
     ),
+    "forced tokens": ({}, generation(forced_bos_token_id=5, max_length=3), "generates", set()),
     "guidance": ({}, generation(guidance_scale=1.5, do_sample=True, top_k=3), "generates", set()),
     "a generation config that is no JSON": (
         {},
@@ -137,6 +138,10 @@ POISONED = {
     "NaN in a block": (poison("model.layers.2.mlp.up_proj.weight"), "model.layers.1.mlp.up_proj.weight"),
     "NaN in a norm": (poison("model.norm.weight"), "model.norm.weight"),
     "NaN in the row of a token that no test reads": (poison("model.embed_tokens.weight", row=287), "embed_tokens"),
+    "a norm that overflows": (
+        lambda tensors: tensors["model.norm.weight"].fill_(3e38),
+        "its logits are not finite",
+    ),
     "infinity in the head": (poison("lm_head.weight", float("inf"), row=3), "lm_head.weight"),
 }
 
@@ -241,7 +246,7 @@ def test_heal_delivers_what_a_generation_config_keeps_from_generating(excise, tm
 def failing(monkeypatch):
     """A test that every checkpoint written from memory fails."""
     report = Proof(failed=["it is not what it should be"]).report()
-    for module in ("excise.run", "excise.healing.heal", "excise.surgery.check"):
+    for module in ("excise.healing.heal", "excise.surgery.check"):
         monkeypatch.setattr(f"{module}.check_loaded", lambda *_, **__: report)
 
 
@@ -274,7 +279,7 @@ SILENT = {
 def test_a_process_without_a_report_leaves_the_checkpoint_untested(kind, monkeypatch, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SILENT[kind])
-    with pytest.raises(ProcessFailedError):
+    with pytest.raises(UntestableError):
         in_fresh_process(script, tmp_path, timeout_s=2)
     monkeypatch.setattr(self_test_module, "STOCK_LOAD", script)
     stack = find_stack(tiny_model("llama", 3))

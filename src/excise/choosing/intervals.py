@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from excise.choosing.criteria import Selection
+from excise.choosing.proposal import Proposal
 from excise.ising.energies import Energy
 from excise.models.stack import Stack
 
+# The ends of a 95 % interval rest on the outer 250 on either side.
 REPLICATES = 10_000
 CONFIDENCE = 0.95
 
@@ -28,7 +29,7 @@ class Choice:
         method: name of the criterion.
         budget: M.
         seed: of its random part.
-        selection: what it chose.
+        proposal: what it chose.
         sums: [samples], loss sums on the held-out samples, nats.
 
     """
@@ -36,7 +37,7 @@ class Choice:
     method: str
     budget: int
     seed: int
-    selection: Selection
+    proposal: Proposal
     sums: Floats
 
 
@@ -120,6 +121,8 @@ class Judge:
             by_method.setdefault(choice.method, []).append(choice)
         excess = {method: np.array([c.sums - self.base for c in drawn]) for method, drawn in by_method.items()}
         deltas = {method: self._mean(values) for method, values in excess.items()}
+        # The same resamples for all methods: differences are paired, and intervals of a difference much narrower than
+        # of a loss.
         resampled = {method: self._resample(values) for method, values in excess.items()}
         best = min(deltas, key=lambda method: (math.isnan(deltas[method]), deltas[method]))
         rows = [
@@ -139,10 +142,13 @@ class Judge:
 
     def _resample(self, excess: Floats) -> Floats:
         """Bootstrap replicates [replicates] of the mean of `excess` [draws, samples] per counted token."""
+        # Seeded anew in each call, which is what makes the resamples the same for all.
         generator = np.random.default_rng(self.seed)
         draws, samples = excess.shape
+        # Counts per sample rather than drawn rows: a replicate is then one product.
         weights = generator.multinomial(samples, np.full(samples, 1 / samples), REPLICATES)
         shares = generator.multinomial(draws, np.full(draws, 1 / draws), REPLICATES) / draws
+        # A ratio of resampled sums: samples differ in length, and the mean is per token.
         return np.einsum("rs,rd,ds->r", weights, shares, excess, optimize=True) / (weights @ self.counts)
 
     def _damage(self, delta: float) -> dict[str, Any]:
@@ -151,40 +157,29 @@ class Judge:
 
     def _facts(self, drawn: Sequence[Choice]) -> dict[str, Any]:
         choice, at_random = drawn[0], len(drawn) > 1
-        selection = choice.selection
-        energies = [self.gates.energy(_gates_of(self.stack, c.selection)) for c in drawn]
+        proposal = choice.proposal
+        energies = [self.gates.energy(c.proposal.gates(self.stack)) for c in drawn]
         return {
             "method": choice.method,
             "remove": choice.budget,
-            "removed": () if at_random else selection.removed,
-            "sublayers": tuple(self.stack.sublayers[gate].name for gate in selection.sublayers),
-            "merge": selection.merge,
-            "energy": None if selection.merge else float(np.mean(energies)),
-            "forward_tokens": float(selection.forward_tokens),
-            "backward_tokens": float(selection.backward_tokens),
-            "seconds": round(selection.seconds, 3),
-            "parameters": _parameters_left(self.stack, selection),
+            "removed": () if at_random else proposal.removed,
+            "sublayers": tuple(self.stack.sublayers[gate].name for gate in proposal.sublayers),
+            "merge": proposal.merge,
+            # The energy speaks of gates at 0; a merge is another change.
+            "energy": None if proposal.merge else float(np.mean(energies)),
+            "forward_tokens": float(proposal.cost.forward_tokens),
+            "backward_tokens": float(proposal.cost.backward_tokens),
+            "seconds": round(proposal.cost.seconds, 3),
+            "parameters": proposal.parameters_left(self.stack),
             "draws": tuple(self._draw(c) for c in drawn) if at_random else (),
-            "note": f"mean of {len(drawn)} draws" if at_random else selection.note,
+            "note": f"mean of {len(drawn)} draws" if at_random else proposal.note,
         }
 
     def _draw(self, choice: Choice) -> dict[str, Any]:
         delta = self._mean((choice.sums - self.base)[None])
-        return {"seed": choice.seed, "removed": choice.selection.removed, "delta": delta}
+        return {"seed": choice.seed, "removed": choice.proposal.removed, "delta": delta}
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-def _gates_of(stack: Stack, selection: Selection) -> list[int]:
-    if selection.sublayers:
-        return list(selection.sublayers)
-    return [sublayer.gate for i in selection.removed for sublayer in stack.blocks[i].sublayers]
-
-
-def _parameters_left(stack: Stack, selection: Selection) -> int:
-    total = sum(p.numel() for p in stack.model.parameters())
-    apart = [stack.sublayers[g] for g in selection.sublayers if stack.sublayers[g].block not in selection.removed]
-    return total - sum(stack.blocks[i].parameters for i in selection.removed) - sum(s.parameters for s in apart)

@@ -1,4 +1,4 @@
-"""The command line: one verb a file, each parses, calls the library and writes one artefact."""
+"""The command line: one verb per file, each parses, calls the library and writes one artefact."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from excise import __version__
+from excise.cli.command import GroupedCommand, command
 from excise.cli.compare import compare
 from excise.cli.evaluate import evaluate
 from excise.cli.export import export
@@ -46,9 +47,12 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     def call(**arguments: Any) -> None:
         try:
             verb(**arguments)
+        except SelfTestError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(FAILED) from None
         except ExciseError as error:
             typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-            raise typer.Exit(FAILED if isinstance(error, SelfTestError) else MISTAKE) from None
+            raise typer.Exit(MISTAKE) from None
         except KeyboardInterrupt:
             typer.secho("interrupted; the same command goes on where it stopped", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -56,8 +60,11 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export):
-    app.command()(_reported(verb))
+VERBS: tuple[Callable[..., None], ...] = (
+    *(run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
+)
+for verb in VERBS:
+    app.command(cls=GroupedCommand)(_reported(command(verb, recipes=verb is run)))
 
 
 @app.callback(invoke_without_command=True)
@@ -70,7 +77,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def main() -> None:
     """Run the command line.
 
-    Exit status: 0; 1 where a result failed its test, and was not given its name; 2 for a mistake in what was asked; 130
+    Exit status 0; 1 where a result failed its test, and was not given its name; 2 for a mistake in what was asked; 130
     when interrupted.
     """
     warnings.showwarning = _show_warning

@@ -28,15 +28,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from excise.artefacts import write_json
 from excise.data.batches import pad
+from excise.data.fit import require_fit
 from excise.data.samples import Sample, Samples
 from excise.errors import HealingError, InputError, OutputError
 from excise.healing.origin import Origin
 from excise.healing.settings import Settings
 from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
 from excise.healing.teachers import OfflineTeacher, Teacher
-from excise.measuring.journal import Journal
 from excise.models.identity import model_identity
 from excise.models.stack import Stack
+from excise.store import Journal, Store
 
 MARK = "whole.json"
 
@@ -61,6 +62,20 @@ class Progress:
     seconds_left: float
 
 
+@dataclass(frozen=True)
+class Watching:
+    """Who is told of a training's progress.
+
+    Attributes:
+        report: called after every optimiser step.
+        tensorboard: folder for TensorBoard's event files.
+
+    """
+
+    report: Callable[[Progress], None] | None = None
+    tensorboard: Path | None = None
+
+
 def train(
     student: Stack,
     teacher: Teacher,
@@ -70,8 +85,7 @@ def train(
     *,
     origin: Origin | None = None,
     until: int | None = None,
-    report: Callable[[Progress], None] | None = None,
-    tensorboard: Path | None = None,
+    watching: Watching | None = None,
 ) -> list[dict[str, float]]:
     """Train a student in place, going on from the last whole checkpoint in `work` if there is one.
 
@@ -86,11 +100,10 @@ def train(
         settings: hyper-parameters.
         origin: the student's place in the original; needed for the hidden-state term and for training cuts alone.
         until: stop after this step, with a checkpoint from which a later call goes on as if it had not stopped.
-        report: called after every optimiser step.
-        tensorboard: folder for TensorBoard's event files.
+        watching: who is told of its progress.
 
     Returns:
-        The curve: one entry an optimiser step, with "step", "loss" (nats per token), "learning_rate" and "grad_norm".
+        The curve: one entry per optimiser step, with "step", "loss" (nats per token), "learning_rate" and "grad_norm".
 
     Raises:
         HealingError: the loss is not finite, or a checkpoint could not be written; names the last whole one.
@@ -98,15 +111,15 @@ def train(
         OutputError: `work` holds a run with other settings, another model or other data.
 
     """
-    work = Path(work)
+    work, watching = Path(work), watching or Watching()
     _check(student, teacher, samples, settings, origin)
-    facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
-    Journal(work, {"stage": "heal", "student": model_identity(student.model), **facts})
+    # Refuses the folder of another training.
+    Journal(work, training_key(student, teacher, samples, settings))
     whole = samples[: len(samples) - len(samples) % settings.batch]
     counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
     with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
-        total = planned_steps(settings, len(samples))
-        arguments = _arguments(student, work, settings, total, tensorboard)
+        total, tokens_per_step = planned_steps(settings, len(samples)), whole.tokens / len(whole) * settings.batch
+        arguments = _arguments(student, work, settings, total, watching.tensorboard)
         blocks = (origin.original_blocks, origin.teacher_blocks) if origin else (None, len(student.blocks))
         model = trainable(student, settings, *blocks)
         trainer = Trainer(
@@ -114,14 +127,18 @@ def train(
             args=arguments,
             train_dataset=_Numbered(whole),
             data_collator=_side_by_side,
-            callbacks=[_Mark(), _Report(whole.tokens / len(whole) * settings.batch, report), _StopAfter(until)],
+            callbacks=[_Mark(), _Report(tokens_per_step, watching.report), _StopAfter(until)],
         )
+        # Without bars the trainer prints every log entry to standard output, where `--json` has its result.
         trainer.remove_callback(PrinterCallback)
+        # Checked after the trainer is made: only then is it known how accelerate was configured.
         if settings.train == "lora" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             raise InputError("LoRA's updates cannot be merged into sharded weights; train all, or without sharding")
+        # Others look only when the leftovers are gone, or two processes would start from different checkpoints.
         with arguments.main_process_first(desc="clearing what an interruption left"):
             last = last_whole(work, clear=arguments.process_index == 0)
-        if last is not None and _step_of(last) >= (until or total):  # the trainer would take a step too many
+        # At its end already: the trainer would take a step too many.
+        if last is not None and _step_of(last) >= (until or total):
             trainer._load_from_checkpoint(str(last))
             trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
         else:
@@ -131,12 +148,32 @@ def train(
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def training_key(student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> dict[str, Any]:
+    """Everything that a training depends on; the student as it is before."""
+    facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
+    return {"stage": "heal", "student": model_identity(student.model), **facts}
+
+
+def training_place(store: Store, student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> Path:
+    """Where a store keeps a training.
+
+    Raises:
+        InputError: the store has no folder.
+
+    """
+    place = store.place("trainings", training_key(student, teacher, samples, settings))
+    if place is None:
+        raise InputError("a training writes checkpoints; expected a store with a folder")
+    return place
+
+
 def planned_steps(settings: Settings, samples: int) -> int:
     """Optimiser steps that `train` takes on so many samples."""
     return settings.steps or math.ceil(settings.epochs * (samples // settings.batch))
 
 
 def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Settings, origin: Origin | None) -> None:
+    require_fit(samples, student)
     if len(samples) < settings.batch:
         raise InputError(f"expected at least one batch of {settings.batch} samples to train on, got {len(samples)}")
     if settings.batch % _processes():
@@ -168,36 +205,50 @@ def _arguments(
     share = settings.batch // _processes()
     micro = next(size for size in range(min(settings.micro_batch, share), 0, -1) if share % size == 0)
     if tensorboard is not None:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)  # the only way transformers 5 takes it
+        # The only way transformers 5 takes it.
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
     on_cpu = student.device.type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=share // micro,
+        # Of the whole training, also where `until` stops it: an entrant of the race follows the schedule it would go on
+        # with.
         max_steps=total,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.clip,
+        # 0.10 s per step of 145M parameters on one core, where the default takes 0.67 (log, 2026-11-24, healing, one
+        # optimiser).
         optim="adamw_torch_fused",
         bf16=settings.precision == "bf16-mixed",
         activation_checkpointing=settings.checkpointing,
         seed=settings.seed,
         data_seed=settings.seed,
+        # The trainer would move a model that was loaded on the CPU to any GPU it sees, away from its teacher.
         use_cpu=on_cpu,
+        # The default for processes with GPUs, NCCL, knows no CPU.
         ddp_backend="gloo" if on_cpu and _processes() > 1 else None,
+        # Every step: the curve and the report have no other source.
         logging_steps=1,
+        # The filter would put the average of earlier losses in place of one that is not finite.
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=settings.save_every,
+        # One is not enough: the trainer deletes the older checkpoint before the newer one has its mark.
         save_total_limit=2,
+        # The forward pass is ours, and all that the collator gives is meant for it.
         remove_unused_columns=False,
+        # Pinning without a GPU is a warning per loader and no gain.
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,
         report_to="none" if tensorboard is None else "tensorboard",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains one model; more of them come with torchrun
+    # One process trains one model; more of them come with torchrun. DataParallel's copies would all run this one's
+    # forward.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
@@ -233,6 +284,7 @@ class _Mark(TrainerCallback):
     """Marks a checkpoint as whole when every process has written its part."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Each process writes its random state by itself; the mark must come after the last of them.
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, {"step": state.global_step})
@@ -241,8 +293,8 @@ class _Mark(TrainerCallback):
 class _Report(TrainerCallback):
     """Reports progress after every step; tokens are counted by the samples' mean length."""
 
-    def __init__(self, tokens_a_step: float, report: Callable[[Progress], None] | None) -> None:
-        self.tokens_a_step, self.report = tokens_a_step, report
+    def __init__(self, tokens_per_step: float, report: Callable[[Progress], None] | None) -> None:
+        self.tokens_per_step, self.report = tokens_per_step, report
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first, self.started = state.global_step, time.perf_counter()
@@ -250,9 +302,10 @@ class _Report(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if self.report is None or "loss" not in (logs or {}) or not state.is_world_process_zero:
             return
+        # Since this process began: steps before an interruption took another process's time.
         speed = (state.global_step - self.first) / (time.perf_counter() - self.started)
         left = (state.max_steps - state.global_step) / speed
-        self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_a_step, left))
+        self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_per_step, left))
 
 
 class _StopAfter(TrainerCallback):
@@ -272,6 +325,7 @@ def _step_of(checkpoint: Path) -> int:
 
 def last_whole(work: Path, *, clear: bool = False) -> Path | None:
     """The newest checkpoint that carries the mark; others are deleted where `clear` is set."""
+    # By number: as text, 100 comes before 50.
     found = sorted(work.glob("checkpoint-*"), key=_step_of)
     for path in found if clear else ():
         if not (path / MARK).exists():
@@ -289,6 +343,8 @@ def _last_named(work: Path) -> Iterator[None]:
             f"{error}; {_where(work)}. Heal that one, or begin again, with a lower learning rate and another --out"
         ) from error
     except (OSError, SafetensorError, OutputError, RuntimeError) as error:
+        # A full disk may come as a RuntimeError of torch's writer; all other RuntimeErrors are no matter of disks and
+        # go on up.
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         raise HealingError(
@@ -317,6 +373,7 @@ def _restored(student: Stack) -> Iterator[None]:
         model.config.use_cache = use_cache
         for parameter, wanted in requires_grad:
             parameter.requires_grad_(wanted)
+            # Gradients take as much memory as the weights, and nobody needs them now.
             parameter.grad = None
         # The fused optimiser and LoRA's merge write past the version counters, by which `model_identity` knows weights.
         torch.autograd.graph.increment_version([parameter for parameter, _ in requires_grad])

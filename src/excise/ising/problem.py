@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from excise.errors import InputError
 from excise.ising.energies.energy import Energy
 
+Removal = tuple[int, ...]
+"""Sorted original indices of the units that go: of blocks, unless said otherwise."""
+
 
 @dataclass(frozen=True)
 class Constraint:

@@ -6,9 +6,8 @@ several of them; each may be taken by domain (`Sample.category`), as the mean or
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from excise.context import Context
+from excise.data.files import BadRowError, read_objects
+from excise.data.fit import Fit
+from excise.data.rows import text_of
 from excise.data.samples import Sample, Samples
+from excise.data.sources import Skipped
 from excise.errors import InputError
-from excise.measuring.ledger import Removal
+from excise.ising.problem import Removal
 from excise.measuring.measure import Statistic, known_removals, measure
-from excise.models.stack import Stack
+from excise.settings import Objecting, weighted_kinds
 
-KINDS = ("loss", "kl", "choices")
 DOMAINS = ("mean", "worst")
 Floats = NDArray[np.float64]
 
@@ -71,6 +74,7 @@ class Term:
         few = self.samples.first_tokens(tokens)
         if self.kind != "choices" or len(few) == len(self.samples):
             return replace(self, samples=few)
+        # Whole questions only: an option without its rivals says nothing about which is chosen.
         question = _questions(self.samples)
         return replace(self, samples=self.samples[: int(np.searchsorted(question, question[len(few) - 1] + 1))])
 
@@ -86,8 +90,10 @@ class Term:
             return sums, counts
         question = _questions(self.samples)
         first = np.flatnonzero(np.diff(question, prepend=-1))
+        # Log-likelihoods of long options are hundreds of nats below 0, where exp comes near underflow unless shifted.
         largest = np.maximum.reduceat(-sums, first, axis=1)
         total = np.add.reduceat(np.exp(-sums - largest[:, question]), first, axis=1)
+        # The right option comes first in every question, which `load_questions` sees to.
         return sums[:, first] + largest + np.log(total), np.ones(len(first))
 
     def domain_of_items(self) -> list[str]:
@@ -121,34 +127,25 @@ class Objective:
         total = self.tokens
         return Objective(tuple(t.first_tokens(max(1, round(tokens * t.samples.tokens / total))) for t in self.terms))
 
-    def damages(
-        self,
-        stack: Stack,
-        removals: Sequence[Sequence[int]],
-        *,
-        ledger: Path | None = None,
-        advance: Callable[[int], None] | None = None,
-    ) -> Damages:
+    def damages(self, context: Context, removals: Sequence[Sequence[int]]) -> Damages:
         """Measure the damage of removals of whole blocks.
 
         Args:
-            stack: the model.
+            context: the model and the store.
             removals: block indices of each.
-            ledger: folder in which measurements are kept and found again.
-            advance: called with tokens × removals done.
 
         """
         wanted = [tuple(sorted(removed)) for removed in removals]
         total: Damages | None = None
         for term in self.terms:
-            one = _term_damages(term, stack, wanted, ledger, advance)
+            one = _term_damages(term, context, wanted)
             total = one if total is None else _add(total, one)
         assert total is not None
         return total
 
-    def known(self, stack: Stack, ledger: Path | None) -> list[Removal]:
-        """Removals of blocks that a ledger holds already for all terms, the intact model not counted."""
-        found = [known_removals(stack, t.samples, statistic=_statistic(t), ledger=ledger) for t in self.terms]
+    def known(self, context: Context) -> list[Removal]:
+        """Removals of blocks that the store holds already for all terms, the intact model not counted."""
+        found = [known_removals(context, term.samples, statistic=_statistic(term)) for term in self.terms]
         return sorted(set.intersection(*map(set, found)) - {()})
 
 
@@ -156,17 +153,12 @@ def _statistic(term: Term) -> Statistic:
     return "divergence" if term.kind == "kl" else "loss"
 
 
-def _term_damages(
-    term: Term,
-    stack: Stack,
-    removals: Sequence[Removal],
-    ledger: Path | None,
-    advance: Callable[[int], None] | None,
-) -> Damages:
+def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> Damages:
     asked = list(dict.fromkeys(removals))
     rows = [(), *(removed for removed in asked if removed)]
-    run = partial(measure, stack, term.samples, statistic=_statistic(term), ledger=ledger, advance=advance)
-    if term.kind == "kl":  # the intact model's from itself is 0, and not measured
+    run = partial(measure, context, term.samples, statistic=_statistic(term))
+    # The divergence of the intact model from itself is 0, and not measured.
+    if term.kind == "kl":
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
         costs = np.append(float(term.samples.tokens), measured.costs)
@@ -178,6 +170,7 @@ def _term_damages(
     domain = np.array(term.domain_of_items())
     groups = [domain == name for name in dict.fromkeys(domain)] if term.domains == "worst" else [domain == domain]
     means = np.array([excess[:, g].sum(axis=1) / weights[g].sum() for g in groups])  # [groups, candidates]
+    # A domain in which the pruned model overflowed is the worst there is.
     worst = np.argmax(np.nan_to_num(means, nan=np.inf), axis=0)
     damage = means[worst, np.arange(len(worst))]
     errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
@@ -190,11 +183,13 @@ def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], m
     residual = excess[group] - mean * weights[group]
     items = len(residual)
     if items < 2:
+        # One item tells nothing about its spread; an error as large as the value keeps anyone from leaning on it.
         return abs(float(mean))
     return float(np.sqrt(items / (items - 1) * (residual**2).sum()) / weights[group].sum())
 
 
 def _add(a: Damages, b: Damages) -> Damages:
+    # As if errors were independent; those of two terms on the same samples are not, so a mixture's may be off.
     return Damages(a.removals, a.values + b.values, np.hypot(a.errors, b.errors), a.costs + b.costs)
 
 
@@ -214,18 +209,7 @@ def parse_objective(text: str, samples: Samples, questions: Samples | None = Non
     if domains not in DOMAINS:
         raise InputError(f"expected domains in {DOMAINS}, got '{domains}'")
     terms = []
-    for part in text.split(","):
-        kind, colon, weight_text = (piece.strip() for piece in part.partition(":"))
-        if kind not in KINDS:
-            raise InputError(
-                f"expected an objective of {', '.join(KINDS)}, such as kl or kl:0.7,choices:0.3; got '{text}'"
-            )
-        try:
-            weight = float(weight_text) if colon else 1.0
-        except ValueError:
-            weight = 0.0
-        if not (weight > 0 and np.isfinite(weight)):
-            raise InputError(f"the weight of {kind} must be a number above 0, got '{weight_text}'")
+    for kind, weight in weighted_kinds(text):
         if kind == "choices" and questions is None:
             raise InputError("the objective 'choices' needs questions: pass --questions FILE (JSONL)")
         terms.append(Term(kind, questions if kind == "choices" and questions else samples, weight, domains))
@@ -233,80 +217,104 @@ def parse_objective(text: str, samples: Samples, questions: Samples | None = Non
 
 
 def load_objective(
-    text: str,
-    samples: Samples,
-    tokenizer: Any,
-    *,
-    questions: str | Path | None = None,
-    domains: str = "mean",
-    seed: int = 0,
+    asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0, fit: Fit | None = None
 ) -> Objective:
     """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
 
+    Args:
+        asked: settings of a verb.
+        samples: for `loss` and `kl`.
+        tokenizer: of the model.
+        seed: of the draw of questions.
+        fit: what the model can take.
+
     Raises:
-        InputError: as those, or questions were given that no part of the objective asks for.
+        InputError: as those.
 
     """
-    asked = "choices" in text
-    if questions is not None and not asked:
-        raise InputError(f"--questions was given, but the objective '{text}' has no choices; add it, or leave them out")
-    loaded = load_questions(questions, tokenizer, seed=seed) if questions is not None else None
-    return parse_objective(text, samples, loaded, domains)
+    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed, fit=fit)
+    return parse_objective(asked.objective, samples, questions, asked.domains)
 
 
-def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0) -> Samples:
+def load_questions(
+    path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0, fit: Fit | None = None
+) -> Samples:
     """Multiple-choice questions, one sample an option, those of a question side by side and the right one first.
 
     Args:
-        path: JSONL(.gz) with `question` (or `ctx`), the options (`choices` as a list or {"text": […], "label": […]},
-            or `endings`) and the right one (`answer`, `answerKey` or `label`: an index or one of the labels).
+        path: JSON lines or a list (see `excise.data.files.read_objects`), with `question` (or `ctx`), the options
+            (`choices` as a list or {"text": […], "label": […]}, or `endings`) and the right one (`answer`, `answerKey`
+            or `label`: an index or one of the labels).
         tokenizer: of the model.
         count: questions drawn at random.
         seed: of the draw.
+        fit: what the model can take; questions with an option that does not fit are skipped and counted.
 
     Raises:
-        InputError: no such file, or a row of another form.
+        InputError: no such file, or not one usable question in it; other rows are skipped and counted.
 
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"no file of questions {path}")
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
-        rows = [(number, line) for number, line in enumerate(stream, start=1) if line.strip()]
-    order = np.random.default_rng(seed).permutation(len(rows))[:count]
-    items: list[Sample] = []
-    for place in order:
-        number, line = rows[place]
-        name = f"{file.name}:{number}"
+    questions: list[tuple[str, str, list[str]]] = []
+    skipped = Skipped()
+    for name, row in read_objects(path):
         try:
-            question, options, right = _question(json.loads(line))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f"{name}: expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, "
-                f"`answerKey` or `label` ({type(error).__name__}: {error})"
-            ) from None
-        items += _option_samples(name, question, [options[right], *options[:right], *options[right + 1 :]], tokenizer)
-    return Samples(tuple(items), {"data": str(path), "questions": len(order), "seed": seed})
+            question, options, right = _question(row)
+            questions.append((name, question, [options[right], *options[:right], *options[right + 1 :]]))
+        except BadRowError as reason:
+            skipped.add(name, reason)
+    drawn: list[list[Sample]] = []
+    for place in np.random.default_rng(seed).permutation(len(questions)):
+        if len(drawn) == count:
+            break
+        name, asked, options = questions[place]
+        made = _option_samples(name, asked, options, tokenizer)
+        refusals = [fit.refusal(sample.input_ids) for sample in made] if fit is not None else []
+        if refusal := next(filter(None, refusals), None):
+            skipped.add(name, refusal)
+        else:
+            drawn.append(made)
+    if not drawn:
+        raise InputError(f"no questions in {path}: {skipped.first[0] if skipped.rows else 'the file is empty'}")
+    if skipped.rows:
+        warnings.warn(f"{skipped.rows} questions of {path} were skipped, such as {skipped.first[0]}", stacklevel=2)
+    facts = {"data": str(path), "questions": len(drawn), "seed": seed}
+    items = tuple(sample for made in drawn for sample in made)
+    return Samples(items, {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
 
 
-def _question(row: Mapping[str, Any]) -> tuple[str, list[str], int]:
-    if "ctx" in row:
-        return row["ctx"], list(row["endings"]), int(row["label"])
-    choices = row["choices"]
-    texts = list(choices["text"]) if isinstance(choices, Mapping) else list(choices)
-    labels = list(choices["label"]) if isinstance(choices, Mapping) else [chr(65 + i) for i in range(len(texts))]
-    answer = row["answerKey"] if "answerKey" in row else row["answer"] if "answer" in row else row["label"]
-    right = labels.index(answer) if answer in labels else int(answer)
-    if len(texts) < 2 or not 0 <= right < len(texts):
-        raise ValueError(f"{len(texts)} options, the right one {answer!r}")
-    return f"Question: {row['question']}\nAnswer:", texts, right
+def _question(row: Mapping[str, Any] | BadRowError) -> tuple[str, list[str], int]:
+    """Question, options and which of them is right."""
+    if isinstance(row, BadRowError):
+        raise row
+    try:
+        choices = row["endings"] if "ctx" in row else row["choices"]
+        options = list(choices["text"]) if isinstance(choices, Mapping) else list(choices)
+        labels = list(choices["label"]) if isinstance(choices, Mapping) else [chr(65 + i) for i in range(len(options))]
+        answer = next(row[key] for key in ("answerKey", "answer", "label") if row.get(key) is not None)
+        right = labels.index(answer) if answer in labels else int(answer)
+        asked = row["ctx"] if "ctx" in row else row["question"]
+        if len(options) < 2 or not 0 <= right < len(options):
+            raise ValueError(f"{len(options)} options, the right one {answer!r}")
+    except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        raise BadRowError(
+            f"expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, `answerKey` or "
+            f"`label` ({type(error).__name__}: {error})"
+        ) from None
+    question = text_of(asked, "the question")
+    return (
+        question if "ctx" in row else f"Question: {question}\nAnswer:",
+        [text_of(o, "an option") for o in options],
+        right,
+    )
 
 
 def _option_samples(name: str, question: str, options: Sequence[str], tokenizer: Any) -> list[Sample]:
     prompt = len(tokenizer(question, verbose=False)["input_ids"])
     samples = []
     for i, option in enumerate(options):
+        # Tokenised together, since the space before an option belongs to its first token in most vocabularies.
         ids = np.array(tokenizer(f"{question} {option}", verbose=False)["input_ids"], dtype=np.int64)
+        # Tokens may merge across the border; at least one must count, or the option has no likelihood.
         counted = np.arange(len(ids)) >= min(prompt, len(ids) - 1)
         samples.append(Sample(f"{name}#{i}", ids, counted))
     return samples

@@ -23,13 +23,15 @@ from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
+from excise.settings import DTYPES
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+# Hub repositories often hold the same weights in several formats, of which only safetensors are read.
 OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite",
     "consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "metal/*", "*.mlpackage/*",
 ]  # fmt: skip
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken", "tokenization")
 DEVICES = "auto, cpu, cuda, cuda:0, …"
 
 
@@ -39,7 +41,7 @@ class Loaded:
 
     Attributes:
         stack: the model as a stack of blocks.
-        tokenizer: its tokenizer; None where it was loaded to read no text, and has none that loads.
+        tokenizer: its tokenizer; None where it has none (or none that loads, where no text is to be read).
         source: what the user named.
         stored_dtype: dtype of most weights in the checkpoint, in which a pruned one is written.
         folder: where the checkpoint's files lie, for a hub id in the hub's cache; None for a GGUF file.
@@ -51,6 +53,21 @@ class Loaded:
     source: str
     stored_dtype: torch.dtype
     folder: Path | None = None
+
+    @staticmethod
+    def of(model: Any, tokenizer: Any = None) -> Loaded:
+        """A causal language model that is in memory already.
+
+        Args:
+            model: of transformers, or its stack.
+            tokenizer: its own, for whoever needs one.
+
+        Raises:
+            ArchitectureError: see `excise.models.stack.find_stack`.
+
+        """
+        stack = model if isinstance(model, Stack) else find_stack(model)
+        return Loaded(stack, tokenizer, stack.model.config.name_or_path or "", stack.model.dtype)
 
 
 def load(
@@ -72,7 +89,7 @@ def load(
             is the CPU.
         trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
         quantisation: a quantisation config of transformers, to quantise plain weights while loading (a teacher's).
-        reading: whether text is to be read; where not, a tokenizer that is absent or does not load is None.
+        reading: whether text is to be read; where not, a tokenizer that does not load is None.
 
     Raises:
         InputError: no such model, or an unknown option.
@@ -151,7 +168,8 @@ def load_unread(
         options = {
             "dtype": compute,
             "device_map": None if place == "cpu" and quantisation is None else place,
-            "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
+            # They are in the report, and refused below by name.
+            "ignore_mismatched_sizes": True,
             "output_loading_info": True,
         }
         if folder is None or float8 is None:
@@ -163,7 +181,7 @@ def load_unread(
                 model = model.dequantize()
         else:
             model, report = load_dequantised(folder, float8, config, **options)
-        tokenizer = _tokenizer(arguments, reading)
+        tokenizer = _tokenizer(arguments, reading) if _has_tokenizer(folder) else None
     _require_complete(source, report, model)
     loaded_from(model, files)
     return model, tokenizer, stored
@@ -202,7 +220,8 @@ def checkpoint_folder(source: str) -> Path | None:
             except LocalEntryNotFoundError as error:
                 if (incomplete := getattr(error, "snapshot_path", None)) is None:
                     raise
-                path = Path(incomplete)  # offline; whether weights are among what is missing shows below
+                # Offline; whether weights are among what is missing shows below.
+                path = Path(incomplete)
     if not (path / "config.json").is_file():
         raise InputError(f"folder {source} has no config.json; expected a transformers checkpoint or a .gguf file")
     if not any(path.glob("*.safetensors")):
@@ -210,6 +229,11 @@ def checkpoint_folder(source: str) -> Path | None:
             f"folder {source} has no .safetensors weights; pickle files (.bin) are not read, convert them first"
         )
     return path
+
+
+def _has_tokenizer(folder: Path | None) -> bool:
+    """Whether a folder has files of a tokenizer; weights alone can be pruned, and transformers would guess one."""
+    return folder is None or any(path.name.startswith(TOKENIZER_FILES) for path in folder.iterdir())
 
 
 def _weight_files(source: str, folder: Path | None, headers: Checkpoint | None) -> list[Path]:
@@ -238,7 +262,8 @@ def _stored_dtype(checkpoint: Checkpoint, config: Any) -> torch.dtype:
 def _tokenizer(arguments: dict[str, Any], reading: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(**arguments)
-    except Exception:  # whatever a tokenizer raises
+    # Whatever a tokenizer raises, weights can be tested without it.
+    except Exception:
         if reading:
             raise
         return None
@@ -273,6 +298,7 @@ def _compute_dtype(dtype: str, stored: torch.dtype, on_gpu: bool) -> torch.dtype
 def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
     head = model.get_output_embeddings()
     missing = set(map(str, report.get("missing_keys") or ()))
+    # A base model, saved without its head, deserves its own advice.
     if missing and head is not None:
         own = {name for name, parameter in model.named_parameters() if any(parameter is p for p in head.parameters())}
         if missing <= own:
@@ -280,7 +306,7 @@ def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
             instead = f" but another ({others[0]})" if others else ""
             raise CheckpointError(
                 f"{source} has no language-model head{instead}, so it predicts no tokens to measure damage by; "
-                f" take the checkpoint with the head. `excise prune --removed` takes this one as it is"
+                f"take the checkpoint with the head. `excise prune --removed` takes this one as it is"
             )
     for kind, meaning in (
         ("missing_keys", "are not in the checkpoint and would be random"),

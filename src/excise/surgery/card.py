@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 TAGS = ("excise", "depth-pruning", "pruned")
 # What an original's card says of that very model: its scores, and by which model its authors replaced it.

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from excise.artefacts import read_json
-from excise.errors import ExciseError, MissingExtraError
+from excise.errors import ExciseError, MissingExtraError, UntestableError
 from excise.models.headers import read_checkpoint
 from excise.models.loading import device_map, load
 from excise.models.quantised import find_format, is_scale
@@ -24,10 +24,9 @@ from excise.models.stack import Stack
 from excise.surgery.config import kept_blocks
 from excise.surgery.files_test import wrong_files
 from excise.surgery.on_disk import original_indices, read_source
-from excise.surgery.proof import Proof
+from excise.surgery.proof import Proof, Report
 from excise.surgery.self_test import (
     STOCK_NAMES,
-    ProcessFailedError,
     in_fresh_process,
     judge_loading,
     judge_numbers,
@@ -50,7 +49,7 @@ def check_pruned(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Test a checkpoint that was pruned from file to file, as well as it can be here.
 
     Args:
@@ -91,7 +90,7 @@ def check_loaded(
     source: Path | None = None,
     sublayers: Sequence[int] = (),
     stored: torch.dtype | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Compare what was written with the original, which is in memory, its gates at 0.
 
     Args:
@@ -145,7 +144,7 @@ def _float8(folder: Path) -> Any:
     return find_format(folder, read_json(folder / "config.json").get("quantization_config"))
 
 
-def names_test(source: Path | None, removed: Sequence[int], out: Path, reason: str) -> dict[str, Any]:
+def names_test(source: Path | None, removed: Sequence[int], out: Path, reason: str) -> Report:
     """Compare names and shapes with what stock transformers expects, and say why no more was tested.
 
     A head that the checkpoint lacks, and tensors that the model has no place for, are the original's own where it is
@@ -171,7 +170,7 @@ def names_test(source: Path | None, removed: Sequence[int], out: Path, reason: s
     folder = source if source is not None and source.is_dir() else None
     try:
         report = in_fresh_process(STOCK_NAMES, out, *options, timeout_s=1800.0)
-    except ProcessFailedError as error:
+    except UntestableError as error:
         proof.leave(str(error), "names")
         return proof.report()
     if "load_error" in report:
@@ -188,15 +187,15 @@ def names_test(source: Path | None, removed: Sequence[int], out: Path, reason: s
     return proof.report()
 
 
-def _wrong(report: dict[str, Any]) -> bool:
+def _wrong(report: Report) -> bool:
     return any(report[kind] for kind in KEYS)
 
 
-def _explained(report: dict[str, Any], source: Path, removed: Sequence[int], options: list[str]) -> dict[str, Any]:
+def _explained(report: Report, source: Path, removed: Sequence[int], options: list[str]) -> Report:
     """The keys that are wrong, without those that are in the original, and of which no block is made."""
     try:
         original = in_fresh_process(STOCK_NAMES, source, *options, timeout_s=1800.0)
-    except ProcessFailedError:
+    except UntestableError:
         return report
     if "load_error" in original:
         return report
@@ -216,9 +215,7 @@ def _old(kept: Sequence[int], new: int) -> int:
     return kept[new] if new < len(kept) else new
 
 
-def reload_test(
-    stack: Stack, removed: Sequence[int], out: Path, input_ids: torch.Tensor | None = None
-) -> dict[str, Any]:
+def reload_test(stack: Stack, removed: Sequence[int], out: Path, input_ids: torch.Tensor | None = None) -> Report:
     """Load what was written, in this process, and compare it with the original whose gates are at 0.
 
     It is computed in the original's dtype, and on GPUs where the original is.

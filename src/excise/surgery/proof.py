@@ -21,6 +21,8 @@ LEVELS = {
 }
 NOTHING = "none"
 
+Report = dict[str, Any]
+
 
 @dataclass
 class Proof:
@@ -50,7 +52,7 @@ class Proof:
         """Say why levels could not be tested; the first reason stays."""
         self.untested = dict.fromkeys(levels, reason) | self.untested
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """Plain data: `passed`, `level`, `failed`, `untested` and the facts.
 
         The level is the highest that is proved with all below it, "none" if the lowest is not.

@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from excise.artefacts import atomic_path
-from excise.surgery.proof import require_passed
+from excise.surgery.proof import Report, require_passed
 
-Test = Callable[[Path], dict[str, Any]]
+Test = Callable[[Path], Report]
 
 
 @dataclass
@@ -25,10 +24,10 @@ class Publication:
     """
 
     place: Path
-    report: dict[str, Any] | None = None
+    report: Report | None = None
 
     @property
-    def told(self) -> dict[str, Any]:
+    def told(self) -> Report:
         """The report under `self_test`, for the facts of whoever writes; empty where nothing was tested."""
         return {} if self.report is None else {"self_test": self.report}
 

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from excise.errors import InputError
+from excise.data.fit import Fit
+from excise.errors import InputError, UntestableError
 from excise.models.stack import Stack, block_indices, gated
 from excise.surgery.files_test import wrong_files
-from excise.surgery.proof import Proof
+from excise.surgery.proof import Proof, Report
 from excise.surgery.stock_load import TIE, TIE_IN_HALF, compare_generation, said, tokenizer_loads
 
 SEQUENCES, TOKENS, NEW_TOKENS = 4, 32, 12  # reference logits stay below 70 MB at a vocabulary of 128k
@@ -29,10 +30,6 @@ STOCK_LOAD = Path(__file__).with_name("stock_load.py")
 STOCK_NAMES = Path(__file__).with_name("stock_names.py")
 CHILD = Path(__file__).with_name("child.py")
 OF_THE_MACHINE = "this machine"  # how `stock_load.said` begins what is not the checkpoint's fault
-
-
-class ProcessFailedError(Exception):
-    """A fresh process ended without a report; that proves nothing about the checkpoint."""
 
 
 def self_test(
@@ -45,7 +42,7 @@ def self_test(
     source: Path | None = None,
     stored: torch.dtype | None = None,
     timeout_s: float = 1800.0,
-) -> dict[str, Any]:
+) -> Report:
     """Load a pruned checkpoint with stock transformers in a fresh process and compare it with the original.
 
     The reference is the original model with the gates of what is removed at 0: multiplied, not bypassed, so that
@@ -96,7 +93,7 @@ def self_test(
         del reference
         try:
             report = in_fresh_process(STOCK_LOAD, folder, str(file), timeout_s=timeout_s)
-        except ProcessFailedError as error:
+        except UntestableError as error:
             proof.leave(str(error), "names", "logits", "generates")
             return proof.report()
     errors = {name: report.pop(name) for name in [*report] if name.endswith("_error")}
@@ -120,12 +117,14 @@ def probe(stack: Stack, input_ids: Tensor | None) -> tuple[Tensor, int]:
         InputError: `input_ids` is not [sequences, tokens].
 
     """
-    positions = getattr(stack.config, "max_position_embeddings", None) or TOKENS + NEW_TOKENS
+    fit = Fit.of(stack)
+    positions = fit.positions or TOKENS + NEW_TOKENS
     new_tokens = min(NEW_TOKENS, positions // 3)
     tokens = min(TOKENS, positions - new_tokens)
     if input_ids is None:
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(stack.config.vocab_size, (2, tokens), generator=generator), new_tokens
+        vocabulary = min(stack.config.vocab_size, fit.vocabulary)
+        return torch.randint(vocabulary, (2, tokens), generator=generator), new_tokens
     if input_ids.dim() != 2 or 0 in input_ids.shape:
         raise InputError(f"expected token ids [sequences, tokens], got shape {list(input_ids.shape)}")
     return input_ids[:SEQUENCES, :tokens].long(), new_tokens
@@ -154,7 +153,7 @@ def judge_loading(proof: Proof, error: str, source: Path | None, *options: str) 
     if source is not None and not error.startswith(OF_THE_MACHINE):
         try:
             original = in_fresh_process(STOCK_NAMES, source, *options, timeout_s=600.0)
-        except ProcessFailedError as reason:
+        except UntestableError as reason:
             original = {"load_error": str(reason)}
         if "load_error" in original:
             proof.leave(f"stock transformers does not load the original, either: {original['load_error']}", *levels)
@@ -274,16 +273,18 @@ def _settings(stack: Stack, new_tokens: int) -> dict[str, str]:
         "attention": attention if attention in ("eager", "sdpa") else "",
         "device_map": "auto" if stack.device.type == "cuda" else "",
         "new_tokens": str(new_tokens),
+        # Its own code ran when the original was loaded, by leave of the user; the pruned model carries the same.
+        "trust_remote_code": "yes" if type(stack.model).__module__.startswith("transformers_modules.") else "",
     }
 
 
-def in_fresh_process(script: Path, folder: Path, *arguments: str, timeout_s: float) -> dict[str, Any]:
+def in_fresh_process(script: Path, folder: Path, *arguments: str, timeout_s: float) -> Report:
     """Run a script on a checkpoint folder, by the same interpreter, isolated and offline; return the JSON it prints.
 
     The process dies with this one.
 
     Raises:
-        ProcessFailedError: it ends without a report, or takes too long.
+        UntestableError: it ends without a report, or takes too long.
 
     """
     command = [sys.executable, "-I", str(CHILD), str(script), str(folder.resolve()), *arguments]
@@ -300,14 +301,14 @@ def in_fresh_process(script: Path, folder: Path, *arguments: str, timeout_s: flo
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ProcessFailedError(f"a fresh process gave no answer within {timeout_s:.0f} s") from None
+        raise UntestableError(f"a fresh process gave no answer within {timeout_s:.0f} s") from None
     except OSError as error:
-        raise ProcessFailedError(f"a fresh process cannot be started: {error}") from None
+        raise UntestableError(f"a fresh process cannot be started: {error}") from None
     finally:
         os.close(read_end)
         os.close(write_end)
     if done.returncode != 0:
         last = next(iter(done.stderr.strip().splitlines()[-1:]), "it said nothing")
         ended = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
-        raise ProcessFailedError(f"a fresh process of stock transformers {ended}: {last}")
+        raise UntestableError(f"a fresh process of stock transformers {ended}: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])

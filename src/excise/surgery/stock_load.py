@@ -2,7 +2,7 @@
 
 Run as `stock_load.py FOLDER REFERENCE`, in a process of its own; prints one JSON object. REFERENCE is a safetensors
 file with `input_ids` [sequences, tokens], `logits` [sequences, tokens, vocabulary] and, as metadata, `dtype` of the
-computation, `attention` (implementation), `device_map` (or empty) and `new_tokens`.
+computation, `attention` (implementation), `device_map` (or empty), `new_tokens` and `trust_remote_code` (or empty).
 
 What goes wrong is part of the report (`load_error`, `logits_error`, `generation_error`, `tokenizer_error`): whether it
 is the checkpoint's fault is for the caller to say, who has the original.
@@ -30,11 +30,13 @@ def main(folder: str, reference: str) -> dict[str, Any]:
         settings = file.metadata()
         input_ids, expected = file.get_tensor("input_ids"), file.get_tensor("logits")
     start = time.perf_counter()
-    report: dict[str, Any] = {"transformers": transformers.__version__, **tokenizer_loads(folder)}
+    trusted = bool(settings["trust_remote_code"])
+    report: dict[str, Any] = {"transformers": transformers.__version__, **tokenizer_loads(folder, trusted)}
     try:
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            trust_remote_code=False,  # without a word, it asks at the terminal
+            # Never left out: without a word, transformers asks at the terminal.
+            trust_remote_code=trusted,
             dtype=getattr(torch, settings["dtype"]),
             device_map=settings["device_map"] or None,
             attn_implementation=settings["attention"] or None,
@@ -151,15 +153,14 @@ def compare_generation(model: Any, input_ids: torch.Tensor, new_tokens: int) -> 
     }
 
 
-def tokenizer_loads(folder: str) -> dict[str, Any]:
+def tokenizer_loads(folder: str, trusted: bool = False) -> dict[str, Any]:
     """Whether the folder's tokenizer loads and encodes, and else why not; None if the folder has none."""
     names = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
     if not any((Path(folder) / name).exists() for name in names):
         return {"tokenizer_loads": None}
     try:
-        encoded = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)("A short sentence.")[
-            "input_ids"
-        ]
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+        encoded = tokenizer("A short sentence.")["input_ids"]
     except Exception as error:  # whatever a tokenizer raises
         return {"tokenizer_loads": False, "tokenizer_error": said(error)}
     return {"tokenizer_loads": True} if encoded else {"tokenizer_loads": False, "tokenizer_error": "it encodes nothing"}

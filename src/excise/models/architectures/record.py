@@ -88,6 +88,8 @@ class Architecture:
         scale: path inside a block of a buffer s by which the block multiplies the whole residual stream at its end.
         required: config key → the only value under which a block does the same thing wherever it stands. A model with
             another value is refused.
+        learned_positions: whether positions are learned, one embedding each, so that no sample can be longer than
+            `max_position_embeddings`.
         logit_divisor, logit_multiplier: config keys by which logits are divided or multiplied.
         logit_softcap: config key c of logits ← c·tanh(logits/c).
 
@@ -112,6 +114,7 @@ class Architecture:
     returns_tuple: bool = False
     scale: str | None = None
     required: Mapping[str, object] = field(default_factory=dict)
+    learned_positions: bool = False
     logit_divisor: str | None = None
     logit_multiplier: str | None = None
     logit_softcap: str | None = None

@@ -64,7 +64,7 @@ def _rows(facts: Mapping[str, Any], origin: Mapping[str, Any]) -> list[tuple[str
         ("Selected by", facts.get("selected_by")),
         ("Seed", settings.get("seed")),
         ("Lists proved", _phrase({k: "yes" if v else "no" for k, v in (facts.get("certified") or {}).items()})),
-        ("Self-test", in_words(test) if test else None),
+        ("Self-test", in_words(test) if "passed" in test else None),
         ("Time", origin.get("time")),
         ("Machine", _phrase(machine)),
         ("Versions", _phrase(origin.get("versions") or {})),

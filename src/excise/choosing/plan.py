@@ -1,0 +1,92 @@
+"""How the effort of a refinement is divided among single removals, rounds of the loop and the race."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# Four passes end in two draws of three on the removal that EvoPress found, two did not (log, 2026-11-24, refinement's
+# default effort); up to sixteen nothing more is gained (log, 2026-11-24, what was left of selection).
+DEFAULT_EFFORT = 4.0
+# The loop's winner is the least of many noisy values on one slice, so part of the effort goes to telling the best apart
+# on more tokens.
+RACE_SHARE = 0.3
+# Two stages, as the first of a race once ran on the tokens of the loop and told nothing new (log, 2026-11-24,
+# refinement's default effort).
+FINALISTS, STAGES = 8, 2
+# Three sources take turns, so each gets two or three of a round; more in a round would rest on a staler fit.
+BATCH = 8
+# Random removals tell how far to trust predictions away from the best; of fewer than four no rank correlation is given.
+ANCHORS = 8
+# Of a full forward pass that a removal costs along the trie, about.
+SHARED = 0.55
+# Five rounds were enough in all runs, the best found in the fourth or fifth (log, 2026-11-24, loss or divergence). What
+# is left over buys a larger slice: more chats in it pay before more rounds do (log, 2026-11-24, refinement's default
+# effort).
+MOST_ROUNDS, GOOD_ROUNDS, FEWEST_ROUNDS = 12, 5, 2
+# About one chat: on less, damage would be that of the text and not of the removal.
+LEAST_SLICE = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an effort is spent.
+
+    Attributes:
+        slice_tokens: tokens of the samples that the loop measures on.
+        rounds: of the loop.
+        race_tokens: tokens of the samples of each stage of the race, FINALISTS, half of them, and so on.
+
+    """
+
+    slice_tokens: int
+    rounds: int
+    race_tokens: tuple[int, ...]
+
+    def measurements(self, units: int) -> int:
+        """Tokens × removals measured, about, for a progress bar.
+
+        Args:
+            units: removable blocks.
+
+        """
+        loop = self.slice_tokens * (1 + units + ANCHORS + self.rounds * BATCH)
+        return loop + sum(t * (1 + max(1, FINALISTS >> stage)) for stage, t in enumerate(self.race_tokens))
+
+
+def plan(units: int, removed: int, tokens: float) -> Plan:
+    """Divide a number of forward tokens among singles, rounds and race.
+
+    The loop gets as many tokens a measurement as leave it five rounds, and no fewer than two rounds.
+
+    Args:
+        units: removable blocks.
+        removed: budget M.
+        tokens: forward tokens to spend.
+
+    Examples:
+        >>> plan(units=30, removed=8, tokens=40_000)
+        Plan(slice_tokens=512, rounds=8, race_tokens=(1086, 2172))
+
+    """
+    # The more is removed, the less of the stack is left to run. A plan is a guess: of 33,000 tokens planned 29,000 to
+    # 39,000 were spent (log, 2026-11-24, refinement's default effort).
+    share = SHARED * (units - removed) / units + 0.1
+    # A single shares the blocks below it with others, so it costs about half the stack.
+    opening = 0.55 * units + ANCHORS * share
+    searching, racing = (1 - RACE_SHARE) * tokens, RACE_SHARE * tokens
+    slice_tokens = LEAST_SLICE
+    # Powers of two, so that efforts a little apart share a slice, and with it everything measured on it.
+    while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
+        slice_tokens *= 2
+    rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
+    # Passes of the intact model over as many tokens as the first stage has: 1 + 2 + …
+    intact = 2**STAGES - 1
+    # Half as many on twice the tokens: every stage costs the same. Not below the slice, on which all are measured
+    # already.
+    first = max(slice_tokens, round(racing / (STAGES * FINALISTS * share + intact)))
+    return Plan(
+        slice_tokens,
+        min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)),
+        tuple(first * 2**stage for stage in range(STAGES)),
+    )
