@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from excise.artefacts import atomic_path, read_json, write_json
+from excise.artefacts import as_number, atomic_path, json_text, read_json, write_json
 from excise.errors import InputError, OutputError
 
 
@@ -79,3 +81,29 @@ def test_json_that_is_absent_or_broken_is_an_input_error(tmp_path):
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not JSON"):
         read_json(tmp_path / "binary.json")
+
+
+NOT_FINITE = {
+    "a loss": {"loss": math.nan, "steps": 3},
+    "a gradient's norm": [{"grad_norm": math.inf}],
+    "NumPy's scalar": {"x": np.float32("nan")},
+    "inside an array": {"scores": np.array([1.0, -np.inf])},
+    "alone": math.nan,
+}
+
+
+@pytest.mark.parametrize("kind", NOT_FINITE)
+def test_json_is_strict_wherever_a_figure_is_not_finite(kind, tmp_path):
+    def refused(constant):
+        pytest.fail(f"bare {constant}")
+
+    write_json(tmp_path / "value.json", NOT_FINITE[kind])
+    for text in ((tmp_path / "value.json").read_text(), json_text(NOT_FINITE[kind])):
+        json.loads(text, parse_constant=refused)
+        assert "null" in text
+    assert (math.isnan(as_number(None)), as_number(2)) == (True, 2.0)
+
+
+def test_a_type_that_json_does_not_know_is_named_beside_a_figure_that_is_not_finite():
+    with pytest.raises(TypeError, match="cannot write set"):
+        json_text({"x": math.nan, "s": {1}})

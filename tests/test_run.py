@@ -202,7 +202,7 @@ def test_a_float8_folder_stays_one_byte_for_byte(form, tmp_path):
     settings = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["quantization_config"]
     assert "model.layers.2.mlp.up_proj" in settings["ignore" if form == "modelopt" else "modules_to_not_convert"]
     assert facts.self_test["loads_in_stock_transformers"] is None
-    assert (facts.self_test["level"], facts.self_test["max_abs_logit_difference"]) == ("logits", 0)
+    assert (facts.self_test["level"], facts.self_test["max_abs_logit_difference"]) == ("generates", 0)
 
 
 def test_a_gguf_file_becomes_a_folder_of_plain_weights(tmp_path):

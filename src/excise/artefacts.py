@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -67,9 +69,29 @@ def _as_output_error(error: OSError, final: Path) -> Exception:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically; NumPy scalars and arrays become plain numbers and lists."""
+    """Write `value` as indented JSON, atomically, as `json_text` gives it."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, default=_plain, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value, indent=1) + "\n", encoding="utf-8")
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return `value` as JSON; NumPy scalars and arrays become plain numbers and lists.
+
+    JSON has neither NaN nor infinity: such a figure becomes null, and `as_number` reads it.
+
+    Raises:
+        TypeError: a value of a type that JSON does not know.
+
+    Examples:
+        >>> json_text({"loss": float("nan"), "blocks": [0, 2]})
+        '{"loss": null, "blocks": [0, 2]}'
+
+    """
+    write = partial(json.dumps, indent=indent, default=_plain, ensure_ascii=False, allow_nan=False)
+    try:
+        return write(value)
+    except ValueError:
+        return write(json.loads(json.dumps(value, default=_plain), parse_constant=lambda figure: None))
 
 
 def read_json(path: str | Path) -> Any:
@@ -86,6 +108,11 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"no file {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not JSON ({error}); it may be from another tool or cut short") from None
+
+
+def as_number(value: Any) -> float:
+    """A figure from JSON; null, which stands for one that was not finite, becomes NaN."""
+    return math.nan if value is None else float(value)
 
 
 def _plain(value: Any) -> Any:

@@ -19,10 +19,6 @@ class CheckpointError(ExciseError):
     """A checkpoint is truncated, corrupt, unsafe or inconsistent with its config."""
 
 
-class HeadlessError(CheckpointError):
-    """A checkpoint has no language-model head, so that it predicts no tokens."""
-
-
 class UntestableError(CheckpointError):
     """A checkpoint cannot be tested here, which says nothing against it."""
 

@@ -522,20 +522,17 @@ def _write(
     from excise.data.batches import longest_together
     from excise.repair.several import write_removal
     from excise.surgery.check import check_loaded
-    from excise.surgery.verdict import publish
 
-    stack, removed, card = context.stack, chosen.removed, _card(facts, chosen, repairs)
-
-    def write(place: Path) -> dict[str, Any]:
-        with clock.stage("prune"):
-            write_removal(context.loaded, removed, repairs, place, card)
-        return {}
+    loaded, removed, card = context.loaded, chosen.removed, _card(facts, chosen, repairs)
+    probe = longest_together(held_out)
 
     def test(place: Path) -> dict[str, Any]:
-        with clock.stage("self_test"), repairs.applied(stack, removed):
-            return check_loaded(stack, removed, place, longest_together(held_out))
+        with clock.stage("self_test"):
+            return check_loaded(loaded.stack, removed, place, probe, source=loaded.folder, stored=loaded.stored_dtype)
 
-    return publish(folder / CHECKPOINT, write, test)
+    with clock.stage("prune"):
+        written = write_removal(loaded, removed, repairs, folder / CHECKPOINT, card, test)
+    return {"self_test": written["self_test"]}
 
 
 def _heal(

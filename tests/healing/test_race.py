@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from excise.errors import InputError
-from excise.healing.heal import heal, recipe_of
+from excise.healing.heal import heal
+from excise.healing.origin import origin_of
 from excise.healing.race import race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher
-from excise.healing.trainer import Origin, train
+from excise.healing.trainer import train
 from excise.measuring.measure import measure
 from excise.models.loading import load
 from excise.store import Store
@@ -85,7 +86,7 @@ def test_an_interrupted_race_ends_the_same_and_the_winner_goes_on_as_if_alone(fi
     winner = load(resumed.winner.student, dtype="float32")
     facts = heal(winner, teacher, SAMPLES, HELD_OUT, tmp_path / "out", SETTINGS, store=Store(tmp_path / "cut"))
     alone = load(resumed.winner.student, dtype="float32")
-    origin = Origin.of(recipe_of(resumed.winner.student))
+    origin = origin_of(alone, teacher)
     curve = train(alone.stack, teacher, SAMPLES, tmp_path / "alone", SETTINGS, origin=origin)
     assert [e["loss"] for e in facts["curve"]] == pytest.approx([e["loss"] for e in curve], abs=1e-6)
     assert facts["losses"]["healed"] == pytest.approx(measure(context_of(alone.stack), HELD_OUT, [()]).loss(), abs=1e-6)

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from excise.errors import HealingError, InputError, OutputError
+from excise.healing.origin import Origin
 from excise.healing.settings import PRESETS, Settings
 from excise.healing.student import counterparts_of, cut_blocks, without_dropout
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, record_teacher
-from excise.healing.trainer import MARK, Origin, Watching, train
+from excise.healing.trainer import MARK, Watching, train
 from excise.models.identity import model_identity
 from excise.models.stack import find_stack
 from excise.surgery.checkpoint import pruned

@@ -56,6 +56,7 @@ def test_what_stays_is_the_originals(original, tmp_path):
     assert tensors_of(tmp_path / "out.gguf") == without_blocks(tensors_of(original), [0, 2, 3, 5])
     before, after = metadata_of(original), metadata_of(tmp_path / "out.gguf")
     assert after.pop("llama.block_count")[1] == before.pop("llama.block_count")[1] - 2 == 4
+    assert after.pop("excise.original")[1] == original.name
     assert after.pop("excise.removed")[1] == REMOVED
     assert after.pop("excise.original_blocks")[1] == recipe["original_blocks"] == [0, 2, 3, 5]
     assert after == before

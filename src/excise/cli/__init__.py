@@ -77,7 +77,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def main() -> None:
     """Run the command line.
 
-    Exit status 0; 1 where a result fails its test; 2 for a mistake in what was asked; 130 when interrupted.
+    Exit status 0; 1 where a result failed its test, and was not given its name; 2 for a mistake in what was asked; 130
+    when interrupted.
     """
     warnings.showwarning = _show_warning
     gc.set_threshold(100_000)  # imports make many objects and no garbage: collecting them costs a fifth of a second

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from excise.artefacts import atomic_path, json_text
 from excise.choosing.contest import Contest
 from excise.settings import Batching, Loading, Printing, Protecting, Sampling, budgets, option
 
@@ -33,7 +33,6 @@ class CompareSettings(Printing, Batching, Protecting, Contest, Sampling, Loading
 
 def compare(settings: CompareSettings) -> None:
     """Let every criterion choose M blocks on the same samples, and measure all choices on the same held-out text."""
-    from excise.artefacts import atomic_path
     from excise.choosing.brief import Brief
     from excise.choosing.compare import MANIFEST, WORK
     from excise.choosing.compare import compare as compare_methods
@@ -62,7 +61,7 @@ def compare(settings: CompareSettings) -> None:
     with atomic_path(out / "compare.md") as temporary:
         temporary.write_text(comparison_markdown(comparison), encoding="utf-8")
     if settings.as_json:
-        typer.echo(json.dumps(comparison.to_json(), default=str))
+        typer.echo(json_text(comparison.to_json()))
         return
     for table in comparison_tables(comparison):
         output.print(table)

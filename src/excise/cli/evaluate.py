@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from excise.artefacts import json_text, read_json
 from excise.errors import InputError
 from excise.settings import Loading, Placement, Printing, Replacing, changed, option
 
@@ -97,7 +97,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         if settings.card and update_card(source, scores, hashes[source], *chosen_from(source))
     ]
     if settings.as_json:
-        typer.echo(json.dumps(json.loads(destination.read_text(encoding="utf-8"))))
+        typer.echo(json_text(read_json(destination)))
         return
     output.print(scores_table(scores))
     output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in updated))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from excise.artefacts import json_text
 from excise.cli.healing import preset_of, print_healed, print_race, training_bar
 from excise.errors import InputError
 from excise.healing.settings import Settings
@@ -109,7 +109,7 @@ def heal(settings: HealSettings) -> None:
     if not facts:
         return
     if settings.as_json:
-        typer.echo(json.dumps({"out": str(out), **facts}, default=str))
+        typer.echo(json_text({"out": str(out), **facts}))
         return
     print_race(facts.get("race", {}).get("standings", ()), lambda standing: standing["student"])
     print_healed(out, facts)
@@ -148,6 +148,7 @@ def _teacher(settings: HealSettings, plan: Preset, device: str, student: Loaded,
     from excise.cli.terminal import status, tokens_progress
     from excise.context import Context
     from excise.healing.heal import require_same_vocabulary
+    from excise.healing.origin import origin_of
     from excise.healing.teachers import INDEX, OfflineTeacher, OnlineTeacher, load_teacher, record_teacher
     from excise.progress import Progress
 
@@ -159,10 +160,13 @@ def _teacher(settings: HealSettings, plan: Preset, device: str, student: Loaded,
     with status(f"loading {source}"):
         loaded = load_teacher(source, plan.teacher, device=device, trust_remote_code=settings.trust_remote_code)
     require_same_vocabulary(student.stack, loaded.stack)
+    online = OnlineTeacher(loaded.stack, temperature, plan.teacher)
+    # Refuses a wrong one before it is recorded.
+    origin_of(student, online)
     if offline is None:
-        return OnlineTeacher(loaded.stack, temperature, plan.teacher)
+        return online
     context = Context(loaded, progress=Progress(tokens_progress))
     record_teacher(context, samples, offline, k=settings.top_k, temperature=temperature)
-    del loaded
+    del loaded, online, context
     gc.collect()
     return OfflineTeacher.open(offline, samples)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 
 import typer
 
+from excise.artefacts import json_text
 from excise.settings import Loading, Printing, option
 
 
@@ -44,7 +44,7 @@ def inspect(settings: InspectSettings) -> None:
         ]
         facts = {"model_type": stack.model.config.model_type, "parameters": total, "blocks": rows}
         facts["one_of_these_must_stay"] = stack.needed
-        typer.echo(json.dumps(facts))
+        typer.echo(json_text(facts))
         return
     output.print(stack_table(stack, removable))
     in_blocks = sum(b.parameters for b in stack.blocks)
@@ -68,7 +68,7 @@ def _propose(settings: InspectSettings) -> None:
         loaded, _, _ = load_unread(settings.model, **settings.loading())
     found = find_record(loaded)
     if settings.as_json:
-        typer.echo(json.dumps({**asdict(found), "record": found.record()}, default=str))
+        typer.echo(json_text({**asdict(found), "record": found.record()}))
         return
     typer.echo(found.record())
     typer.echo(f"# checked by a forward pass: with these outputs at 0, every block returns its input. {HOW_TO_ADD}")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from excise.artefacts import json_text
 from excise.errors import InputError
 from excise.settings import Loading, Printing, Replacing, Sampling, changed, indices, names, names_in, option
 
 if TYPE_CHECKING:
     from excise.models.loading import Loaded
     from excise.repair.several import Removal, Repairs
+    from excise.surgery.publish import Test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,12 @@ def prune(settings: PruneSettings) -> None:
         result = _in_memory(settings, blocks, sublayers)
     result = {"out": str(settings.out), **result}
     if settings.as_json:
-        typer.echo(json.dumps(result, default=str))
+        typer.echo(json_text(result))
         return
     unit = "parameters" if "parameters" in result else "bytes"
     before, after = result[unit]["before"], result[unit]["after"]
-    output.print(f"wrote {settings.out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
+    of, share = ("", "") if before is None else (f" of {before:,}", f" ({after / before:.1%})")
+    output.print(f"wrote {settings.out}: {after:,}{of} {unit}{share}")
     for name, reason in result.get("left_out", {}).items():
         output.print(f"left out {name}: {reason}")
     _print_repair(result)
@@ -95,8 +97,7 @@ def prune(settings: PruneSettings) -> None:
         output.print(
             f"{', '.join(result['zeroed_sublayers'])}: weights set to 0, which makes nothing smaller or faster"
         )
-    if settings.test:
-        print_self_test(result["self_test"])
+    print_self_test(result.get("self_test"))
 
 
 def _check_together(settings: PruneSettings, sublayers: Sequence[str]) -> None:
@@ -139,36 +140,27 @@ def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], tuple[str, ...]]
 
 def _from_gguf_to_gguf(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
     from excise.cli.terminal import status
-    from excise.surgery.gguf import check_file, prune_gguf
-    from excise.surgery.verdict import publish
+    from excise.surgery.gguf import prune_gguf
 
-    check_file(Path(settings.model).expanduser(), settings.out, settings.force)
-    with status(f"writing {settings.out}"):
-        return publish(settings.out, lambda place: prune_gguf(settings.model, blocks, place), _test(settings, blocks))
+    test = _test(settings, blocks)
+    with status(f"writing and testing {settings.out}"):
+        return prune_gguf(settings.model, blocks, settings.out, overwrite=settings.force, test=test)
 
 
 def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
     """Without loading the model, whatever its size; a hub id's folder lies in the hub's cache."""
     from excise.cli.terminal import status
     from excise.models.loading import checkpoint_folder
-    from excise.surgery.feasible import require_writable
     from excise.surgery.on_disk import prune_folder
-    from excise.surgery.verdict import publish
 
     folder = checkpoint_folder(settings.model)
     assert folder is not None  # no GGUF file
-    require_writable(folder, settings.out, blocks, overwrite=settings.force)
-    with status(f"writing {settings.out}"):
-        return publish(
-            settings.out,
-            lambda place: prune_folder(folder, blocks, place, card=_card(settings)),
-            _test(settings, blocks, folder),
-        )
+    test = _test(settings, blocks, folder)
+    with status(f"writing and testing {settings.out}"):
+        return prune_folder(folder, blocks, settings.out, card=_card(settings), overwrite=settings.force, test=test)
 
 
-def _test(
-    settings: PruneSettings, removed: Sequence[int], folder: Path | None = None
-) -> Callable[[Path], dict[str, Any]] | None:
+def _test(settings: PruneSettings, removed: Sequence[int], folder: Path | None = None) -> Test | None:
     """What tests a checkpoint that was written without loading the original; None where no test is wanted."""
     if not settings.test:
         return None
@@ -180,22 +172,22 @@ def _test(
 def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequence[str]) -> dict[str, Any]:
     """For GGUF files written as safetensors, and what makes new weights: sublayers, merging, repair."""
     from dataclasses import asdict
+    from functools import partial
 
     from excise.cli.terminal import load_model, status
     from excise.models.loading import checkpoint_folder
     from excise.repair.several import Repairs
+    from excise.surgery.check import check_loaded
     from excise.surgery.checkpoint import write_pruned
     from excise.surgery.destination import check_destination
     from excise.surgery.feasible import require_writable
     from excise.surgery.merge import merging, runs_of
-    from excise.surgery.self_test import self_test
     from excise.surgery.sublayers import as_removal, named_sublayers
-    from excise.surgery.verdict import publish
 
     out, merge, card = settings.out, settings.merge, _card(settings)
     check_destination(out, settings.model, settings.force)
     require_writable(checkpoint_folder(settings.model), out, blocks, overwrite=settings.force)
-    loaded = load_model(settings.model, **settings.loading())
+    loaded = load_model(settings.model, **settings.loading(), reading=settings.repairs)
     removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, sublayers))
     blocks, gates = removal.blocks, removal.zeroed
     require_writable(loaded.folder, out, blocks, changes=loaded.stack.model, overwrite=settings.force)
@@ -203,25 +195,22 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
     repairs = _repaired(loaded, blocks, settings, card) if settings.repairs else Repairs()
     stack = loaded.stack
-
-    def write(place: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"source": loaded.folder, "sublayers": gates, "stored": loaded.stored_dtype}
+    test = partial(check_loaded, stack, blocks, **facts) if settings.test else None
+    showing = status(f"writing and testing {out}")
+    with merging(stack, blocks, merge or None), repairs.applied(stack, blocks), showing:
         return write_pruned(
             stack,
             blocks,
-            place,
+            out,
             source=loaded.folder,
             sublayers=gates,
             tokenizer=loaded.tokenizer,
             dtype=loaded.stored_dtype,
             card=card,
+            overwrite=settings.force,
+            test=test,
         )
-
-    def test(place: Path) -> dict[str, Any]:
-        with status("loading it in a fresh process"):
-            return self_test(stack, blocks, place, sublayers=gates)
-
-    with merging(stack, blocks, merge or None), repairs.applied(stack, blocks):
-        return publish(out, write, test if settings.test else None)
 
 
 def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: dict[str, Any]) -> Repairs:
@@ -271,21 +260,9 @@ def _print_repair(result: dict[str, Any]) -> None:
     )
 
 
-def print_self_test(report: dict[str, Any]) -> None:
-    """Print what the self-test proved, and what it could not test."""
+def print_self_test(report: Mapping[str, Any] | None) -> None:
+    """Print what the self-test found in one line; None where there was none."""
     from excise.cli.terminal import output
+    from excise.surgery.proof import in_words
 
-    output.print(f"self-test: {report['proof']}{_figures(report)}")
-    for reason in report["untested"]:
-        output.print(f"not tested: {reason}")
-
-
-def _figures(report: dict[str, Any]) -> str:
-    if report["level"] != "logits":
-        return ""
-    loads = {
-        True: "loads in stock transformers",
-        False: "with the Python code that it carries",
-        None: "dequantised by excise, since stock transformers would not read its scales",
-    }[report["loads_in_stock_transformers"]]
-    return f" (at most {report['max_abs_logit_difference']:.1e}); {loads}"
+    output.print("not tested" if report is None else f"self-test: {in_words(report)}", markup=False, soft_wrap=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from excise.artefacts import json_text, write_json
 from excise.settings import (
     Batching,
     Fixing,
@@ -48,7 +48,6 @@ class RefineSettings(Printing, Batching, Fixing, Objecting, Sampling, Loading):
 
 def refine(settings: RefineSettings) -> None:
     """Find removals of little measured damage; further budgets and runs reuse what is measured."""
-    from excise.artefacts import write_json
     from excise.choosing.brief import Brief
     from excise.choosing.refine import refine as refine_budget
     from excise.choosing.refine import refinement_facts
@@ -86,7 +85,7 @@ def refine(settings: RefineSettings) -> None:
     }
     write_json(out / "candidates.json", facts)
     if settings.as_json:
-        typer.echo(json.dumps(facts, default=str))
+        typer.echo(json_text(facts))
         return
     for budget, result in sorted(found.items()):
         output.print(finalists_table(result, budget, damage.name))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from excise.artefacts import json_text
 from excise.cli.healing import healing_of, preset_of, print_healed, print_race
 from excise.run import MANIFEST, RunResult, RunSettings, check_folder
 
@@ -45,7 +45,7 @@ def run(settings: RunSettings) -> None:
         loaded, calibration, apart, settings, healing=healing, progress=Progress(tokens_progress), clock=clock
     )
     if settings.as_json:
-        typer.echo(json.dumps(result.to_json(), default=str))
+        typer.echo(json_text(result.to_json()))
     else:
         _show(result, settings)
 

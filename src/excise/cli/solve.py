@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from excise.artefacts import json_text, write_json
 from excise.cli.options import check_new
 from excise.errors import InputError
 from excise.settings import Fixing, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
@@ -239,7 +239,7 @@ def _show(spectrum: Spectrum, problem: Problem, settings: SolveSettings) -> None
     first = spectrum.first_touching(touching % spectrum.units) if touching is not None else None
     if settings.as_json:
         found = {} if touching is None else {"first_touching": first and spectrum.states.index(first)}
-        typer.echo(json.dumps(spectrum.to_json() | found))
+        typer.echo(json_text(spectrum.to_json() | found))
         return
     from excise.cli.terminal import output
     from excise.report.spectra import frequency_line, spectrum_table
@@ -256,8 +256,6 @@ def _show(spectrum: Spectrum, problem: Problem, settings: SolveSettings) -> None
 def _show_all(spectra: Mapping[int, Spectrum], settings: SolveSettings) -> None:
     values = {"spectra": [spectrum.to_json() for spectrum in spectra.values()]}
     if settings.out is not None:
-        from excise.artefacts import write_json
-
         write_json(settings.out, values)
     if settings.figure is not None:
         from excise.drawing.chart import write_chart
@@ -265,7 +263,7 @@ def _show_all(spectra: Mapping[int, Spectrum], settings: SolveSettings) -> None:
 
         write_chart(budget_chart(spectra), settings.figure)
     if settings.as_json:
-        typer.echo(json.dumps(values))
+        typer.echo(json_text(values))
         return
     from excise.cli.terminal import output
     from excise.report.spectra import budgets_table

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from excise.artefacts import json_text, write_json
 from excise.cli.options import check_new
 from excise.errors import InputError
 from excise.settings import Batching, Loading, Printing, Replacing, Sampling, changed, indices, names_in, option
@@ -43,7 +43,6 @@ def verify(settings: VerifySettings) -> None:
     out = settings.out
     check_new(out, settings.force)
 
-    from excise.artefacts import write_json
     from excise.choosing.proposal import Proposal
     from excise.choosing.verify import verify as verify_proposals
     from excise.cli.terminal import load_model, output, tokens_progress
@@ -80,7 +79,7 @@ def verify(settings: VerifySettings) -> None:
     write_json(out, facts)
     store.delete()
     if settings.as_json:
-        typer.echo(json.dumps(facts, default=str))
+        typer.echo(json_text(facts))
         return
     total = sum(p.numel() for p in loaded.stack.model.parameters())
     output.print(candidates_table(verified, verified.best, total))

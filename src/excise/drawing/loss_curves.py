@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from excise.artefacts import as_number
 from excise.drawing.axes import axis, number, plane
 from excise.drawing.chart import Chart, Drawing, Entry
 from excise.drawing.style import series
@@ -76,7 +77,7 @@ def loss_curves(curves: Mapping[str, Sequence[Mapping[str, float]]], caption: st
 
 
 def _finite(curve: Sequence[Mapping[str, float]]) -> Points:
-    return [(float(e["step"]), float(e["loss"])) for e in curve if math.isfinite(e.get("loss", math.nan))]
+    return [(float(e["step"]), float(e["loss"])) for e in curve if math.isfinite(as_number(e.get("loss")))]
 
 
 def _thinned(points: Points) -> Points:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import read_json, write_json
+from excise.artefacts import as_number, read_json, write_json
 from excise.errors import InputError
 
 FORMAT = "excise scores 1"
@@ -170,7 +170,9 @@ class Scores:
 
 
 def _result(value: Mapping[str, Any]) -> Result:
-    metrics = {name: Metric(**metric) for name, metric in value["metrics"].items()}
+    metrics = {
+        name: Metric(**{**metric, "value": as_number(metric["value"])}) for name, metric in value["metrics"].items()
+    }
     return Result(value["model"], value["kind"], value["name"], value["settings"], metrics, value["details"])
 
 

@@ -13,26 +13,27 @@ from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
-from excise.artefacts import atomic_path, read_json, write_json
+from excise.artefacts import write_json
 from excise.context import Context
 from excise.data.batches import longest_together
 from excise.data.samples import Samples
 from excise.drawing.chart import write_chart
 from excise.drawing.loss_curves import loss_curves
-from excise.errors import InputError, OutputError, UntestableError
+from excise.errors import InputError, OutputError, SelfTestError
+from excise.healing.origin import origin_of, recipe_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
-from excise.healing.trainer import Origin, Watching, last_whole, train, training_place
+from excise.healing.trainer import Watching, last_whole, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
 from excise.provenance import provenance
 from excise.store import Store
 from excise.surgery.card import model_card, original_metadata
+from excise.surgery.check import check_loaded
 from excise.surgery.checkpoint import RECIPE, write_pruned
 from excise.surgery.feasible import require_writable
-from excise.surgery.self_test import self_test
-from excise.surgery.verdict import require_passed
+from excise.surgery.publish import publishing
 
 MANIFEST, CURVE = "heal.json", "loss.svg"
 
@@ -74,13 +75,14 @@ def heal(
     Raises:
         OutputError: `out` exists.
         HealingError: training cannot go on; names the last whole checkpoint.
-        InputError: see `excise.healing.trainer.train`.
+        InputError: the student's recipe does not explain the teacher; see also `excise.healing.trainer.train`.
+        SelfTestError: what was written failed its test; the training is kept.
 
     """
     out, started = Path(out).expanduser(), time.perf_counter()
     check_destination(out, student.source, force)
     require_writable(student.folder, out, changes=student.stack.model, overwrite=force)
-    recipe = recipe_of(student.source)
+    recipe, origin = recipe_of(student), origin_of(student, teacher)
     store = store or Store(out.with_name(f".{out.name}.work"))
     work = training_place(store, student.stack, teacher, samples, settings)
     losses = {}
@@ -93,7 +95,7 @@ def heal(
         samples,
         work,
         settings,
-        origin=Origin.of(recipe),
+        origin=origin,
         watching=watching,
     )
     if not PartialState().is_main_process:
@@ -113,7 +115,10 @@ def heal(
         **(further or {}),
         "provenance": provenance(),
     }
-    facts = _write(student, recipe, facts, out, longest_together(held_out), started)
+    try:
+        facts = _write(student, recipe, facts, out, longest_together(held_out), started)
+    except SelfTestError as error:
+        raise SelfTestError(f"{error}. The training is kept in {work}") from None
     store.delete()
     PartialState().wait_for_everyone()
     return facts
@@ -125,12 +130,6 @@ def _whole(student: Loaded, work: Path) -> Loaded:
         return student
     model = AutoModelForCausalLM.from_pretrained(str(last_whole(work)), dtype=torch.float32)
     return replace(student, stack=find_stack(model))
-
-
-def recipe_of(source: str) -> dict[str, Any]:
-    """The recipe of a pruned checkpoint's folder; empty where it has none."""
-    path = Path(source).expanduser() / RECIPE
-    return read_json(path) if path.is_file() else {}
 
 
 def check_destination(out: Path, student: str, force: bool) -> None:
@@ -155,12 +154,21 @@ def _loss(loaded: Loaded, samples: Samples) -> float:
 
 
 def _write(
-    student: Loaded, recipe: Mapping[str, Any], facts: Mapping[str, Any], out: Path, probe: torch.Tensor, started: float
+    student: Loaded, recipe: Mapping[str, Any], facts: dict[str, Any], out: Path, probe: torch.Tensor, started: float
 ) -> dict[str, Any]:
-    """Write the checkpoint, its card, its curve and its facts as one folder, after its self-test; returns the facts."""
+    """Write the checkpoint, its card, its curve and its facts as one folder, which is tested; returns the facts."""
     told = {key: facts[key] for key in ("losses", "steps", "settings")}
-    whole = {**recipe, "healing": {**told, "samples": facts["samples"], "teacher": facts["teacher"]}}
-    with atomic_path(out) as folder:
+    healing = {**told, "samples": facts["samples"], "teacher": facts["teacher"]}
+
+    def tested(folder: Path) -> dict[str, Any]:
+        report = check_loaded(student.stack, (), folder, probe, source=student.folder, stored=student.stored_dtype)
+        facts["self_test"] = report
+        facts["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(folder / MANIFEST, facts)
+        return report
+
+    with publishing(out, tested) as publication:
+        folder = publication.place
         written = write_pruned(
             student.stack,
             (),
@@ -170,26 +178,30 @@ def _write(
             dtype=student.stored_dtype,
             card={"original": student.source},
         )
-        facts = {**facts, "self_test": require_passed(_tested(student.stack, folder, probe), out)}
-        if not recipe:
-            whole = {**whole, **written}
-        write_json(folder / RECIPE, {**whole, "dtype": written["dtype"]})
+        # One recipe tells of a pruning and of the healing after it; a second healing is another step.
+        before = recipe if recipe and "healing" not in recipe else written
+        whole = {**before, "healing": healing, "dtype": written["dtype"]}
+        if "zeroed_sublayers" in whole:
+            whole["zeroed_sublayers"] = _still_zero(student.stack, whole)
+        write_json(folder / RECIPE, whole)
         metadata = original_metadata(student.folder or student.source)
         card = model_card(whole, name=out.name, original=metadata) + _section(facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         held_out = ", ".join(f"{name} {value:.3f}" for name, value in facts["losses"].items())
         if chart := loss_curves({out.name: facts["curve"]}, f"Held out, nats/token: {held_out}."):
             write_chart(chart, folder / CURVE)
-        facts["seconds"] = round(time.perf_counter() - started, 1)
-        write_json(folder / MANIFEST, facts)
     return facts
 
 
-def _tested(student: Stack, folder: Path, probe: torch.Tensor) -> dict[str, Any]:
-    try:
-        return self_test(student, (), folder, probe)
-    except UntestableError as error:
-        return {"level": "none", "reason": str(error)}
+def _still_zero(stack: Stack, recipe: Mapping[str, Any]) -> list[str]:
+    """Of the sublayers that had been set to 0, those to which training gave no weights."""
+    named = {f"{recipe['original_blocks'][s.block]}.{s.kind}": s for s in stack.sublayers}
+
+    def is_zero(name: str) -> bool:
+        module = stack.blocks[named[name].block].module
+        return not any(module.get_parameter(weight).count_nonzero() for weight in named[name].writes)
+
+    return [name for name in recipe["zeroed_sublayers"] if name in named and is_zero(name)]
 
 
 def _section(facts: Mapping[str, Any]) -> str:

@@ -18,10 +18,10 @@ import numpy as np
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
-from excise.healing.heal import recipe_of
+from excise.healing.origin import origin_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.healing.trainer import Origin, Progress, Watching, planned_steps, train, training_place
+from excise.healing.trainer import Progress, Watching, planned_steps, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
 from excise.store import Store
@@ -96,7 +96,8 @@ def race(
         The standings, after the last rung but before the winner's last stretch.
 
     Raises:
-        InputError: fewer than two entrants, the same one twice, or too few steps to stop on the way.
+        InputError: fewer than two entrants, the same one twice, too few steps to stop on the way, or a teacher that an
+            entrant was not made from.
 
     """
     if len(students) < 2 or len(set(students)) < len(students):
@@ -116,7 +117,7 @@ def race(
             if reached is None:
                 # Opened anew on every rung: one student in memory, however many race.
                 student = open_student(students[number])
-                origin = Origin.of(recipe_of(students[number]))
+                origin = origin_of(student, teacher)
                 tell = partial(report, students[number]) if report else None
                 place = training_place(store, student.stack, teacher, samples, settings)
                 watching = Watching(tell)

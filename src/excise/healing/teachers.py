@@ -26,6 +26,8 @@ from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
 from excise.repair.streams import recorded_streams
 from excise.store import Journal
+from excise.surgery.config import quantisation
+from excise.surgery.recipe import read_recipe
 
 FORMAT = "excise teacher 1"
 INDEX = "teacher.json"
@@ -233,9 +235,27 @@ def record_teacher(
         rests.append(shard["rest"])
     remainders = np.concatenate(rests)
     kept_mass = float(1 - remainders.mean(dtype=np.float64))
-    index = {**facts, "positions": len(remainders), "kept_mass": kept_mass}
+    index = {**facts, "anatomy": anatomy(stack), "positions": len(remainders), "kept_mass": kept_mass}
     write_json(folder / INDEX, index)
     return index
+
+
+def anatomy(stack: Stack) -> dict[str, Any]:
+    """What tells whether a model is the one that another was made from.
+
+    Returns:
+        `model_type` (None for a GGUF file, which calls some by another's name), `width` of the residual stream, number
+        of `blocks`, and `original_blocks`, those of the first original that it has, where a recipe beside it says.
+
+    """
+    config = stack.model.config
+    kept = read_recipe(config.name_or_path or "").get("original_blocks")
+    return {
+        "model_type": None if quantisation(config) == "gguf" else stack.config.model_type,
+        "width": getattr(stack.config, "hidden_size", None),
+        "blocks": len(stack.blocks),
+        "original_blocks": kept if kept is not None and len(kept) == len(stack.blocks) else None,
+    }
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from excise.data.batches import pad
 from excise.data.fit import require_fit
 from excise.data.samples import Sample, Samples
 from excise.errors import HealingError, InputError, OutputError
+from excise.healing.origin import Origin
 from excise.healing.settings import Settings
 from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
 from excise.healing.teachers import OfflineTeacher, Teacher
@@ -59,26 +60,6 @@ class Progress:
     loss: float
     tokens_per_second: float
     seconds_left: float
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a pruned model came from.
-
-    Attributes:
-        original_blocks: [student's blocks], their indices in the original.
-        teacher_blocks: number of the original's blocks.
-
-    """
-
-    original_blocks: tuple[int, ...]
-    teacher_blocks: int
-
-    @staticmethod
-    def of(recipe: Mapping[str, Any]) -> Origin | None:
-        """Read it from the recipe of `write_pruned`; None where the recipe does not say."""
-        kept, removed = recipe.get("original_blocks"), recipe.get("removed")
-        return None if kept is None or removed is None else Origin(tuple(kept), len(kept) + len(removed))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from excise.errors import ArchitectureError, CheckpointError, HeadlessError, InputError, MissingExtraError
+from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
@@ -41,7 +41,7 @@ class Loaded:
 
     Attributes:
         stack: the model as a stack of blocks.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; None where it has none (or none that loads, where no text is to be read).
         source: what the user named.
         stored_dtype: dtype of most weights in the checkpoint, in which a pruned one is written.
         folder: where the checkpoint's files lie, for a hub id in the hub's cache; None for a GGUF file.
@@ -77,6 +77,7 @@ def load(
     device: str = "auto",
     trust_remote_code: bool = False,
     quantisation: Any = None,
+    reading: bool = True,
 ) -> Loaded:
     """Load a model.
 
@@ -88,6 +89,7 @@ def load(
             is the CPU.
         trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
         quantisation: a quantisation config of transformers, to quantise plain weights while loading (a teacher's).
+        reading: whether text is to be read; where not, a tokenizer that does not load is None.
 
     Raises:
         InputError: no such model, or an unknown option.
@@ -103,6 +105,7 @@ def load(
         trust_remote_code=trust_remote_code,
         known=True,
         quantisation=quantisation,
+        reading=reading,
     )
     return Loaded(find_stack(model), tokenizer, source, stored, checkpoint_folder(source))
 
@@ -115,6 +118,7 @@ def load_unread(
     trust_remote_code: bool = False,
     known: bool = False,
     quantisation: Any = None,
+    reading: bool = True,
 ) -> tuple[Any, Any, torch.dtype]:
     """Load a model of any type, without reading it as a stack of blocks.
 
@@ -125,6 +129,7 @@ def load_unread(
         trust_remote_code: see `load`.
         known: refuse a model type that excise does not know before its weights are read.
         quantisation: see `load`; such a model is for forward passes, so on a CPU too it stays quantised.
+        reading: see `load`.
 
     Returns:
         The transformers model, its tokenizer, and the dtype of the weights in the checkpoint.
@@ -135,8 +140,7 @@ def load_unread(
         ArchitectureError: a model type that transformers does not know, or, with `known`, excise.
 
     """
-    if dtype not in DTYPES:
-        raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
+    place = device_map(dtype, device)
     folder = checkpoint_folder(source)
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is not None:
@@ -148,7 +152,6 @@ def load_unread(
         config = AutoConfig.from_pretrained(**arguments)
     if known:
         architecture_of(config.model_type)
-    place = _device_map(device)
     # Headers first: a truncated or hostile file, or an adapter, is named before minutes of loading.
     headers = None if folder is None else read_checkpoint(folder)
     stored = torch.float32 if headers is None else _stored_dtype(headers, config)
@@ -178,7 +181,7 @@ def load_unread(
                 model = model.dequantize()
         else:
             model, report = load_dequantised(folder, float8, config, **options)
-        tokenizer = AutoTokenizer.from_pretrained(**arguments) if _has_tokenizer(folder) else None
+        tokenizer = _tokenizer(arguments, reading) if _has_tokenizer(folder) else None
     _require_complete(source, report, model)
     loaded_from(model, files)
     return model, tokenizer, stored
@@ -256,7 +259,25 @@ def _stored_dtype(checkpoint: Checkpoint, config: Any) -> torch.dtype:
     return PLAIN[max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else named or torch.float32
 
 
-def _device_map(device: str) -> str:
+def _tokenizer(arguments: dict[str, Any], reading: bool) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(**arguments)
+    # Whatever a tokenizer raises, weights can be tested without it.
+    except Exception:
+        if reading:
+            raise
+        return None
+
+
+def device_map(dtype: str, device: str) -> str:
+    """Where a model goes, as accelerate calls it; checks the options of `load` that name dtype and device.
+
+    Raises:
+        InputError: an unknown dtype or device, or one that this machine lacks.
+
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
     if device == "auto":
         return "auto" if torch.cuda.is_available() else "cpu"
     try:
@@ -283,7 +304,7 @@ def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
         if missing <= own:
             others = sorted(map(str, report.get("unexpected_keys") or ()))
             instead = f" but another ({others[0]})" if others else ""
-            raise HeadlessError(
+            raise CheckpointError(
                 f"{source} has no language-model head{instead}, so it predicts no tokens to measure damage by; "
                 f"take the checkpoint with the head. `excise prune --removed` takes this one as it is"
             )

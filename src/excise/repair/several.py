@@ -22,6 +22,7 @@ from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
+from excise.surgery.publish import Test
 
 # What measured best need not be best once repaired: of three the third became the best (log, 2026-11-24, the main job
 # with repair).
@@ -109,18 +110,24 @@ def _file(context: Context, removed: Removal, samples: Samples, held_out: Sample
 
 
 def write_removal(
-    loaded: Loaded, removed: Removal, repairs: Repairs, out: Path, card: Mapping[str, Any] | None = None
-) -> None:
+    loaded: Loaded,
+    removed: Removal,
+    repairs: Repairs,
+    out: Path,
+    card: Mapping[str, Any] | None = None,
+    test: Test | None = None,
+) -> dict[str, Any]:
     """Write the checkpoint without some blocks, repaired where that helps; replaces one that is there.
 
     From folder to folder byte by byte, save for the matrices that were repaired; only a GGUF file comes from memory.
+    Returns what `excise.surgery.checkpoint.write_pruned` does.
     """
     # Byte by byte where no matrix changed: nothing is rounded, and a quantisation stays as it is.
     if repairs.helpful(removed) is None and loaded.folder is not None:
-        prune_folder(loaded.folder, removed, out, card={"original": loaded.source, **(card or {})}, overwrite=True)
-        return
+        card = {"original": loaded.source, **(card or {})}
+        return prune_folder(loaded.folder, removed, out, card=card, overwrite=True, test=test)
     with repairs.applied(loaded.stack, removed):
-        write_pruned(
+        return write_pruned(
             loaded.stack,
             removed,
             out,
@@ -129,6 +136,7 @@ def write_removal(
             dtype=loaded.stored_dtype,
             card=card,
             overwrite=True,
+            test=test,
         )
 
 

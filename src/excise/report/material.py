@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import read_json
+from excise.artefacts import as_number, read_json
 from excise.errors import InputError
 from excise.evaluation.scores import Scores
 from excise.ising.energies import ENERGIES, Energy
@@ -239,8 +239,8 @@ def measured_removals(candidates: Sequence[Mapping[str, Any]]) -> dict[int, tupl
             removed,
             tuple(dict.fromkeys(methods)),
             candidate.get("energy") if before is None else before.energy,
-            float(candidate["delta"]) if before is None else before.delta,
-            float(candidate["perplexity"]) if before is None else before.perplexity,
+            as_number(candidate["delta"]) if before is None else before.delta,
+            as_number(candidate["perplexity"]) if before is None else before.perplexity,
         )
     budgets = sorted({len(removed) for removed in found})
     return {

@@ -108,10 +108,11 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
     if healed := run.get("healed"):
         after = healed["losses"]["healed"]
         facts.append(("Healed, nats/token", f"{after:.3f}", f"{_signed(after - run['base_loss'])} on held-out text"))
-    test = run.get("self_test")
-    if test:
-        passed = test["loads_in_stock_transformers"] and test["cache_agrees"]
-        facts.append(("Self-test", "passed" if passed else "failed", f"transformers {test.get('transformers', '')}"))
+    test = run.get("self_test") or {}
+    # Runs of 0.1.0 gave figures and no verdict.
+    if "passed" in test:
+        told = f"{test['level']}, transformers {test.get('transformers', '')}"
+        facts.append(("Self-test", "passed" if test["passed"] else "failed", told))
     return facts
 
 
@@ -123,5 +124,6 @@ def _millions(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _perplexity(value: float) -> str:
+def _perplexity(value: float | None) -> str:
+    value = math.inf if value is None else value
     return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if math.isfinite(value) else "∞"

@@ -48,7 +48,8 @@ def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, An
             `energy_model` (its name), `base_loss`, `pruned_loss` and `repaired_loss` (nats/token on held-out samples),
             `repair` ({"steps": [{"block", "kind", …}], "samples"}, where matrices were refitted in closed form),
             `parameters` ({"before", "after"}), `dtype`, `left_out` ({file or tensors: why}), `data`, `seed`,
-            `versions` ({package: version}) and `command`. Others are not shown; they stay in excise.json.
+            `history` (the facts of earlier steps), `versions` ({package: version}) and `command`. Others are not shown;
+            they stay in excise.json.
         name: how the usage example calls the checkpoint.
         original: metadata of the original's card, see `original_metadata`.
 
@@ -165,14 +166,44 @@ def _summary(facts: Mapping[str, Any]) -> str:
             f"{summary}, and {len(zeroed)} sublayers of the others silenced: the weights by which these add to the "
             f"residual stream are 0. That removes what they did exactly; it makes the model no smaller and no faster.\n"
         )
-    healed, mended = facts.get("healing"), facts.get("repair")
+    steps = _steps(facts)
+    healed, mended, merged = (any(step.get(key) for step in steps) for key in ("healing", "repair", "merge"))
+    if len(steps) > 1:
+        done = [text for text, is_so in (("merged", merged), ("repaired", mended), ("healed", healed)) if is_so]
+        others = f"were {', '.join(done)} on the way" if done else "are unchanged"
+        return f"{summary} in {len(steps)} steps; the others {others}.\n"
     if healed:
         others = "were repaired in closed form and then healed" if mended else "were then healed"
+    elif merged:
+        others = "are unchanged, but for those into which others were merged"
     else:
         others = (
             "are unchanged, but for one matrix below each cut, refitted without training" if mended else "are unchanged"
         )
     return f"{summary}; the others {others}.\n"
+
+
+def _steps(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The recipes of all steps, the first at first."""
+    return [*facts.get("history", ()), facts]
+
+
+def _history(facts: Mapping[str, Any]) -> str | None:
+    """What each step removed, and what else it did, where there were several."""
+    steps = _steps(facts)
+    if len(steps) == 1:
+        return None
+    texts: list[str] = []
+    gone: set[int] = set()
+    for step in steps:
+        new = sorted({*step.get("removed", ())} - gone)
+        gone |= {*new}
+        done = [f"removed {_listed(new)}"] if new else []
+        done += [
+            text for key, text in (("merge", "merged"), ("repair", "repaired"), ("healing", "healed")) if step.get(key)
+        ]
+        texts.append(", ".join(done) or "written anew")
+    return "; then ".join(texts)
 
 
 def _recipe_table(facts: Mapping[str, Any]) -> str:
@@ -182,9 +213,10 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
         ("Sublayers set to 0 (no smaller and no faster for it)", _listed(facts.get("zeroed_sublayers"))),
         ("Merged", _merged(facts)),
         ("Repaired in closed form", _repaired(facts)),
+        ("Steps", _history(facts)),
         ("Proposed by", facts.get("proposed_by")),
         ("Predicted energy", _energy(facts)),
-        ("Loss before", _loss(facts.get("base_loss"))),
+        ("Loss before the last step" if facts.get("history") else "Loss before", _loss(facts.get("base_loss"))),
         ("Loss after", _loss(facts.get("pruned_loss"))),
         ("Loss after repair", _loss(facts.get("repaired_loss"))),
         ("Parameters", _parameters(facts.get("parameters"))),
@@ -237,6 +269,8 @@ def _parameters(counts: Mapping[str, int] | None) -> str | None:
     if not counts:
         return None
     before, after = counts["before"], counts["after"]
+    if before is None:
+        return f"{after:,}"
     return f"{after:,} of {before:,} ({after / before:.1%})"
 
 

@@ -1,8 +1,8 @@
-"""How far a checkpoint pruned on disk can be tested on this machine, and that test.
+"""How far a checkpoint that was written can be tested on this machine, and that test.
 
-Where the original and the pruned model fit in memory together, logits are compared. Where they do not, stock
-transformers is asked whether it finds every weight by name and shape, which takes no memory. Nothing is ever loaded
-that does not fit.
+Where the original and the pruned model fit in memory together, logits and generation are compared. Where they do not,
+or the original gives no logits, stock transformers is asked whether it finds every weight by name and shape, which
+takes no memory. Nothing is ever loaded that does not fit. What cannot be tested here is told, and is no failure.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ import psutil
 import torch
 
 from excise.artefacts import read_json
-from excise.errors import (
-    ArchitectureError,
-    CheckpointError,
-    HeadlessError,
-    InputError,
-    MissingExtraError,
-    UntestableError,
-)
+from excise.errors import ExciseError, MissingExtraError, UntestableError
 from excise.models.headers import read_checkpoint
-from excise.models.loading import load
+from excise.models.loading import device_map, load
 from excise.models.quantised import find_format, is_scale
-from excise.models.stack import Stack, gated
-from excise.surgery.self_test import in_fresh_process, probe, self_test
-from excise.surgery.stock_load import compare_generation
-from excise.surgery.verdict import TOLERANCE_IN_HALF
+from excise.models.stack import Stack
+from excise.surgery.config import kept_blocks
+from excise.surgery.files_test import wrong_files
+from excise.surgery.on_disk import original_indices, read_source
+from excise.surgery.proof import Proof, Report
+from excise.surgery.self_test import (
+    STOCK_NAMES,
+    in_fresh_process,
+    judge_loading,
+    judge_numbers,
+    probe,
+    reference_logits,
+    self_test,
+    wrong_names,
+)
+from excise.surgery.stock_load import compare
 
-STOCK_NAMES = Path(__file__).with_name("stock_names.py")
 BYTES_PER_PARAMETER = 4.0  # float32, in which models are computed on a CPU; on a GPU it is half of it
-NEW_TOKENS = 12
+KEYS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 
 def check_pruned(
@@ -45,7 +49,7 @@ def check_pruned(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Test a checkpoint that was pruned from file to file, as well as it can be here.
 
     Args:
@@ -57,58 +61,63 @@ def check_pruned(
         trust_remote_code: run Python code that comes with the checkpoint.
 
     Returns:
-        `level`: "logits" with what `excise.surgery.self_test.self_test` returns (where a fresh process cannot load the
-        format, the model was loaded in this one, and `loads_in_stock_transformers` is None); "names" with
-        `loads_in_stock_transformers`, `missing_keys`, `unexpected_keys`, `mismatched_keys` and `weights`; or "none".
-        With the latter two, `reason` says why no more was tested.
+        What `excise.surgery.self_test.self_test` does. Where a fresh process cannot load the format, the model was
+        loaded in this one, and `loads_in_stock_transformers` is None; where only names could be compared, there are
+        `loads_in_stock_transformers`, `missing_keys`, `unexpected_keys`, `mismatched_keys` and `weights`.
 
     Raises:
-        CheckpointError: the checkpoint does not load, or lacks weights.
+        InputError: an unknown dtype or device.
 
     """
+    device_map(dtype, device)
     source, out = Path(source).expanduser(), Path(out)
     needed, free = 2 * memory_needed(source), memory_free()
     if needed > free:
-        reason = f"original and pruned model take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
-        return {"level": "none", "reason": reason} if out.is_file() else names_test(out, reason, source)
+        return names_test(source, removed, out, _too_large("original and pruned model take", needed, free))
     try:
-        loaded = load(str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    except MissingExtraError as error:
-        return {"level": "none", "reason": str(error)}
-    except (HeadlessError, InputError, ArchitectureError) as error:
-        # The original does not load as a language model here, and did before; its files can still be looked at.
-        return names_test(out, str(error), source) if out.is_dir() else {"level": "none", "reason": str(error)}
-    except CheckpointError as error:
-        if not _needs_a_tool(source):
-            raise
-        return names_test(out, str(error), source) if out.is_dir() else {"level": "none", "reason": str(error)}
-    return check_loaded(loaded.stack, removed, out)
+        loaded = load(str(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code, reading=False)
+    except Exception as error:  # whatever loading and a first forward pass raise
+        return names_test(source, removed, out, f"the original gives no logits: {error}")
+    return check_loaded(loaded.stack, removed, out, source=source)
 
 
 def check_loaded(
-    stack: Stack, removed: Sequence[int], out: Path, input_ids: torch.Tensor | None = None
-) -> dict[str, Any]:
-    """Compare logits of what was written with those of the original, which is in memory, its gates at 0.
+    stack: Stack,
+    removed: Sequence[int],
+    out: str | Path,
+    input_ids: torch.Tensor | None = None,
+    *,
+    source: Path | None = None,
+    sublayers: Sequence[int] = (),
+    stored: torch.dtype | None = None,
+) -> Report:
+    """Compare what was written with the original, which is in memory, its gates at 0.
 
     Args:
         stack: the original.
         removed: original indices.
         out: what was written, a folder or a `.gguf` file.
         input_ids: token ids to compare on, see `excise.surgery.self_test.self_test`.
+        source: where the original's files lie, if they do.
+        sublayers: gates of sublayers removed by themselves.
+        stored: dtype in which weights that changed in memory were written; None where none changed.
 
     Returns:
-        As `check_pruned` does, of the level "logits".
-
-    Raises:
-        CheckpointError: the checkpoint does not load, or lacks weights.
+        As `check_pruned` does.
 
     """
-    if out.is_file() or _float8(out) is not None:
-        return reload_test(stack, removed, out, input_ids)
+    out = Path(out)
     try:
-        return {"level": "logits", **self_test(stack, removed, out, input_ids)}
-    except UntestableError as error:
-        return {"level": "none", "reason": str(error)}
+        needed, free = memory_needed(out), memory_free()
+        reload = out.is_file() or _float8(out) is not None
+    except ExciseError as error:
+        return Proof(failed=[f"its files do not read back ({error})"]).report()
+    if needed > free:
+        return names_test(source, removed, out, _too_large("the pruned model takes", needed, free))
+    if reload:
+        return reload_test(stack, removed, out, input_ids)
+    folder = source if source is not None and source.is_dir() else None
+    return self_test(stack, removed, out, input_ids, sublayers=sublayers, source=folder, stored=stored)
 
 
 def memory_needed(source: Path) -> int:
@@ -126,92 +135,116 @@ def memory_free() -> int:
     return int(psutil.virtual_memory().available + on_gpus)
 
 
-def _needs_a_tool(source: Path) -> bool:
-    """Whether the weights are stored in a way that not every installation reads: packed, or as GGUF."""
-    return source.is_file() or bool(read_json(source / "config.json").get("quantization_config"))
+def _too_large(what: str, needed: int, free: int) -> str:
+    return f"{what} {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
 
 
 def _float8(folder: Path) -> Any:
+    """The float8 format of a checkpoint; None for other forms."""
     return find_format(folder, read_json(folder / "config.json").get("quantization_config"))
 
 
-def names_test(folder: Path, reason: str, source: Path) -> dict[str, Any]:
-    """Whether stock transformers finds every weight by name and shape; `reason` says why no more is tested.
+def names_test(source: Path | None, removed: Sequence[int], out: Path, reason: str) -> Report:
+    """Compare names and shapes with what stock transformers expects, and say why no more was tested.
 
-    What it does not find in the original either (a head that it never had) is not held against the surgery.
+    A head that the checkpoint lacks, and tensors that the model has no place for, are the original's own where it is
+    the same there.
 
-    Raises:
-        CheckpointError: the config does not load.
+    Args:
+        source: the original, if it lies on this machine.
+        removed: original indices.
+        out: what was written.
+        reason: why logits were not compared.
 
     """
-    form = _float8(folder)
+    proof = Proof()
+    proof.judge("files", wrong_files(out))
+    if proof.failed:
+        return proof.report()
+    proof.leave(reason, "logits", "generates")
+    if out.is_file():
+        proof.leave(reason, "names")
+        return proof.report()
+    form = _float8(out)
+    options = ["plain"] if form else []
+    folder = source if source is not None and source.is_dir() else None
     try:
-        report = in_fresh_process(STOCK_NAMES, folder, *(["plain"] if form else []), timeout_s=1800.0)
-    except CheckpointError as error:
-        if not _needs_a_tool(folder) and not _has_own_code(folder) and not isinstance(error, UntestableError):
-            raise
-        return {"level": "none", "reason": f"{reason}; and {str(error).splitlines()[-1]}"}
+        report = in_fresh_process(STOCK_NAMES, out, *options, timeout_s=1800.0)
+    except UntestableError as error:
+        proof.leave(str(error), "names")
+        return proof.report()
+    if "load_error" in report:
+        proof.facts = {"transformers": report["transformers"]}
+        judge_loading(proof, report["load_error"], folder, *options)
+        return proof.report()
     if form:
-        stored = {tensor.name for tensor in read_checkpoint(folder).tensors}
+        stored = {tensor.name for tensor in read_checkpoint(out).tensors}
         scales = {name for name in stored if is_scale(name, form, stored)}
         report["unexpected_keys"] = sorted(set(report["unexpected_keys"]) - scales)
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    if any(report[kind] for kind in kinds):
-        original = in_fresh_process(STOCK_NAMES, source, *(["plain"] if form else []), timeout_s=1800.0)
-        for kind in kinds:
-            known = {_numberless(name) for name in original[kind]}
-            report[kind] = [name for name in report[kind] if _numberless(name) not in known]
-    wrong = any(report[kind] for kind in kinds)
-    stock = None if form else report["is_stock"] and not wrong
-    return {
-        "level": "names",
-        "reason": reason,
-        "loads_in_stock_transformers": stock,
-        "names_agree": not wrong,
-        **report,
-    }
+    proof.facts = {**report, "loads_in_stock_transformers": None if form else report["is_stock"] and not _wrong(report)}
+    explained = _explained(report, folder, removed, options) if folder and _wrong(report) else report
+    proof.judge("names", wrong_names(explained))
+    return proof.report()
 
 
-def _numberless(name: str) -> str:
-    """A tensor's name with every number as N: a block has another number once those below it are gone."""
-    return re.sub(r"\d+", "N", name)
+def _wrong(report: Report) -> bool:
+    return any(report[kind] for kind in KEYS)
 
 
-def _has_own_code(folder: Path) -> bool:
-    return bool(read_json(folder / "config.json").get("auto_map"))
+def _explained(report: Report, source: Path, removed: Sequence[int], options: list[str]) -> Report:
+    """The keys that are wrong, without those that are in the original, and of which no block is made."""
+    try:
+        original = in_fresh_process(STOCK_NAMES, source, *options, timeout_s=1800.0)
+    except UntestableError:
+        return report
+    if "load_error" in original:
+        return report
+    whole = read_source(source)
+    kept = kept_blocks(whole.blocks, original_indices(removed, whole.blocks))
+    blocks = whole.architecture.stack.rpartition(".")[2]
+
+    def there(name: str) -> str:
+        """The name that a tensor has in the original."""
+        return re.sub(rf"\b{re.escape(blocks)}\.(\d+)\.", lambda m: f"{blocks}.{_old(kept, int(m[1]))}.", name)
+
+    allowed = {**{kind: set(original[kind]) for kind in KEYS}, "missing_keys": set(original["head"])}
+    return {kind: [n for n in report[kind] if there(n) not in {*allowed[kind]} & {*original[kind]}] for kind in KEYS}
 
 
-@torch.no_grad()
-def reload_test(
-    stack: Stack, removed: Sequence[int], out: Path, input_ids: torch.Tensor | None = None
-) -> dict[str, Any]:
+def _old(kept: Sequence[int], new: int) -> int:
+    return kept[new] if new < len(kept) else new
+
+
+def reload_test(stack: Stack, removed: Sequence[int], out: Path, input_ids: torch.Tensor | None = None) -> Report:
     """Load what was written, in this process, and compare it with the original whose gates are at 0.
 
     It is computed in the original's dtype, and on GPUs where the original is.
-
-    Raises:
-        CheckpointError: it does not load, or lacks weights.
-
     """
-    input_ids, new_tokens = probe(stack, input_ids, NEW_TOKENS)
-    input_ids = input_ids.to(stack.device)
-    alpha = torch.ones(len(stack.blocks))
-    alpha[list(removed)] = 0
-    with gated(stack, alpha):
-        expected = stack.model(input_ids=input_ids, use_cache=False).logits.double().cpu()
+    proof = Proof()
+    proof.judge("files", wrong_files(out))
+    if proof.failed:
+        return proof.report()
+    ids, new_tokens = probe(stack, input_ids)
+    expected = reference_logits(stack, removed, ids)
     dtype = str(stack.model.dtype).removeprefix("torch.")
     device = "auto" if stack.device.type == "cuda" else str(stack.device)
-    model = load(str(out), dtype=dtype, device=device).stack.model
-    logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits.double().cpu()
-    return {
-        "level": "logits",
-        # Packed weights are dequantised to the same numbers on both sides; only the order of sums may differ.
-        "tolerance": TOLERANCE_IN_HALF,
+    try:
+        model = load(str(out), dtype=dtype, device=device, reading=False).stack.model
+    except MissingExtraError as error:
+        proof.leave(str(error), "names", "logits", "generates")
+        return proof.report()
+    except ExciseError as error:
+        proof.failed.append(f"it does not load: {error}")
+        return proof.report()
+    proof.judge("names", None)  # else it had not loaded
+    found = compare(model, ids, expected, new_tokens)
+    errors = {name: found.pop(name) for name in [*found] if name.endswith("_error")}
+    proof.facts = {
         "loads_in_stock_transformers": True if out.is_file() else None,
-        "max_abs_logit_difference": (logits - expected).abs().max().item(),
-        "max_abs_logit": expected.abs().max().item(),
-        **compare_generation(model, input_ids.to(model.device), new_tokens),
         "without_excise": False,
         "model_class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **found,
     }
+    judge_numbers(proof, stack, ids, errors, new_tokens)
+    return proof.report()

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from excise.artefacts import atomic_path, write_json
+from excise.artefacts import write_json
 from excise.errors import ArchitectureError, CheckpointError, OutputError
 from excise.models.architectures import Architecture
 from excise.models.identity import unchanged
@@ -23,7 +23,9 @@ from excise.surgery.changed import changed_tensors
 from excise.surgery.config import kept_blocks, pruned_config, quantisation, recounted, write_derived
 from excise.surgery.destination import RECIPE, check_destination
 from excise.surgery.on_disk import Source, prune_folder, read_source, write_dequantised
-from excise.surgery.sublayers import as_removal, zeroed
+from excise.surgery.publish import Test, publishing
+from excise.surgery.recipe import composed, read_recipe
+from excise.surgery.sublayers import Removal, as_removal, zeroed
 
 INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
 
@@ -132,6 +134,7 @@ def write_pruned(
     card: Mapping[str, Any] | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
+    test: Test | None = None,
 ) -> dict[str, Any]:
     """Write the model without the blocks `removed` as a checkpoint folder that stock transformers loads.
 
@@ -157,10 +160,13 @@ def write_pruned(
         card: facts for the model card and the recipe, see `excise.surgery.card.model_card`.
         max_shard_size: upper size of one weights file, such as "5GB", or in bytes.
         overwrite: replace an existing checkpoint folder.
+        test: tests what was written before it gets its name, see `excise.surgery.publish.publishing`.
 
     Returns:
-        The recipe, as in excise.json: the facts of `card` and, among others, `removed`, `original_blocks` (for each
+        The recipe, as in excise.json (see `excise.surgery.recipe`):
+        the facts of `card` and, among others, `removed`, `original_blocks` (for each
         block of the pruned model, its index in the original) and, if there are any, `zeroed_sublayers` (by name).
+        Beside it `self_test`, what the test found, if there was one.
 
     Raises:
         InputError: `removed` or `sublayers` does not fit the stack, or no block would be left.
@@ -168,6 +174,7 @@ def write_pruned(
             go without its block.
         OutputError: the folder exists, is not a checkpoint, or is the original's own; or the disk is full.
         CheckpointError: the weights are quantised or offloaded in a way that cannot be saved, or do not fit the source.
+        SelfTestError: the test failed.
 
     """
     removal = as_removal(stack, removed, sublayers)
@@ -178,35 +185,39 @@ def write_pruned(
     if removal.zeroed:
         facts["zeroed_sublayers"] = [stack.sublayers[gate].name for gate in removal.zeroed]
     original = None if source is None else read_source(source)
-    with zeroed(stack, removal.zeroed):
-        if original is not None and not original.quantised:
-            changed = changed_tensors(stack.model, original.checkpoint)
-            return prune_folder(
-                original.folder,
-                removal.blocks,
-                out,
-                changed=changed,
-                card=facts,
-                max_shard_size=max_shard_size,
-                overwrite=overwrite,
-            )
-        return _write_from_memory(stack, removal.blocks, out, original, tokenizer, dtype, facts, max_shard_size)
+    if original is None or original.quantised:
+        return _write_from_memory(stack, removal, out, original, tokenizer, dtype, facts, max_shard_size, test)
+    with zeroed(stack, removal.zeroed):  # not while testing: the reference must share nothing with what was written
+        changed = changed_tensors(stack.model, original.checkpoint)
+    return prune_folder(
+        original.folder,
+        removal.blocks,
+        out,
+        changed=changed,
+        card=facts,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+        test=test,
+    )
 
 
 def _write_from_memory(
     stack: Stack,
-    removed: tuple[int, ...],
+    removal: Removal,
     out: Path,
     original: Source | None,
     tokenizer: Any,
     dtype: torch.dtype | None,
     facts: dict[str, Any],
     max_shard_size: str | int,
+    test: Test | None,
 ) -> dict[str, Any]:
-    with _no_space_as_output_error(out), atomic_path(out) as folder:
+    with _no_space_as_output_error(out), publishing(out, test) as publication:
+        folder = publication.place
         folder.mkdir()
-        before = _parameter_count(stack.model)
+        before, removed = _parameter_count(stack.model), removal.blocks
         with (
+            zeroed(stack, removal.zeroed),
             _without_gguf_marks(stack.model),
             _in_released_layout(stack.model),
             pruned(stack, removed) as model,
@@ -215,7 +226,7 @@ def _write_from_memory(
         ):
             model.save_pretrained(folder, max_shard_size=max_shard_size)
             write_derived(folder, model.config, stack.architecture)
-            recipe = {
+            step = {
                 **facts,
                 "original": facts.get("original") or model.config.name_or_path or None,
                 "model_type": model.config.model_type,
@@ -229,11 +240,13 @@ def _write_from_memory(
                 tokenizer.save_pretrained(folder)
             write_for_both(folder)
         else:
-            recipe |= write_dequantised(original, removed, folder, recipe["dtype"])
+            step |= write_dequantised(original, removed, folder, step["dtype"])
+        origin = original.folder if original else step["original"] or ""
+        recipe = composed(read_recipe(origin), step)
         write_json(folder / RECIPE, recipe)
-        metadata = original_metadata(original.folder if original else recipe["original"] or "")
+        metadata = original_metadata(origin)
         (folder / "README.md").write_text(model_card(recipe, name=out.name, original=metadata), encoding="utf-8")
-    return recipe
+    return recipe | publication.told
 
 
 def _parameter_count(model: nn.Module) -> int:

@@ -10,11 +10,12 @@ from typing import Any
 
 import gguf
 
-from excise.artefacts import atomic_path
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from excise.surgery.byte_copy import copy_range
 from excise.surgery.config import kept_blocks
 from excise.surgery.on_disk import original_indices, require_space
+from excise.surgery.publish import Test, publishing
+from excise.surgery.recipe import composed
 
 # Metadata with one entry a block where they are lists (llama.cpp takes a number or a list), after the architecture.
 PER_BLOCK = {
@@ -42,37 +43,42 @@ INDEPENDENT = {
     "olmo", "olmo2", "olmoe", "phi2", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "stablelm",
     "starcoder2",
 }  # fmt: skip
+ORIGINAL, REMOVED, KEPT = RECIPE_KEYS = ("excise.original", "excise.removed", "excise.original_blocks")
 SHARED = ("attention.shared_kv_layers",)
 
 
 def prune_gguf(
-    source: str | Path, removed: Sequence[int], out: str | Path, *, overwrite: bool = False
+    source: str | Path, removed: Sequence[int], out: str | Path, *, overwrite: bool = False, test: Test | None = None
 ) -> dict[str, Any]:
     """Write a GGUF file without the blocks `removed`.
 
     Tensors `blk.N.*` of removed blocks are dropped, those above renumbered, lists with one entry a block cut, block
-    counts recounted; everything else is copied byte by byte. `excise.removed` and `excise.original_blocks` are added to
-    the metadata. The file appears under its name only when whole.
+    counts recounted; everything else is copied byte by byte. `excise.original` (name of the first original's file),
+    `excise.removed` and `excise.original_blocks` (by its indices) are added to the metadata. The file appears under its
+    name only when whole.
 
     Args:
         source: a GGUF file in one part.
         removed: original indices; negative ones count from the top.
         out: file to write.
         overwrite: replace an existing file.
+        test: tests what was written before it gets its name, see `excise.surgery.publish.publishing`.
 
     Returns:
-        `model_type` (llama.cpp's name), `removed`, `original_blocks`, `bytes` and `parameters` ({"before", "after"}).
+        `model_type` (llama.cpp's name), `removed`, `original_blocks`, `bytes` and `parameters` ({"before", "after"});
+        and `self_test`, what the test found, if there was one.
 
     Raises:
         InputError: no such file, or `removed` does not fit its stack.
         ArchitectureError: llama.cpp would do something else with a block in its new place, or excise does not know.
         CheckpointError: the file is damaged, split in parts, or holds metadata of no known meaning.
         OutputError: `out` exists or is the original; or the disk is full.
+        SelfTestError: the test failed.
 
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
-    check_file(source, out, overwrite)
-    reader = _open(source)
+    _check_file(source, out, overwrite)
+    reader = open_gguf(source)
     architecture = _text(reader, gguf.Keys.General.ARCHITECTURE)
     blocks, predicting = _block_count(reader, architecture)
     removed = original_indices(removed, blocks)
@@ -81,33 +87,31 @@ def prune_gguf(
     new_index = {old: new for new, old in enumerate((*kept, *range(blocks, blocks + predicting)))}
     tensors = _kept_tensors(reader, new_index, blocks + predicting)
     metadata = _metadata(reader, architecture, kept, predicting)
+    step = {"original": source.name, "removed": list(removed), "original_blocks": list(kept)}
+    recipe = composed(_recipe(reader), step)
     require_space(out, sum(tensor.n_bytes for _, tensor in tensors))
-    with atomic_path(out) as temporary:
+    with publishing(out, test) as publication:
+        temporary = publication.place
         writer = _header(temporary, reader, architecture, metadata, tensors)
-        if removed:
-            writer.add_array("excise.removed", list(removed))
-            writer.add_array("excise.original_blocks", list(kept))
+        if recipe["removed"]:
+            writer.add_string(ORIGINAL, recipe["original"])
+            writer.add_array(REMOVED, recipe["removed"])
+            writer.add_array(KEPT, recipe["original_blocks"])
         _write(writer, source, temporary, tensors)
     return {
         "model_type": architecture,
-        "removed": list(removed),
-        "original_blocks": list(kept),
+        "removed": recipe["removed"],
+        "original_blocks": recipe["original_blocks"],
         "bytes": {"before": source.stat().st_size, "after": out.stat().st_size},
         "parameters": {
             "before": sum(int(tensor.n_elements) for tensor in reader.tensors),
             "after": sum(int(tensor.n_elements) for _, tensor in tensors),
         },
+        **publication.told,
     }
 
 
-def check_file(source: Path, out: Path, overwrite: bool) -> None:
-    """Refuse a place that is not for a GGUF file, or that holds the original or a file not to be replaced.
-
-    Raises:
-        InputError: no such source.
-        OutputError: the place.
-
-    """
+def _check_file(source: Path, out: Path, overwrite: bool) -> None:
     if not source.is_file():
         raise InputError(f"no GGUF file {source}")
     if out.is_dir():
@@ -118,7 +122,13 @@ def check_file(source: Path, out: Path, overwrite: bool) -> None:
         raise OutputError(f"{out} exists; choose another --out, or pass --force to replace it")
 
 
-def _open(source: Path) -> gguf.GGUFReader:
+def open_gguf(source: Path) -> gguf.GGUFReader:
+    """Open a GGUF file in one part.
+
+    Raises:
+        CheckpointError: the file is damaged, or split in parts.
+
+    """
     try:
         reader = gguf.GGUFReader(source)
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, UnicodeDecodeError) as error:
@@ -129,6 +139,18 @@ def _open(source: Path) -> gguf.GGUFReader:
             f"{source} is one of {parts} parts; join them first (llama-gguf-split --merge FIRST_PART OUT.gguf)"
         )
     return reader
+
+
+def gguf_recipe(path: Path) -> dict[str, Any]:
+    """What a GGUF file says of its making, as `excise.surgery.recipe.read_recipe` gives it; empty for an original."""
+    return _recipe(open_gguf(path))
+
+
+def _recipe(reader: gguf.GGUFReader) -> dict[str, Any]:
+    original, removed, kept = (_value(reader, key) for key in RECIPE_KEYS)
+    if not removed or not kept:
+        return {}
+    return {"original": original, "removed": removed, "original_blocks": kept}
 
 
 def _value(reader: gguf.GGUFReader, key: str) -> Any:
@@ -217,7 +239,7 @@ def _metadata(
     rows = [*kept, *range(blocks, total)]
     entries = []
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == gguf.Keys.General.ARCHITECTURE:
+        if field.name.startswith("GGUF.") or field.name in (gguf.Keys.General.ARCHITECTURE, *RECIPE_KEYS):
             continue
         value, key = field.contents(), field.name.removeprefix(f"{architecture}.")
         is_list = field.types[0] == gguf.GGUFValueType.ARRAY

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import atomic_path, read_json, write_json
+from excise.artefacts import read_json, write_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from excise.models.architectures import Architecture, architecture_of
 from excise.models.headers import Checkpoint, Tensor, read_checkpoint
@@ -24,7 +24,9 @@ from excise.surgery.card import model_card, original_metadata
 from excise.surgery.changed import Changed
 from excise.surgery.config import kept_blocks
 from excise.surgery.destination import RECIPE, check_destination
+from excise.surgery.publish import Test, publishing
 from excise.surgery.raw_config import pruned_raw_config
+from excise.surgery.recipe import composed, read_recipe
 from excise.surgery.shards import write_shards
 from excise.surgery.side_files import carry_along, without_absent_modules
 
@@ -109,6 +111,7 @@ def prune_folder(
     card: Mapping[str, Any] | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
+    test: Test | None = None,
 ) -> dict[str, Any]:
     """Write a checkpoint folder without the blocks `removed`, from folder to folder.
 
@@ -127,17 +130,21 @@ def prune_folder(
         card: facts for the model card and the recipe, see `excise.surgery.card.model_card`.
         max_shard_size: upper size of one weights file, such as "5GB", or in bytes.
         overwrite: replace an existing checkpoint folder.
+        test: tests what was written before it gets its name, see `excise.surgery.publish.publishing`.
 
     Returns:
-        The recipe, as in excise.json: the facts of `card` and, among others, `removed`, `original_blocks` and `bytes`
+        The recipe, as in excise.json (see `excise.surgery.recipe`):
+        the facts of `card` and, among others, `removed`, `original_blocks` and `bytes`
         ({"before", "after"}, of all tensors); where the weights are not quantised, `parameters` and `dtype`, too; and
-        `left_out` ({file or tensors: why}), if anything was.
+        `left_out` ({file or tensors: why}), if anything was. Beside it `self_test`, what the test found, if there was
+        one.
 
     Raises:
         InputError: no such checkpoint, or `removed` does not fit the stack, or would leave no block.
         ArchitectureError: the model type is unknown, or its blocks depend on their place in the stack.
         CheckpointError: the checkpoint is damaged, unsafe, or out of step with its config.
         OutputError: the folder exists, is not a checkpoint, or is the original's own; or the disk is full.
+        SelfTestError: the test failed.
 
     """
     out = Path(out).expanduser()
@@ -145,12 +152,13 @@ def prune_folder(
     original = read_source(source)
     plan = plan_removal(original, removed, changed)
     require_space(out, plan.bytes)
-    with atomic_path(out) as folder:
+    with publishing(out, test) as publication:
+        folder = publication.place
         folder.mkdir()
         write_shards(plan.tensors.values(), original.checkpoint.metadata or {"format": "pt"}, folder, max_shard_size)
         left_out = {**plan.left_out, **carry_along(original.folder, folder)}
         _renumber_settings(folder, original, plan.new_index)
-        recipe = {
+        step = {
             **(card or {}),
             "original": (card or {}).get("original") or str(source),
             "model_type": original.config.model_type,
@@ -159,11 +167,12 @@ def prune_folder(
             **_sizes(original, plan),
             **({"left_out": left_out} if left_out else {}),
         }
+        recipe = composed(read_recipe(original.folder), step)
         _write_config(folder, plan.config)
         write_json(folder / RECIPE, recipe)
         text = model_card(recipe, name=out.name, original=original_metadata(original.folder))
         (folder / "README.md").write_text(text, encoding="utf-8")
-    return recipe
+    return recipe | publication.told
 
 
 def write_dequantised(source: Source, removed: Sequence[int], folder: Path, dtype: str) -> dict[str, Any]:

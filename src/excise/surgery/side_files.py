@@ -23,6 +23,7 @@ WEIGHTS = {
 WRITTEN_ANEW = {"config.json", "README.md", RECIPE}
 # Files that speak of weights or of a training which stay behind, though they name no file of theirs.
 LEFT_BEHIND = {
+    "heal.json": "it tells of the healing of an earlier checkpoint; excise.json keeps that in its history",
     "params.json": "it describes consolidated weights, which are not carried",
     "trainer_state.json": "it tells of the original's training",
 }
@@ -46,6 +47,8 @@ def side_files(folder: Path) -> SideFiles:
 
     """
     top = [path.name for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    if "heal.json" in top:
+        top = [name for name in top if name != "loss.svg"]  # its curve
     carried = [name for name in top if not _is_weights(name) and name not in WRITTEN_ANEW and name not in LEFT_BEHIND]
     left_out = {name: LEFT_BEHIND[name] for name in top if name in LEFT_BEHIND}
     modules, absent = _module_folders(folder) if MODULES in carried else ([], None)

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from excise.report.html import table
 from excise.report.material import Material
 from excise.report.section import Section
+from excise.surgery.proof import in_words
 
 
 def _render(material: Material) -> Markup | None:
@@ -63,7 +64,7 @@ def _rows(facts: Mapping[str, Any], origin: Mapping[str, Any]) -> list[tuple[str
         ("Selected by", facts.get("selected_by")),
         ("Seed", settings.get("seed")),
         ("Lists proved", _phrase({k: "yes" if v else "no" for k, v in (facts.get("certified") or {}).items()})),
-        ("Self-test", _self_test(test) if test else None),
+        ("Self-test", in_words(test) if "passed" in test else None),
         ("Time", origin.get("time")),
         ("Machine", _phrase(machine)),
         ("Versions", _phrase(origin.get("versions") or {})),
@@ -75,21 +76,6 @@ def _samples(facts: Mapping[str, Any] | None) -> str | None:
         return None
     digest = str(facts.get("hash", ""))[:12]
     return f"{facts.get('data')}: {facts.get('samples')} samples, {facts.get('total_tokens'):,} tokens, hash {digest}…"
-
-
-def _self_test(test: Mapping[str, Any]) -> str:
-    loads = "loads in stock transformers" if test.get("loads_in_stock_transformers") else "does not load cleanly"
-    cache = "agrees" if test.get("cache_agrees") else "does not agree"
-    if "proof" in test:
-        figure = test.get("max_abs_logit_difference")
-        said = [test["proof"], f"at most {figure:.3g}" if figure is not None else "", *test.get("untested", ())]
-        return "; ".join(filter(None, said))
-    # Runs of 0.1.0 said it in figures only.
-    return (
-        f"{loads} {test.get('transformers', '')}; "
-        f"logits differ by at most {test.get('max_abs_logit_difference', 0):.3g}; "
-        f"generation with and without KV cache {cache}"
-    )
 
 
 def _phrase(facts: Mapping[str, Any]) -> str:

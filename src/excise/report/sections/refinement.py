@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from excise.artefacts import as_number
 from excise.drawing.axes import axis, number, plane
 from excise.drawing.chart import Chart, Drawing, Entry
 from excise.drawing.svg import line, marker
@@ -31,7 +32,8 @@ def predictions(facts: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     """
     proposed = [pair for r in facts["rounds"] for pair in zip(r["predicted"], r["measured"], strict=True)]
     found = (
-        [(p, m) for p, m in pairs if math.isfinite(p) and math.isfinite(m)] for pairs in (proposed, facts["anchors"])
+        [(p, m) for p, m in pairs if math.isfinite(as_number(p)) and math.isfinite(as_number(m))]
+        for pairs in (proposed, facts["anchors"])
     )
     loop, random = found
     return loop, random
