@@ -56,6 +56,13 @@ Domains = Annotated[
 Effort = Annotated[
     float, typer.Option(min=0.0, help="What refinement may cost, in passes over the calibration samples.")
 ]
+Portable = Annotated[
+    str,
+    typer.Option(
+        help="Programs for which the result must be right, besides transformers 5: vllm, llama.cpp, transformers-4.57, "
+        "transformers-4.52; several with commas."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace what is there already.")]
 

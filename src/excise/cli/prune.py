@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excise.cli.options import AsJson, Device, Dtype, Force, Model, Seed, TokenLimit, TrustRemoteCode, indices
+from excise.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    Force,
+    Model,
+    Portable,
+    Seed,
+    TokenLimit,
+    TrustRemoteCode,
+    indices,
+)
 from excise.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +58,7 @@ def prune(
     dtype: Dtype = "auto",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    portable: Portable = "",
     test: Annotated[
         bool, typer.Option("--self-test/--no-self-test", help="Load what was written; only what fits in memory.")
     ] = True,
@@ -64,11 +76,13 @@ def prune(
         )
 
     from excise.cli.terminal import output
+    from excise.models.portable import readers_named
     from excise.provenance import provenance
     from excise.surgery.merge import RULES
 
     if merge and merge not in RULES:
         raise InputError(f"expected --merge in {', '.join(RULES)}, got '{merge}'")
+    readers = readers_named(portable)
     proposed_by = "given" if spectrum is None else f"{spectrum.stem.removeprefix('spectrum-')}:{state}"
     names = [name for name in removed_sublayers.split(",") if name.strip()]
     blocks, names = (indices(removed, "--removed"), names) if spectrum is None else _of_state(spectrum, state)
@@ -92,11 +106,13 @@ def prune(
                 f"a GGUF file is pruned from a GGUF file, whole blocks only and without --merge, got {model}; name a "
                 f"folder with --out, and convert that with llama.cpp"
             )
+        if set(readers) - {"llama.cpp"}:
+            raise InputError(f"a GGUF file is for llama.cpp; expected no other reader in --portable, got {portable}")
         result = _from_gguf_to_gguf(model, blocks, out, test, force, options)
     elif Path(model).suffix != ".gguf" and not merge and not names and not drawing:
-        result = _from_folder_to_folder(model, blocks, out, card, test, force, options)
+        result = _from_folder_to_folder(model, blocks, out, card, readers, test, force, options)
     else:
-        result = _in_memory(model, blocks, names, out, card, merge, drawing, test, force, options)
+        result = _in_memory(model, blocks, names, out, card, readers, merge, drawing, test, force, options)
     result = {"out": str(out), **result}
     if as_json:
         typer.echo(json.dumps(result, default=str))
@@ -106,6 +122,7 @@ def prune(
     output.print(f"wrote {out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
     for name, reason in result.get("left_out", {}).items():
         output.print(f"left out {name}: {reason}")
+    _print_readers(result)
     _print_repair(result)
     if result.get("zeroed_sublayers"):
         output.print(
@@ -138,7 +155,14 @@ def _from_gguf_to_gguf(
 
 
 def _from_folder_to_folder(
-    model: str, blocks: Sequence[int], out: Path, card: dict[str, Any], test: bool, force: bool, options: dict[str, Any]
+    model: str,
+    blocks: Sequence[int],
+    out: Path,
+    card: dict[str, Any],
+    readers: Sequence[str],
+    test: bool,
+    force: bool,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Without loading the model, whatever its size; a hub id's folder lies in the hub's cache."""
     from excise.cli.terminal import status
@@ -148,7 +172,7 @@ def _from_folder_to_folder(
     with status(f"writing {out}"):
         folder = checkpoint_folder(model)
         assert folder is not None  # no GGUF file
-        recipe = prune_folder(folder, blocks, out, card=card, overwrite=force)
+        recipe = prune_folder(folder, blocks, out, card=card, portable=readers, overwrite=force)
     return {**recipe, **_tested(str(folder), recipe["removed"], out, test, options)}
 
 
@@ -168,6 +192,7 @@ def _in_memory(
     names: Sequence[str],
     out: Path,
     card: dict[str, Any],
+    readers: Sequence[str],
     merge: str,
     drawing: dict[str, Any] | None,
     test: bool,
@@ -188,7 +213,7 @@ def _in_memory(
     from excise.surgery.sublayers import as_removal, named_sublayers
 
     check_destination(out, model, force)
-    require_writable(checkpoint_folder(model), out, blocks, overwrite=force)
+    require_writable(checkpoint_folder(model), out, blocks, portable=readers, overwrite=force)
     loaded = load_model(model, **options)
     removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, names))
     blocks, gates = removal.blocks, removal.zeroed
@@ -207,6 +232,7 @@ def _in_memory(
                 tokenizer=loaded.tokenizer,
                 dtype=loaded.stored_dtype,
                 card=card,
+                portable=readers,
                 overwrite=force,
             )
         if test:
@@ -250,6 +276,19 @@ def _repaired(loaded: Loaded, blocks: Removal, drawing: dict[str, Any], card: di
     else:
         card |= {"repair_left_out": fitted.describe()}
     return repairs
+
+
+def _print_readers(result: dict[str, Any]) -> None:
+    """Say for which readers every block is still what it was."""
+    from excise.cli.terminal import output
+    from excise.models.architectures.readers import READERS
+
+    if "readers" not in result:  # a GGUF file, which is refused where llama.cpp would take it wrongly
+        return
+    titles = ", ".join(READERS[name].title for name in result["readers"]["right"])
+    output.print(f"every block is taken for what it is by {titles}")
+    for name, reason in result["readers"]["wrong"].items():
+        output.print(f"WRONG in {READERS[name].title}: it {reason}")
 
 
 def _print_repair(result: dict[str, Any]) -> None:

@@ -83,6 +83,37 @@ def at_most(units: Iterable[int], count: int, n: int, name: str = "") -> Constra
     return Constraint(weights, float(-count), name or f"at most {count} of {list(chosen)}")
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """A condition on the order of what stays: unit i may stay only at some of the places of a repeating pattern.
+
+    The place of a unit that stays is the number of those below it that stay, counted modulo the period p.
+
+    Args:
+        allowed: [N, p], whether unit i may stay at each place.
+        name: How errors name it.
+
+    >>> alternating = Pattern(((True, False), (False, True), (True, False), (False, True)))
+    >>> alternating.holds((1, 2)), alternating.holds((1,))
+    (True, False)
+
+    """
+
+    allowed: tuple[tuple[bool, ...], ...]
+    name: str = "pattern"
+
+    @property
+    def period(self) -> int:
+        """Number of places p."""
+        return len(self.allowed[0]) if self.allowed else 1
+
+    def holds(self, removed: Iterable[int]) -> bool:
+        """Whether every unit that stays is allowed where it then stands."""
+        gone = set(removed)
+        kept = (places for i, places in enumerate(self.allowed) if i not in gone)
+        return all(places[count % self.period] for count, places in enumerate(kept))
+
+
 @dataclass(frozen=True, eq=False)
 class Reduced:
     """A problem without its fixed units: E(removed) = constant + hᵀx + xᵀJx over n free units, Σx = count, Cx ≥ bounds.

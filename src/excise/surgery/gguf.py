@@ -12,6 +12,7 @@ import gguf
 
 from excise.artefacts import atomic_path
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
+from excise.models.architectures.readers import LLAMA_CPP_PERIODS
 from excise.surgery.byte_copy import copy_range
 from excise.surgery.config import kept_blocks
 from excise.surgery.on_disk import original_indices, require_space
@@ -24,11 +25,6 @@ PER_BLOCK = {
 NOT_PER_BLOCK = {"rope.dimension_sections"}
 POSITIONS = ("leading_dense_block_count",)
 
-# llama.cpp derives something from the index of a block in these: every p-th differs. A file may name another period.
-PERIODS = {
-    "cohere2": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2, "llama4": 4, "qwen3next": 4, "qwen35": 4,
-    "qwen35moe": 4, "smollm3": 4,
-}  # fmt: skip
 PERIODS_IF_WINDOWED = {"olmo2": 4}
 PERIOD_KEYS = {
     "attention.sliding_window_pattern": True,
@@ -152,11 +148,11 @@ def _block_count(reader: gguf.GGUFReader, architecture: str) -> tuple[int, int]:
 
 def _require_place_independent(reader: gguf.GGUFReader, architecture: str, kept: Sequence[int]) -> None:
     """Refuse a removal after which a block would stand where llama.cpp treats it as of another kind."""
-    if architecture not in INDEPENDENT and architecture not in PERIODS:
+    if architecture not in INDEPENDENT and architecture not in LLAMA_CPP_PERIODS:
+        known = ", ".join(sorted(INDEPENDENT | LLAMA_CPP_PERIODS.keys()))
         raise ArchitectureError(
             f"whether blocks of GGUF architecture '{architecture}' depend on their place in the stack is not known to "
-            f"excise (known: {', '.join(sorted(INDEPENDENT | PERIODS.keys()))}); prune the safetensors checkpoint and "
-            f"convert it"
+            f"excise (known: {known}); prune the safetensors checkpoint and convert it"
         )
     for key in SHARED:
         if _number(reader, f"{architecture}.{key}"):
@@ -174,7 +170,7 @@ def _require_place_independent(reader: gguf.GGUFReader, architecture: str, kept:
 def _periods(reader: gguf.GGUFReader, architecture: str) -> set[int]:
     periods = {}
     if architecture not in PERIODS_IF_WINDOWED or _number(reader, f"{architecture}.attention.sliding_window"):
-        periods[""] = (PERIODS | PERIODS_IF_WINDOWED).get(architecture, 1)
+        periods[""] = (LLAMA_CPP_PERIODS | PERIODS_IF_WINDOWED).get(architecture, 1)
     for key, replaces_default in PERIOD_KEYS.items():
         if (period := _number(reader, f"{architecture}.{key}")) is not None:
             periods["" if replaces_default else key] = period
