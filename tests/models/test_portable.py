@@ -164,3 +164,40 @@ def test_inspect_says_what_readers_take_from_the_index(gpt_oss, excise):
     readers = json.loads(excise("inspect", gpt_oss, "--json")[1])["readers"]
     assert readers["transformers"] == []
     assert len(readers["vllm"]) == len(readers["llama.cpp"]) == 1
+
+
+def test_the_choice_respects_what_readers_take_from_the_index(gpt_oss, excise, tmp_path):
+    gradients = tmp_path / "g.safetensors"
+    assert excise("score", gpt_oss, "--samples", 8, "--tokens", 16, "--out", gradients)[0] == 0
+    options = ("--remove", 2, "--states", 50, "--json")
+    free = json.loads(excise("solve", gradients, *options)[1])
+    code, out, err = excise("solve", gradients, *options, "--portable", "vllm,llama.cpp")
+    assert code == 0, err
+    kept = json.loads(out)
+    record, config = ARCHITECTURES["gpt_oss"], tiny_config("gpt_oss")
+    right = [s for s in free["states"] if keeps_pattern(record, config, s["removed"], ["vllm", "llama.cpp"])]
+    assert len(free["states"]) == 15
+    assert kept["states"] == right
+    assert len(right) == 5
+    assert kept["certified"]
+    assert kept["complete"]
+    assert json.loads(excise("solve", gradients, *options, "--portable", "transformers")[1])["states"] == free["states"]
+
+
+REFUSED = {
+    "a reader that does not know the model": (("--portable", "transformers-4.52"), "does not know this model"),
+    "no such reader": (("--portable", "ollama"), "expected readers in"),
+    "units that are no blocks": (("--portable", "vllm", "--granularity", "sublayer"), "leave out --granularity"),
+    "nothing that keeps the pattern": (("--portable", "vllm", "--protect", "5", "--remove", "1"), "budget 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_choice_that_cannot_be_portable_is_refused(case, gpt_oss, excise, tmp_path):
+    options, message = REFUSED[case]
+    gradients = tmp_path / "g.safetensors"
+    assert excise("score", gpt_oss, "--samples", 4, "--tokens", 12, "--out", gradients)[0] == 0
+    remove = () if "--remove" in options else ("--remove", "2")
+    code, _, err = excise("solve", gradients, *remove, *options)
+    assert code == 2
+    assert message in " ".join(err.split())

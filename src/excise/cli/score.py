@@ -51,6 +51,7 @@ def score(
     from excise.cli.terminal import console, load_model, tokens_progress
     from excise.data import load_samples
     from excise.measuring.score import score as score_gradients
+    from excise.models.portable import patterns_of
 
     loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     drawn = load_samples(data, loaded.tokenizer, samples=samples, tokens=tokens, seed=seed, loss_on=loss_on)
@@ -68,7 +69,9 @@ def score(
     if gradients is None:
         console.print(f"part {part} is done and kept in {journal}; the last part to finish writes {out}")
         return
-    gradients.save(out)
+    patterns = patterns_of(loaded.stack.architecture, loaded.stack.model.config, loaded.raw_config)
+    allowed = {reader: None if pattern is None else pattern.allowed for reader, pattern in patterns.items()}
+    gradients.with_provenance(patterns=allowed).save(out)
     shutil.rmtree(journal, ignore_errors=True)
     m, gates = gradients.A.shape
     skipped = f", {len(gradients.skipped)} skipped as not finite" if gradients.skipped else ""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excise.cli.options import AsJson, Protect, Seed, budgets, check_new, indices
+from excise.cli.options import AsJson, Portable, Protect, Seed, budgets, check_new, indices
 from excise.errors import InputError
 
 if TYPE_CHECKING:
     from excise.ising.energies import Energy
+    from excise.ising.pattern import Pattern
     from excise.ising.problem import Constraint, Problem
     from excise.ising.spectrum import Spectrum
 
@@ -27,6 +28,7 @@ class _Units:
     kinds: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     sizes: Mapping[str, Sequence[float]] | None = None
+    patterns: Mapping[str, Sequence[Sequence[bool]] | None] | None = None
 
 
 def solve(
@@ -53,6 +55,7 @@ def solve(
     ] = "block",
     kinds: Annotated[str, typer.Option(help="Remove only units of these kinds, such as moe or attention.")] = "",
     at_most: Annotated[str, typer.Option(help="At most so many of a kind, such as attention=2,moe=3.")] = "",
+    portable: Portable = "",
     states: Annotated[int, typer.Option(min=1, help="Number K of lowest states.")] = 20,
     solver: Annotated[
         str, typer.Option(help="auto, branch-and-bound, exhaustive, tabu, annealing, or a bridge (docs/bridges.md).")
@@ -99,7 +102,9 @@ def solve(
 
     protected = (*indices(protect, "--protect"), *_of_other_kinds(units, kinds))
     wanted: list[int | None] = [*budgets(remove)] if remove else [None]
-    problem = Problem(units.energy, wanted[0], protected, indices(force_blocks, "--force-blocks"), constraints)
+    forced = indices(force_blocks, "--force-blocks")
+    pattern = _pattern(units, portable, granularity)
+    problem = Problem(units.energy, wanted[0], protected, forced, constraints, pattern)
     options: dict[str, Any] = {"states": states, "solver": solver, "seed": seed}
     options |= {"time_limit": time_limit, "min_distance": min_distance}
     if len(wanted) == 1:
@@ -131,7 +136,9 @@ def _units(gradients: Path | None, hessian: Path | None, weights: Path | None, n
     measured = Gradients.load(gradients)
     units = units_of(measured.gate_blocks, measured.gate_kinds, granularity)
     labels = units.labels if granularity != "block" else ()
-    return _Units(ENERGIES[name](units.columns(measured.A), units.labels), units.kinds, labels, units.sizes(measured))
+    patterns = (measured.provenance or {}).get("patterns")
+    energy = ENERGIES[name](units.columns(measured.A), units.labels)
+    return _Units(energy, units.kinds, labels, units.sizes(measured), patterns)
 
 
 def _weights(path: Path, n: int) -> list[float]:
@@ -169,6 +176,29 @@ def _at_most(units: _Units, text: str) -> tuple[Constraint, ...]:
         members = [i for i, other in enumerate(units.kinds) if other == kind]
         constraints.append(at_most(members, int(count), len(units.energy), name=f"at most {count} of kind {kind}"))
     return tuple(constraints)
+
+
+def _pattern(units: _Units, portable: str, granularity: str) -> Pattern | None:
+    from excise.ising.pattern import Pattern
+    from excise.models.architectures.readers import READERS
+    from excise.models.portable import combined, readers_named
+
+    readers = readers_named(portable)
+    if not readers:
+        return None
+    if granularity != "block" or units.patterns is None:
+        raise InputError(
+            "--portable needs gradients in which `excise score` noted what readers take from the index of a block, and "
+            "blocks as units; score the model again, and leave out --granularity"
+        )
+    unknown = [reader for reader in readers if reader not in units.patterns]
+    if unknown:
+        raise InputError(f"{READERS[unknown[0]].title} does not know this model; leave {unknown[0]} out of --portable")
+    found = {reader: allowed for reader in readers if (allowed := units.patterns[reader]) is not None}
+    return combined(
+        Pattern(tuple(map(tuple, allowed)), name=f"the pattern of {READERS[reader].title}")
+        for reader, allowed in found.items()
+    )
 
 
 def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...]:

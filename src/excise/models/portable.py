@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 from excise.errors import ArchitectureError, InputError
@@ -126,21 +126,29 @@ def pattern_of(
         ArchitectureError: one does not know this model type.
 
     """
-    names = _known(architecture, readers)
-    found = [
-        (kinds, _Places.of(placement, config, raw))
-        for placement in architecture.placements
-        if placement.reader in names and (kinds := _kinds(placement, config)) is not None
-    ]
-    if not found:
-        return None
-    period = math.lcm(*(places.period for _, places in found))
-    blocks = len(found[0][0])
-    allowed = tuple(
-        tuple(all(kinds[block] == places.kind(place) for kinds, places in found) for place in range(period))
-        for block in range(blocks)
-    )
-    return Pattern(allowed, name=f"the pattern of {' and '.join(names)}")
+    patterns = patterns_of(architecture, config, raw)
+    return combined(patterns[name] for name in _known(architecture, readers))
+
+
+def patterns_of(
+    architecture: Architecture, config: Any, raw: Mapping[str, Any] | None = None
+) -> dict[str, Pattern | None]:
+    """For each reader that knows this model type, the condition under which a removal is right; as `pattern_of`."""
+    patterns: dict[str, Pattern | None] = {
+        name: None for name, reader in READERS.items() if architecture.model_type not in reader.without
+    }
+    for placement in architecture.placements:
+        if (kinds := _kinds(placement, config)) is not None:
+            places = _Places.of(placement, config, raw)
+            rows = (tuple(kind == places.kind(place) for place in range(places.period)) for kind in kinds)
+            pattern = Pattern(tuple(rows), name=f"the pattern of {READERS[placement.reader].title}")
+            patterns[placement.reader] = combined([patterns[placement.reader], pattern])
+    return patterns
+
+
+def combined(patterns: Iterable[Pattern | None]) -> Pattern | None:
+    """The condition that all patterns are kept; None where there is none."""
+    return reduce(lambda both, pattern: both.both(pattern) if both else pattern, filter(None, patterns), None)
 
 
 def readers_named(text: str) -> tuple[str, ...]:
