@@ -40,6 +40,8 @@ INDEPENDENT = {
 }  # fmt: skip
 SHARED = ("attention.shared_kv_layers",)
 
+Entry = tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]  # key, value, type, type of a list's entries
+
 
 def prune_gguf(
     source: str | Path, removed: Sequence[int], out: str | Path, *, overwrite: bool = False
@@ -47,8 +49,9 @@ def prune_gguf(
     """Write a GGUF file without the blocks `removed`.
 
     Tensors `blk.N.*` of removed blocks are dropped, those above renumbered, lists with one entry a block cut, block
-    counts recounted; everything else is copied byte by byte. `excise.removed` and `excise.original_blocks` are added to
-    the metadata. The file appears under its name only when whole.
+    counts recounted; everything else is copied byte by byte. The model's name says how many blocks are left, its label
+    of size is counted anew, and `excise.removed` and `excise.original_blocks` are added to the metadata. The file
+    appears under its name only when whole.
 
     Args:
         source: a GGUF file in one part.
@@ -77,6 +80,8 @@ def prune_gguf(
     new_index = {old: new for new, old in enumerate((*kept, *range(blocks, blocks + predicting)))}
     tensors = _kept_tensors(reader, new_index, blocks + predicting)
     metadata = _metadata(reader, architecture, kept, predicting)
+    if removed:
+        metadata = _renamed(metadata, _size_label(tensors), f"{len(kept)} of {blocks} blocks")
     require_space(out, sum(tensor.n_bytes for _, tensor in tensors))
     with atomic_path(out) as temporary:
         writer = _header(temporary, reader, architecture, metadata, tensors)
@@ -197,9 +202,31 @@ def _kept_tensors(
     return kept
 
 
-def _metadata(
-    reader: gguf.GGUFReader, architecture: str, kept: Sequence[int], predicting: int
-) -> list[tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]:
+def _size_label(tensors: Sequence[tuple[str, gguf.ReaderTensor]]) -> str:
+    """Parameters as GGUF writes them, such as 135M, or 8x7B for experts."""
+    experts = [tensor for name, tensor in tensors if "_exps." in name]
+    total = sum(int(tensor.n_elements) for _, tensor in tensors)
+    shared = total - sum(int(tensor.n_elements) for tensor in experts)
+    one_of_each = sum(int(tensor.n_elements) // int(tensor.shape[-1]) for tensor in experts)
+    count = sum(int(tensor.shape[-1]) for tensor in experts) // max(1, len(experts))
+    return gguf.size_label(total, shared, one_of_each, count)
+
+
+def _renamed(metadata: Sequence[Entry], size: str, blocks: str) -> list[Entry]:
+    """Let the model's name and its label of size, where the file has them, speak of what is left."""
+    before = {key: value for key, value, *_ in metadata}.get(gguf.Keys.General.SIZE_LABEL)
+    renamed = []
+    for key, value, *types in metadata:
+        if key == gguf.Keys.General.NAME:
+            words = re.split(r"([\s_-]+)", value)
+            value = f"{''.join(size if word == before else word for word in words)}, {blocks}"
+        elif key == gguf.Keys.General.SIZE_LABEL:
+            value = size
+        renamed.append((key, value, *types))
+    return renamed
+
+
+def _metadata(reader: gguf.GGUFReader, architecture: str, kept: Sequence[int], predicting: int) -> list[Entry]:
     """Key, value, type and type of entries, of everything that the new file is to say."""
     blocks, _ = _block_count(reader, architecture)
     total = blocks + predicting
@@ -236,7 +263,7 @@ def _header(
     path: Path,
     reader: gguf.GGUFReader,
     architecture: str,
-    metadata: Sequence[tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]],
+    metadata: Sequence[Entry],
     tensors: Sequence[tuple[str, gguf.ReaderTensor]],
 ) -> gguf.GGUFWriter:
     logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
