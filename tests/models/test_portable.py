@@ -11,6 +11,7 @@ from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import ARCHITECTURES
 from excise.models.architectures.readers import READERS
 from excise.models.portable import keeps_pattern, pattern_of, portability, readers_named, require_portable, rules_of
+from tests.readers_table import BEGIN, END, PAGE, readers_tables
 from tests.tiny import tiny_config, tiny_folder
 
 ALTERNATING = ["sliding_attention", "full_attention"] * 4
@@ -120,6 +121,11 @@ def test_placements_name_keys_that_the_config_has():
             assert placement.reader in READERS
             assert model_type not in READERS[placement.reader].without
             assert placement.source
+
+
+def test_the_page_has_the_table():
+    """`python -m tests.readers_table` writes it."""
+    assert PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0] == readers_tables()
 
 
 @pytest.fixture(scope="module")
