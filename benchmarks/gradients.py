@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
-from excise.data import Batch, Samples, load_samples, make_batches
-from excise.data.batches import default_batch_tokens
+from excise.context import Context
+from excise.data import Batch, Samples, load_samples
 from excise.measuring.losses import sample_losses
 from excise.measuring.score import score
-from excise.models.loading import load
+from excise.models.loading import Loaded, load
 from excise.models.stack import Stack, gated
 
 WAYS = ("score", "loop", "frozen_loop")
@@ -134,16 +134,17 @@ def _options() -> argparse.Namespace:
 
 def _time_passes(stack: Stack, samples: Samples, repetitions: int) -> tuple[dict[str, list[float]], float]:
     """Seconds of each pass, by repetition; and how far our A is from the loop's, as a part of its largest entry."""
-    batches = make_batches(samples, default_batch_tokens(stack))
+    batches = Context(Loaded.of(stack)).batches(samples)
     passes: dict[str, Callable[[], Any]] = {
         "forward": lambda: forward_pass(stack, batches),
-        "score": lambda: score(stack, samples),
+        # A new context each time: what one keeps must not spare the next its pass.
+        "score": lambda: score(Context(Loaded.of(stack)), samples),
         "plain_forward": lambda: plain_forward_pass(stack, batches),
         "loop": lambda: gradient_loop(stack, samples),
         "frozen_loop": lambda: frozen_gradient_loop(stack, samples),
     }
     forward_pass(stack, batches[-1:])
-    score(stack, samples[:1])
+    score(Context(Loaded.of(stack)), samples[:1])
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     results = {}
     for _repetition in range(repetitions):

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
-from excise.cli.options import indices
 from excise.data import load_samples
 from excise.data.batches import IGNORED, Batch, pad
 from excise.healing.losses import vocabulary_loss
 from excise.healing.teachers import OnlineTeacher
 from excise.models.loading import load
 from excise.models.stack import Stack
+from excise.settings import indices
 from excise.surgery.checkpoint import write_pruned
 
 LEARNING_RATE = 1e-6

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from benchmarks.figures import save_figure
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 from excise.artefacts import read_json, write_json
-from excise.cli.options import indices
+from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.healing.heal import heal
 from excise.healing.settings import Settings
@@ -32,11 +32,12 @@ from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair, repaired
+from excise.settings import indices
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.merge import merging
 from excise.text import ranges
 
-# Of SmolLM2-135M-Instruct at M = 8, as chosen in docs/results.md (seed 0 of the selection; SWM in the first table).
+# Of SmolLM2-135M-Instruct at M = 8, as chosen in docs/results.md (seed 0 of the selection; SWM in the log's table).
 REMOVALS = (
     "the paper's ground state=20,23-29",
     "an excited state=19-21,24,25,27-29",
@@ -63,10 +64,10 @@ def main() -> None:
     train, held_out = drawn[: len(drawn) - options.held_out], drawn[len(drawn) - options.held_out :]
     settings = Settings(learning_rate=options.lr, batch=options.batch, epochs=options.epochs, seed=options.seed)
     out = Path(options.out)
-    intact = measure(loaded.stack, held_out, [()]).loss()
+    intact = measure(Context(loaded), held_out, [()]).loss()
     recorded = out / "teacher"
     if not (recorded / INDEX).exists():
-        record_teacher(loaded.stack, train, recorded, k=options.top_k)
+        record_teacher(Context(loaded), train, recorded, k=options.top_k)
     teacher = OfflineTeacher.open(recorded, train)
     rows = []
     for text in options.removal or REMOVALS:
@@ -94,7 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repair-samples", type=int, default=64, help="of those, to fit the repair on")
     parser.add_argument("--held-out", type=int, default=32, help="to judge by")
     parser.add_argument("--tokens", type=int, default=192, help="longest sample")
-    parser.add_argument("--batch", type=int, default=4, help="samples an optimiser step")
+    parser.add_argument("--batch", type=int, default=4, help="samples per optimiser step")
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--top-k", type=int, default=256, help="tokens kept of the teacher at each position")
@@ -165,7 +166,7 @@ def _fitted(task: Task, removal: Removal, place: Path) -> Repair:
     path = place / "repair.safetensors"
     if not path.exists():
         samples = task.train[: task.repair_samples]
-        repair(task.loaded.stack, removal.removed, samples, held_out=task.held_out).save(path)
+        repair(Context(task.loaded), removal.removed, samples, held_out=task.held_out).save(path)
     return Repair.load(path)
 
 

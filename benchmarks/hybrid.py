@@ -26,8 +26,11 @@ from scipy.stats import spearmanr
 
 from benchmarks.figures import save_figure
 from excise.artefacts import write_json
-from excise.choosing.proposals import block_energies
-from excise.choosing.refine import DEFAULT_EFFORT, refine
+from excise.choosing.brief import Brief
+from excise.choosing.plan import DEFAULT_EFFORT
+from excise.choosing.refine import refine
+from excise.choosing.states import block_energies
+from excise.context import Context
 from excise.data import Samples, split_samples
 from excise.ising.energies import Energy
 from excise.ising.solvers import solve
@@ -35,9 +38,8 @@ from excise.measuring.measure import Measurements, measure
 from excise.measuring.objectives import parse_objective
 from excise.measuring.score import score
 from excise.models.loading import load
-from excise.models.removable import block_problem
-from excise.models.stack import Stack
 from excise.provenance import provenance
+from excise.store import Store
 
 PLACE = Path("examples/tiny-hybrid")
 BUDGETS, STATES, MOST_MEASURED = (2, 3), 20, 100
@@ -56,14 +58,13 @@ def main() -> None:
     loaded = load(str(PLACE / "model"))
     stack = loaded.stack
     calibration, held_out = split_samples(str(PLACE / "held_out.txt"), loaded.tokenizer, **DRAWN)
-    gradients = score(stack, calibration)
-    assert gradients is not None  # one part: never incomplete
-    energies = block_energies(gradients)
-    singles = measure(stack, held_out, [(), *((i,) for i in range(len(stack.blocks)))], ledger=options.work)
+    context = Context(loaded, Store(options.work))
+    energies = block_energies(score(context, calibration))
+    singles = measure(context, held_out, [(), *((i,) for i in range(len(stack.blocks)))])
     cases = []
     for kinds, budget in itertools.product(options.kinds.split(","), BUDGETS):
         protected = [block.index for block in stack.blocks if kinds != "all" and block.kind != kinds]
-        cases.append(_case(stack, calibration, held_out, energies, budget, protected, options.work))
+        cases.append(_case(context, calibration, held_out, energies, Brief.on(stack, budget, protected=protected)))
         cases[-1] = {"kinds": kinds, "budget": budget, **cases[-1]}
         print(json.dumps({key: value for key, value in cases[-1].items() if key != "measured"}), flush=True)
     facts = {
@@ -80,31 +81,18 @@ def main() -> None:
 
 
 def _case(
-    stack: Stack,
-    calibration: Samples,
-    held_out: Samples,
-    energies: Mapping[str, Energy],
-    budget: int,
-    protected: Sequence[int],
-    work: Path,
+    context: Context, calibration: Samples, held_out: Samples, energies: Mapping[str, Energy], brief: Brief
 ) -> dict[str, Any]:
     """Spectra, refinement's choice and their measured rises of the held-out loss, for one budget."""
-    spectra = {
-        name: solve(block_problem(stack, energy, budget, protected), states=STATES) for name, energy in energies.items()
-    }
-    refined = refine(
-        stack,
-        parse_objective("kl", calibration),
-        budget,
-        tokens=DEFAULT_EFFORT * calibration.tokens,
-        protected=protected,
-        work=work / f"refine-{len(protected)}",
-    )
-    free = [i for i in range(len(stack.blocks)) if i not in protected]
+    stack, budget = context.stack, brief.budget
+    spectra = {name: solve(brief.problem(stack, energy), states=STATES) for name, energy in energies.items()}
+    objective = parse_objective("kl", calibration)
+    refined = refine(context, objective, brief, tokens=DEFAULT_EFFORT * calibration.tokens)
+    free = [i for i in range(len(stack.blocks)) if i not in brief.protected]
     complete = math.comb(len(free), budget) <= MOST_MEASURED
     everything = list(itertools.combinations(free, budget)) if complete else []
     wanted = [refined.removed, *(state.removed for spectrum in spectra.values() for state in spectrum)]
-    measured = measure(stack, held_out, [(), *wanted, *everything], ledger=work)
+    measured = measure(context, held_out, [(), *wanted, *everything])
     ranked = sorted(measured.removals[1:], key=measured.loss)
     return {
         "removals": math.comb(len(free), budget),

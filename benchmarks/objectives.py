@@ -22,12 +22,17 @@ import numpy as np
 
 from benchmarks.weights import smollm2
 from excise.artefacts import write_json
-from excise.choosing.refine import DEFAULT_EFFORT, refine
+from excise.choosing.brief import Brief
+from excise.choosing.plan import DEFAULT_EFFORT
+from excise.choosing.refine import refine
+from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.measuring.measure import measure
 from excise.measuring.objectives import load_objective, load_questions
 from excise.models.loading import Loaded, load
 from excise.provenance import provenance
+from excise.settings import Objecting
+from excise.store import Store
 
 OBJECTIVES = ("loss", "kl", "choices", "kl:0.5,choices:0.5")
 SAMPLES, TOKENS = 128, 64
@@ -64,41 +69,30 @@ def main() -> None:
         str(data / "text/wikitext2_raw_test.txt.gz"), loaded.tokenizer, samples=16, tokens=128, seed=0
     )
     train = data / "eval/arc_easy_train.jsonl.gz"
-    rows = [_row(loaded, "intact", (), questions, wikitext, options.out)]
+    context = Context(loaded, Store(options.out / "work"))
+    rows = [_row(context, "intact", (), questions, wikitext)]
     for text in OBJECTIVES:
-        objective = load_objective(
-            text, chats, loaded.tokenizer, questions=train if "choices" in text else None, seed=options.seed
-        )
-        found = refine(
-            loaded.stack,
-            objective,
-            options.budget,
-            tokens=DEFAULT_EFFORT * chats.tokens,
-            seed=options.seed,
-            work=options.out / text.replace(":", "-"),
-        )
-        rows.append(_row(loaded, text, found.removed, questions, wikitext, options.out))
+        asked = Objecting(objective=text, questions=train if "choices" in text else None)
+        objective = load_objective(asked, chats, loaded.tokenizer, options.seed)
+        brief = Brief.on(loaded.stack, options.budget, seed=options.seed)
+        found = refine(context, objective, brief, tokens=DEFAULT_EFFORT * chats.tokens, alone=True)
+        rows.append(_row(context, text, found.removed, questions, wikitext))
         rows[-1]["forward_tokens"] = found.forward_tokens
     write_json(options.out / "objectives.json", {"rows": rows, "settings": vars(options), "provenance": provenance()})
 
 
 def _row(
-    loaded: Loaded,
-    name: str,
-    removed: tuple[int, ...],
-    questions: dict[str, Samples],
-    wikitext: Samples,
-    out: Path,
+    context: Context, name: str, removed: tuple[int, ...], questions: dict[str, Samples], wikitext: Samples
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"objective": name, "removed": list(removed)}
     for task, samples in questions.items():
-        measured = measure(loaded.stack, samples, [removed], ledger=out / "answers")
-        lengths = np.array([_bytes(loaded, sample) for sample in samples])
+        measured = measure(context, samples, [removed])
+        lengths = np.array([_bytes(context.loaded, sample) for sample in samples])
         row[task] = {
             "acc": _accuracy(samples, -measured.sums[0]),
             "acc_norm": _accuracy(samples, -measured.sums[0] / lengths),
         }
-    measured = measure(loaded.stack, wikitext, [(), removed], ledger=out / "answers")
+    measured = measure(context, wikitext, [(), removed])
     row["wikitext_delta"] = measured.loss(removed) - measured.loss()
     print(json.dumps(row), flush=True)
     return row

@@ -9,7 +9,7 @@ chats, for seed 0.
     python -m benchmarks.selection --seeds 1,2 --budgets 8 --out runs/selection
     python -m benchmarks.selection --seeds 0 --budgets 4,8,12 --efforts 1,2,4,8,16 --out runs/selection
 
-With `--efforts`, only refinement runs, once an effort: damage against cost. Prints one JSON line a (seed, text);
+With `--efforts`, only refinement runs, once per effort: damage against cost. Prints one JSON line per (seed, text);
 `--collect FILE` joins all that is in the folder. Interrupted, it goes on.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,19 @@ from scipy.stats import spearmanr
 
 from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
+from excise.choosing.brief import Brief
 from excise.choosing.compare import compare
-from excise.choosing.refine import DEFAULT_EFFORT, refine
+from excise.choosing.contest import Contest
+from excise.choosing.plan import DEFAULT_EFFORT
+from excise.choosing.refine import refine
+from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.ising.problem import Problem
 from excise.ising.solvers import solve
 from excise.measuring.measure import measure
 from excise.measuring.objectives import parse_objective
 from excise.models.loading import Loaded, load
-from excise.models.stack import Stack
+from excise.store import Store
 
 METHODS = (
     "fisher",
@@ -81,31 +86,26 @@ def main() -> None:
         seen = {sample.name for sample in calibration}
         held_out = Samples(tuple(s for s in drawn if s.name not in seen)[:HELD_OUT], drawn.provenance)
         folder = options.out / f"seed-{seed}"
+        context = Context(loaded, Store(folder / "work"))
         budgets = [int(budget) for budget in options.budgets.split(",")]
         if options.efforts:
             efforts = [float(effort) for effort in options.efforts.split(",")]
             texts = {"wikitext": wikitext, "chats": held_out}
             for budget in budgets:
-                points = _curve(loaded, calibration, texts, budget, efforts, seed, folder)
+                points = _curve(context, calibration, texts, Brief.on(loaded.stack, budget, seed=seed), efforts)
                 curve = {"seed": seed, "remove": budget, "curve": points}
                 write_json(folder / f"result-efforts-{budget}.json", curve)
                 print(json.dumps(curve), flush=True)
             continue
         for text, samples in (("wikitext", wikitext), ("chats", held_out)):
-            found = compare(
-                loaded,
-                calibration,
-                samples,
-                budgets,
-                folder,
-                methods=options.methods.split(","),
-                search_tokens=SEARCH_TOKENS,
-                seed=seed,
-            )
+            brief = Brief.on(loaded.stack, max(budgets), seed=seed)
+            contest = Contest(methods=options.methods, search_tokens=SEARCH_TOKENS)
+            found = compare(context, calibration, samples, brief, budgets, contest)
             facts = {"seed": seed, "text": text, **found.to_json()}
             if text == "chats" and not seed:
                 facts["trust"] = {
-                    str(budget): _trust(loaded, calibration, held_out, budget, seed, folder) for budget in budgets
+                    str(budget): _trust(context, calibration, held_out, replace(brief, budget=budget))
+                    for budget in budgets
                 }
             write_json(folder / f"result-{text}-{'-'.join(map(str, budgets))}.json", facts)
             rows = [[row.method, row.remove, round(row.delta, 4), round(row.forward_equivalents)] for row in found.rows]
@@ -118,54 +118,42 @@ def _chats(loaded: Loaded, data: Path, count: int, seed: int) -> Samples:
 
 
 def _curve(
-    loaded: Loaded,
-    calibration: Samples,
-    texts: dict[str, Samples],
-    budget: int,
-    efforts: list[float],
-    seed: int,
-    folder: Path,
+    context: Context, calibration: Samples, texts: dict[str, Samples], brief: Brief, efforts: list[float]
 ) -> list[dict[str, Any]]:
     """What refinement ends on at each effort, its cost and its damage on each text."""
     objective, points = parse_objective("kl", calibration), []
     for effort in efforts:
-        work = folder / "work" / f"effort-{effort:g}" / f"{budget}-{seed}"
-        tokens = effort * calibration.tokens
-        found = refine(loaded.stack, objective, budget, tokens=tokens, seed=seed, work=work)
+        # Each effort begins from nothing, as if it were the only one.
+        found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
         point: dict[str, Any] = {"effort": effort, "tokens": found.forward_tokens, "removed": found.removed}
         for name, samples in texts.items():
-            ledger = folder / "work" / "held-out"
-            measured = measure(loaded.stack, samples, [(), found.removed], ledger=ledger)
+            measured = measure(context, samples, [(), found.removed])
             point[name] = measured.loss(found.removed) - measured.loss()
         points.append(point)
     return points
 
 
-def _trust(
-    loaded: Loaded, calibration: Samples, held_out: Samples, budget: int, seed: int, folder: Path
-) -> dict[str, Any]:
+def _trust(context: Context, calibration: Samples, held_out: Samples, brief: Brief) -> dict[str, Any]:
     """Spearman's ρ of fitted energy and divergence on held-out chats, over removals it was not fitted to."""
-    stack = loaded.stack
-    work = folder / "work" / "refined" / f"{budget}-{seed}"
-    tokens = DEFAULT_EFFORT * calibration.tokens
-    found = refine(stack, parse_objective("kl", calibration), budget, tokens=tokens, seed=seed, work=work)
+    budget, seed, n = brief.budget, brief.seed, len(context.stack.blocks)
+    objective, tokens = parse_objective("kl", calibration), DEFAULT_EFFORT * calibration.tokens
+    found = refine(context, objective, brief, tokens=tokens, alone=True)
     energy, fitted_to = found.energy(), found.search.damages
     generator = np.random.default_rng((seed, budget))
-    n = len(stack.blocks)
     draws = {tuple(sorted(map(int, generator.choice(n, budget, replace=False)))) for _ in range(JUDGED_STATES)}
     spectrum = solve(Problem(energy, budget), states=JUDGED_AMONG, time_limit=60.0)
     low = [s.removed for s in spectrum if s.removed not in fitted_to][:: JUDGED_AMONG // JUDGED_STATES]
     return {
-        "random": _rho(stack, held_out, energy.energies, [r for r in sorted(draws) if r not in fitted_to], folder),
-        "low": _rho(stack, held_out, energy.energies, low, folder),
+        "random": _rho(context, held_out, energy.energies, [r for r in sorted(draws) if r not in fitted_to]),
+        "low": _rho(context, held_out, energy.energies, low),
         "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
         "measured": len(fitted_to),
         "forward_tokens": found.forward_tokens,
     }
 
 
-def _rho(stack: Stack, samples: Samples, predict: Any, removals: list[tuple[int, ...]], folder: Path) -> dict[str, Any]:
-    damages = parse_objective("kl", samples).damages(stack, removals, ledger=folder / "work" / "trust")
+def _rho(context: Context, samples: Samples, predict: Any, removals: list[tuple[int, ...]]) -> dict[str, Any]:
+    damages = parse_objective("kl", samples).damages(context, removals)
     predicted = predict(removals)
     rho = float(spearmanr(predicted, damages.values).statistic)
     return {"rho": rho, "count": len(removals), "predicted": predicted, "measured": damages.values.tolist()}

@@ -35,6 +35,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import NemotronHConfig, NemotronHForCausalLM, PreTrainedTokenizerFast
 
 from excise.artefacts import atomic_path, write_json
+from excise.context import Context
 from excise.data import load_samples
 from excise.measuring.measure import measure
 from excise.models.loading import load
@@ -314,7 +315,7 @@ def _held_out_losses(folder: Path, texts: Mapping[str, Path]) -> dict[str, Any]:
     facts = {}
     for name, path in texts.items():
         samples = load_samples(str(path), loaded.tokenizer, **HELD_OUT)
-        loss = measure(loaded.stack, samples, [()]).loss()
+        loss = measure(Context(loaded), samples, [()]).loss()
         facts[name] = {"loss": round(loss, 4), "unit": "nats/token", "drawn": HELD_OUT, "tokens": samples.tokens}
     return facts
 

@@ -26,6 +26,7 @@ from excise.surgery.checkpoint import pruned, write_pruned
 from excise.surgery.config import pruned_config
 from excise.surgery.on_disk import prune_folder
 from excise.surgery.stock_load import compare_generation
+from tests.contexts import context_of
 from tests.random_samples import random_samples
 from tests.tiny import EAGER_EXPERTS, tiny_folder
 
@@ -77,7 +78,7 @@ def walk(model_type: str, place: Path) -> Walk:
     """Walk a tiny model of `model_type`, with its checkpoints in the folder `place`."""
     original, out = tiny_folder(place / "original", model_type, dtype=torch.float64), place / "pruned"
     stack = find_stack(_load(original)[0])
-    gradients = score(stack, random_samples(LENGTHS))
+    gradients = score(context_of(stack), random_samples(LENGTHS))
     one_stays = (
         [at_most(stack.needed, len(stack.needed) - 1, len(stack.blocks), name="one stays")] if stack.needed else []
     )

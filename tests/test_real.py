@@ -15,7 +15,8 @@ from excise.ising.problem import Problem
 from excise.ising.solvers import solve
 from excise.measuring.score import score
 from excise.models.loading import load
-from excise.run import run
+from excise.run import RunSettings, run
+from tests.contexts import context_of
 
 MATRICES = Path(os.environ.get("EXCISE_DATA", "../shared/data")) / "hessians"
 
@@ -32,7 +33,7 @@ def smollm():
 def test_gradients_of_a_real_model_equal_the_loop(smollm):
     calibration, _ = split_samples("starter", smollm.tokenizer, samples=4, held_out=1, tokens=64, seed=0, loss_on="all")
     expected = frozen_gradient_loop(smollm.stack, calibration)
-    A = score(smollm.stack, calibration).A
+    A = score(context_of(smollm.stack), calibration).A
     assert np.abs(A - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -42,12 +43,13 @@ def test_gradients_of_a_real_model_equal_the_loop(smollm):
 def test_the_main_job_on_a_real_model(smollm, tmp_path):
     torch.set_num_threads(2)
     samples = split_samples("starter", smollm.tokenizer, samples=16, held_out=6, tokens=64, seed=0, loss_on="all")
-    facts = run(smollm, *samples, 2, tmp_path / "run", verify_states=1, random_states=2)
-    assert facts["certified"] == {"fisher": True, "fisher+linear": True}
-    assert facts["pruned_loss"] - facts["base_loss"] < 0.6
-    assert facts["self_test"]["loads_in_stock_transformers"]
-    assert facts["self_test"]["cache_agrees"]
-    assert facts["self_test"]["max_abs_logit_difference"] < 1e-3
+    settings = RunSettings(model=smollm.source, remove=2, out=tmp_path / "run", verify_states=1, random_states=2)
+    facts = run(smollm, *samples, settings)
+    assert facts.certified == {"fisher": True, "fisher+linear": True}
+    assert facts.pruned_loss - facts.base_loss < 0.6
+    assert facts.self_test["loads_in_stock_transformers"]
+    assert facts.self_test["cache_agrees"]
+    assert facts.self_test["max_abs_logit_difference"] < 1e-3
 
 
 @pytest.mark.slow

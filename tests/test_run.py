@@ -12,10 +12,11 @@ from excise.ising.gradients import Gradients
 from excise.ising.spectrum import Spectrum
 from excise.measuring.measure import measure
 from excise.models.loading import load
-from excise.progress import silent
+from excise.progress import Progress, silent
 from excise.report.figures import write_report_figures
 from excise.report.material import gather
-from excise.run import run
+from excise.run import RunResult, RunSettings, run
+from tests.contexts import context_of
 from tests.gguf_files import write_gguf
 from tests.quantised import quantise
 from tests.surgery.test_on_disk import tensors_of
@@ -23,9 +24,15 @@ from tests.svg_files import Figure
 from tests.tiny import tiny_folder, tiny_model
 
 
+def run_in(out, loaded, samples, remove, *, progress=None, **options):
+    """A run of a model in memory."""
+    settings = RunSettings(model=loaded.source, remove=remove, out=out, **options)
+    return run(loaded, *samples, settings, progress=progress)
+
+
 def as_written(candidate):
     """Loss of a candidate, repaired where that lowers it."""
-    return min(candidate["loss"], candidate["repaired_loss"] or candidate["loss"])
+    return min(candidate.loss, candidate.repaired_loss or candidate.loss)
 
 
 RUN_KEYS = {"removed", "proposed_by", "base_loss", "pruned_loss", "candidates", "self_test", "seconds", "provenance"}
@@ -45,51 +52,54 @@ def samples(loaded):
 @pytest.fixture(scope="module")
 def finished(loaded, samples, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return run(loaded, *samples, 2, out, states=10), out
+    return run_in(out, loaded, samples, 2, states=10), out
 
 
 def test_the_manifest_says_what_was_done(finished):
     facts, out = finished
     assert json.loads((out / "run.json").read_text()).keys() >= RUN_KEYS
-    assert facts["seconds"].keys() >= STAGES
-    assert facts["self_test"]["loads_in_stock_transformers"]
-    assert facts["self_test"]["cache_agrees"]
-    assert facts["self_test"]["max_abs_logit_difference"] < 1e-4
-    for candidate in facts["candidates"]:
-        assert candidate.keys() >= {"method", "removed", "energy", "loss"}
-        assert len(candidate["removed"]) == 2
+    assert json.dumps(RunResult.load(out / "run.json").to_json()) == json.dumps(facts.to_json())
+    assert facts.seconds.keys() >= STAGES
+    assert facts.self_test["loads_in_stock_transformers"]
+    assert facts.self_test["cache_agrees"]
+    assert facts.self_test["max_abs_logit_difference"] < 1e-4
+    for candidate in facts.candidates:
+        assert candidate.method
+        assert len(candidate.removed) == 2
 
 
 def test_the_lowest_measured_candidate_is_removed_and_its_proposers_are_named(finished, loaded, samples):
     facts, _ = finished
-    best = min(facts["candidates"], key=as_written)
-    assert facts["checkpoint_loss"] == as_written(best)
-    assert facts["pruned_loss"] == best["loss"]
-    assert set(facts["proposed_by"]) == {c["method"] for c in facts["candidates"] if c["removed"] == facts["removed"]}
-    again = measure(loaded.stack, samples[1], [(), facts["removed"]])
-    np.testing.assert_allclose(again.losses, [facts["base_loss"], facts["pruned_loss"]], rtol=1e-6)
+    best = min(facts.candidates, key=as_written)
+    assert facts.checkpoint_loss == as_written(best)
+    assert facts.pruned_loss == best.loss
+    assert set(facts.proposed_by) == {c.method for c in facts.candidates if c.removed == facts.removed}
+    again = measure(context_of(loaded.stack), samples[1], [(), facts.removed])
+    np.testing.assert_allclose(again.losses, [facts.base_loss, facts.pruned_loss], rtol=1e-6)
 
 
 def test_the_three_that_measured_best_are_repaired_and_what_is_written_is_what_was_measured(finished, samples):
     facts, out = finished
-    ranked = list(dict.fromkeys(tuple(c["removed"]) for c in facts["candidates"]))  # lowest measured loss first
-    fitted = {tuple(r["removed"]): r["losses"] for r in facts["repair"]["fitted"]}
-    refused = {tuple(r["removed"]) for r in facts["repair"]["refused"]}
+    ranked = list(dict.fromkeys(tuple(c.removed) for c in facts.candidates))  # lowest measured loss first
+    fitted = {tuple(r["removed"]): r["losses"] for r in facts.repair["fitted"]}
+    refused = {tuple(r["removed"]) for r in facts.repair["refused"]}
     assert set(ranked[:3]) == set(fitted) | refused
-    for candidate in facts["candidates"]:
-        losses = fitted.get(tuple(candidate["removed"]))
-        assert candidate["repaired_loss"] == (losses and losses["repaired"])
-    assert facts["repair"]["applied"] == (facts["checkpoint_loss"] < facts["pruned_loss"])
+    for candidate in facts.candidates:
+        losses = fitted.get(tuple(candidate.removed))
+        assert candidate.repaired_loss == (losses and losses["repaired"])
+    assert facts.repair["applied"] == (facts.checkpoint_loss < facts.pruned_loss)
     written = load(str(out / "model"), dtype="float32")
-    assert measure(written.stack, samples[1], [()]).losses[0] == pytest.approx(facts["checkpoint_loss"], abs=1e-5)
+    assert measure(context_of(written.stack), samples[1], [()]).losses[0] == pytest.approx(
+        facts.checkpoint_loss, abs=1e-5
+    )
     assert not any("repaired" in path.name for path in out.iterdir())
 
 
 def test_without_repair_the_lowest_measured_removal_is_written_as_it_is(loaded, samples, tmp_path):
-    facts = run(loaded, *samples, 2, tmp_path / "run", effort=0, random_states=1, rivals=(), repair=False)
-    assert facts["repair"] is None
-    assert facts["checkpoint_loss"] == facts["pruned_loss"] == facts["candidates"][0]["loss"]
-    assert all(c["repaired_loss"] is None for c in facts["candidates"])
+    facts = run_in(tmp_path / "run", loaded, samples, 2, effort=0, random_states=1, rivals=(), repair=False)
+    assert facts.repair is None
+    assert facts.checkpoint_loss == facts.pruned_loss == facts.candidates[0].loss
+    assert all(c.repaired_loss is None for c in facts.candidates)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "are unchanged.\n" in card
 
@@ -98,60 +108,65 @@ def test_what_cannot_be_repaired_exactly_is_left_with_the_reason(tmp_path):
     normed = load(str(tiny_folder(tmp_path / "model", "olmo2", layers=5)))
     drawn = split_samples("starter", normed.tokenizer, samples=20, held_out=4, tokens=20, seed=0, loss_on="all")
     with pytest.warns(UserWarning, match=r"not repaired \(--no-repair leaves this out\).*ends in a norm"):
-        facts = run(normed, *drawn, 2, tmp_path / "run", effort=0, random_states=1, rivals=())
-    assert not facts["repair"]["applied"]
-    assert len(facts["repair"]["refused"]) == 3
-    assert facts["self_test"]["max_abs_logit_difference"] < 1e-4
+        facts = run_in(tmp_path / "run", normed, drawn, 2, effort=0, random_states=1, rivals=())
+    assert not facts.repair["applied"]
+    assert len(facts.repair["refused"]) == 3
+    assert facts.self_test["max_abs_logit_difference"] < 1e-4
 
 
 def test_every_artefact_can_be_read_back(finished):
     facts, out = finished
     assert Gradients.load(out / "gradients.safetensors").A.shape == (20, 12)
-    for name in facts["spectra"].values():
+    for name in facts.spectra.values():
         spectrum = Spectrum.load(out / name)
         assert spectrum.certified
         assert len(spectrum) == 10
-    for name in facts["figures"].values():
+    for name in facts.figures.values():
         assert Figure(out / name).title
-    drawn = {name: (out / name).read_bytes() for name in facts["figures"].values()}
+    drawn = {name: (out / name).read_bytes() for name in facts.figures.values()}
     write_report_figures(gather(out))
     assert drawn == {name: (out / name).read_bytes() for name in drawn}
 
 
 def test_select_energy_removes_the_ground_state(loaded, samples, tmp_path):
-    facts = run(loaded, *samples, 2, tmp_path / "run", select="energy", effort=0, rivals=(), random_states=0)
-    assert facts["removed"] == list(Spectrum.load(tmp_path / "run" / "spectrum-fisher.json")[0].removed)
-    assert "fisher:0" in facts["proposed_by"]
+    facts = run_in(tmp_path / "run", loaded, samples, 2, select="energy", effort=0, rivals=(), random_states=0)
+    assert facts.removed == Spectrum.load(tmp_path / "run" / "spectrum-fisher.json")[0].removed
+    assert "fisher:0" in facts.proposed_by
 
 
 def test_select_refined_removes_what_refinement_found(loaded, samples, tmp_path):
-    facts = run(loaded, *samples, 2, tmp_path / "run", select="refined", rivals=(), random_states=0)
+    facts = run_in(tmp_path / "run", loaded, samples, 2, select="refined", rivals=(), random_states=0)
     found = json.loads((tmp_path / "run" / "candidates.json").read_text())
     assert found["objective"] == "kl"
-    assert facts["removed"] == found["budgets"]["2"]["removed"]
-    assert "refined:0" in facts["proposed_by"]
-    assert facts["energy"] == "fitted"
+    assert list(facts.removed) == found["budgets"]["2"]["removed"]
+    assert "refined:0" in facts.proposed_by
+    assert facts.energy == "fitted"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"select": "best"}, "select in measured, refined, energy"),
-        ({"effort": -1.0}, "effort must be 0"),
-        ({"effort": 0, "energy": "fitted"}, "'fitted' needs an effort"),
-        ({"effort": 0, "select": "refined"}, "needs an effort above 0"),
+        ({"select": "best"}, "--select in measured, refined, energy"),
+        ({"effort": -1.0}, "--effort expects a finite number, at least 0"),
+        ({"effort": 0, "energy": "fitted"}, "needs an --effort above 0"),
+        ({"effort": 0, "select": "refined"}, "needs an --effort above 0"),
+        ({"protect": (1, 2), "force_blocks": (2,)}, "2 cannot both stay and go"),
+        ({"force_blocks": (1, 2, 3)}, "at most as many as --remove"),
+        ({"solver": "nonsense"}, "--solver in auto, "),
+        ({"rivals": ("norm-ratio", "magic")}, "--rivals in .*got 'magic'"),
+        ({"objective": "kl:0.7,choices:0.3"}, "needs questions"),
     ],
 )
 def test_choices_that_make_no_sense_are_refused(loaded, samples, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        run(loaded, *samples, 2, tmp_path / "run", **options)
+        run_in(tmp_path / "run", loaded, samples, 2, **options)
 
 
 def test_protected_blocks_stay_and_forced_blocks_go_whoever_proposes(loaded, samples, tmp_path):
-    facts = run(loaded, *samples, 3, tmp_path / "run", protected=(0, -1), forced=(2,))
-    for candidate in facts["candidates"]:
-        assert 2 in candidate["removed"]
-        assert not {0, 5} & set(candidate["removed"])
+    facts = run_in(tmp_path / "run", loaded, samples, 3, protect=(0, -1), force_blocks=(2,))
+    for candidate in facts.candidates:
+        assert 2 in candidate.removed
+        assert not {0, 5} & set(candidate.removed)
 
 
 @pytest.mark.parametrize("model_type", ["nemotron_h", "jamba", "gemma4_text"])
@@ -159,12 +174,12 @@ def test_protected_blocks_stay_and_forced_blocks_go_whoever_proposes(loaded, sam
 def test_models_whose_blocks_are_tied_to_each_other(model_type, tmp_path):
     tied = load(str(tiny_folder(tmp_path / "model", model_type, layers=6)))
     drawn = split_samples("starter", tied.tokenizer, samples=20, held_out=4, tokens=20, seed=0, loss_on="all")
-    facts = run(tied, *drawn, 2, tmp_path / "run", effort=1, verify_states=2, random_states=1, rivals=("norm-ratio",))
-    assert facts["self_test"]["loads_in_stock_transformers"]
-    assert facts["self_test"]["max_abs_logit_difference"] < 1e-3
-    for candidate in facts["candidates"]:
-        assert not set(tied.stack.fixed) & set(candidate["removed"])
-        assert not tied.stack.needed or set(tied.stack.needed) - set(candidate["removed"])
+    facts = run_in(tmp_path / "run", tied, drawn, 2, effort=1, verify_states=2, random_states=1, rivals=("norm-ratio",))
+    assert facts.self_test["loads_in_stock_transformers"]
+    assert facts.self_test["max_abs_logit_difference"] < 1e-3
+    for candidate in facts.candidates:
+        assert not set(tied.stack.fixed) & set(candidate.removed)
+        assert not tied.stack.needed or set(tied.stack.needed) - set(candidate.removed)
 
 
 @pytest.mark.parametrize("form", ["modelopt", "fp8"])
@@ -173,8 +188,8 @@ def test_a_float8_folder_stays_one_byte_for_byte(form, tmp_path):
     quantise(source, form, keep=("layers.3.mlp",))
     float8 = load(str(source))
     drawn = split_samples("starter", float8.tokenizer, samples=8, held_out=3, tokens=20, seed=0, loss_on="all")
-    facts = run(float8, *drawn, 1, tmp_path / "run", effort=0, rivals=(), random_states=0, protected=(3,))
-    (gone,) = facts["removed"]
+    facts = run_in(tmp_path / "run", float8, drawn, 1, effort=0, rivals=(), random_states=0, protect=(3,))
+    (gone,) = facts.removed
     expected = {}
     for name, stored in tensors_of(source).items():
         head, _, rest = name.removeprefix("model.layers.").partition(".")
@@ -186,16 +201,16 @@ def test_a_float8_folder_stays_one_byte_for_byte(form, tmp_path):
     assert any(dtype == "F8_E4M3" for dtype, _, _ in expected.values())
     settings = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["quantization_config"]
     assert "model.layers.2.mlp.up_proj" in settings["ignore" if form == "modelopt" else "modules_to_not_convert"]
-    assert facts["self_test"]["loads_in_stock_transformers"] is None
-    assert (facts["self_test"]["level"], facts["self_test"]["max_abs_logit_difference"]) == ("logits", 0)
+    assert facts.self_test["loads_in_stock_transformers"] is None
+    assert (facts.self_test["level"], facts.self_test["max_abs_logit_difference"]) == ("logits", 0)
 
 
 def test_a_gguf_file_becomes_a_folder_of_plain_weights(tmp_path):
     write_gguf(tiny_model("llama", 4), tmp_path / "a.gguf")
     plain = load(str(tmp_path / "a.gguf"))
     drawn = split_samples("starter", plain.tokenizer, samples=8, held_out=3, tokens=20, seed=0, loss_on="all")
-    facts = run(plain, *drawn, 1, tmp_path / "run", effort=0, rivals=(), random_states=0)
-    assert facts["self_test"]["loads_in_stock_transformers"]
+    facts = run_in(tmp_path / "run", plain, drawn, 1, effort=0, rivals=(), random_states=0)
+    assert facts.self_test["loads_in_stock_transformers"]
     assert {dtype for dtype, _, _ in tensors_of(tmp_path / "run" / "model").values()} == {"F32"}
 
 
@@ -206,34 +221,34 @@ def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, s
         pass
 
     def stop_in_verify(stage, tokens):
-        if stage == "verify":
+        if stage == "held-out":
             raise Stop
         return silent(stage, tokens)
 
     with pytest.raises(Stop):
-        run(loaded, *samples, 2, out, states=10, progress=stop_in_verify)
+        run_in(out, loaded, samples, 2, states=10, progress=Progress(stop_in_verify))
     assert not (out / "run.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*") if path.is_file()}
     assert kept
-    facts = run(loaded, *samples, 2, out, states=10)
+    facts = run_in(out, loaded, samples, 2, states=10)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     with pytest.raises(OutputError, match="--force"):
-        run(loaded, *samples, 2, out, states=10)
-    assert run(loaded, *samples, 2, out, states=10, force=True)["removed"] == facts["removed"]
-    assert len(run(loaded, *samples, 3, out, effort=0, force=True)["removed"]) == 3
+        run_in(out, loaded, samples, 2, states=10)
+    assert run_in(out, loaded, samples, 2, states=10, force=True).removed == facts.removed
+    assert len(run_in(out, loaded, samples, 3, effort=0, force=True).removed) == 3
 
 
 def test_a_folder_of_something_else_is_refused(loaded, samples, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(OutputError, match="no run of excise"):
-        run(loaded, *samples, 2, tmp_path)
+        run_in(tmp_path, loaded, samples, 2)
     assert (tmp_path / "thesis.txt").exists()
 
 
 @pytest.mark.parametrize("budget", [0, 6, 40])
 def test_a_budget_out_of_range_is_refused_with_the_range(loaded, samples, tmp_path, budget):
-    with pytest.raises(InputError, match=f"between 1 and 5 .* got {budget}"):
-        run(loaded, *samples, budget, tmp_path / "run")
+    with pytest.raises(InputError, match="between 1 and 5" if budget else "at least 1"):
+        run_in(tmp_path / "run", loaded, samples, budget)
 
 
 def test_calibration_and_held_out_samples_are_disjoint(samples):

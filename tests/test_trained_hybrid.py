@@ -12,6 +12,7 @@ from excise.ising.spectrum import Spectrum
 from excise.measuring.measure import measure
 from excise.models.headers import read_checkpoint
 from excise.models.loading import load
+from tests.contexts import context_of
 
 PLACE = Path(__file__).parents[1] / "examples" / "tiny-hybrid"
 MODEL, HELD_OUT = PLACE / "model", PLACE / "held_out.txt"
@@ -40,7 +41,7 @@ def test_it_is_small_and_has_every_kind(trained):
 def test_its_loss_is_what_its_record_says_and_far_below_that_of_word_counts(trained):
     recorded = RECORD["held_out"]["prose"]
     samples = load_samples(str(HELD_OUT), trained.tokenizer, **recorded["drawn"])
-    loss = measure(trained.stack, samples, [()]).loss()
+    loss = measure(context_of(trained.stack), samples, [()]).loss()
     assert loss == pytest.approx(recorded["loss"], abs=5e-3)
     counts = np.bincount(np.concatenate([sample.input_ids for sample in samples])).astype(float)
     shares = counts[counts > 0] / counts.sum()
@@ -53,7 +54,7 @@ def test_its_loss_is_what_its_record_says_and_far_below_that_of_word_counts(trai
 
 def test_every_block_matters_and_each_in_its_own_measure(trained):
     singles = [(i,) for i in range(len(trained.stack.blocks))]
-    measured = measure(trained.stack, windows(trained, 12), [(), *singles])
+    measured = measure(context_of(trained.stack), windows(trained, 12), [(), *singles])
     rises = measured.losses[1:] - measured.losses[0]
     assert (rises > 0).all()
     assert rises.max() > 10 * rises.min()
@@ -86,7 +87,6 @@ def test_experts_alone_from_score_to_self_test(excise, tmp_path):
 
 def test_what_is_left_is_still_a_language_model(trained):
     samples = windows(trained, 12)
-    cheapest = min(MOE, key=lambda i: measure(trained.stack, samples[:4], [(i,)]).loss((i,)))
-    assert (
-        measure(trained.stack, samples, [(cheapest,)]).loss((cheapest,)) < math.log(trained.stack.config.vocab_size) - 1
-    )
+    context = context_of(trained.stack)
+    cheapest = min(MOE, key=lambda i: measure(context, samples[:4], [(i,)]).loss((i,)))
+    assert measure(context, samples, [(cheapest,)]).loss((cheapest,)) < math.log(trained.stack.config.vocab_size) - 1

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from excise.models.architectures import ARCHITECTURES
@@ -267,6 +267,16 @@ def tiny_tokenizer(*, chat: bool = True) -> PreTrainedTokenizerFast:
     )
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def beginning_tokenizer(*, ending: bool = False) -> PreTrainedTokenizerFast:
+    """One that adds <s> to every text, as those of Llama and Gemma do, and </s> if wished."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if ending else "<s> $A",
+        special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")],
+    )
     return tokenizer
 
 

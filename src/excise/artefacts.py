@@ -8,8 +8,14 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance as _Dataclass
+else:
+    _Dataclass = object
 
 from excise.errors import InputError, OutputError
 
@@ -85,3 +91,32 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+class Artefact(_Dataclass):
+    """Base of dataclasses that are a verb's result: written as JSON and read again."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by name of field."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write it, atomically."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote; fields that are not known here are left out.
+
+        Raises:
+            InputError: no such file, not JSON, or a field is missing or of another type.
+
+        """
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_python(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path} is no {cls.__name__} of excise: {where}: {first['msg'].lower()}") from None

@@ -7,12 +7,38 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-Progress = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+Show = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
 
 def silent(stage: str, tokens: int | None) -> AbstractContextManager[Callable[[int], None]]:
-    """Progress that shows nothing: `stage` is about to take `tokens` tokens, None where that is not known before."""
+    """Show nothing: `stage` is about to take `tokens` tokens, None where that is not known before."""
     return nullcontext(lambda tokens_done: None)
+
+
+class Progress:
+    """One bar at a time: a stage that is opened inside another adds to the outer one's bar.
+
+    Args:
+        show: opens a bar over so many tokens, and gives what to call with tokens done.
+
+    """
+
+    def __init__(self, show: Show = silent) -> None:
+        self._show = show
+        self._advance: Callable[[int], None] | None = None
+
+    @contextmanager
+    def stage(self, name: str, tokens: int | None) -> Iterator[Callable[[int], None]]:
+        """Open a stage; yields what to call with tokens done."""
+        if self._advance is not None:
+            yield self._advance
+            return
+        with self._show(name, tokens) as advance:
+            self._advance = advance
+            try:
+                yield advance
+            finally:
+                self._advance = None
 
 
 @dataclass

@@ -1,114 +1,274 @@
-"""The main job: from a model and a number of blocks to a smaller checkpoint with measured damage."""
+"""The main job: from a model and a number of blocks to a smaller checkpoint with measured damage.
+
+Its settings, stages and result stand in this one file. What needs torch is imported where it is used: the command line
+reads the settings from here, and `--help` must not take seconds.
+"""
 
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from excise.artefacts import write_json
-from excise.choosing.criteria import CRITERIA
-from excise.choosing.follow import check_choices, choose, contenders
-from excise.choosing.proposals import Proposal, Proposer, block_energies, lowest_states
-from excise.choosing.refine import DEFAULT_EFFORT, refinement_facts
-from excise.choosing.verify import Candidate, verify
-from excise.data.batches import longest_together
-from excise.data.samples import Samples
-from excise.errors import ArchitectureError, InputError
-from excise.healing import heal_stage
-from excise.healing.heal import check_destination
-from excise.healing.heal_stage import Healing, heal_pruned, race_removals
-from excise.healing.race import Race
-from excise.ising.gradients import Gradients
-from excise.measuring.objectives import Objective, parse_objective
-from excise.measuring.score import score
-from excise.models.identity import model_identity
-from excise.models.loading import Loaded
-from excise.models.stack import Stack, block_indices
-from excise.progress import Clock, Progress, silent
-from excise.provenance import provenance
-from excise.repair import repair_stage
-from excise.repair.repair_stage import Repairs, repair_removals, write_removal
-from excise.report.figures import write_figures
-from excise.run_folder import MANIFEST, WORK, open_folder
-from excise.surgery.check import check_loaded
-from excise.surgery.config import is_writable
+from excise.artefacts import Artefact, read_json
+from excise.choosing.candidate import Candidate
+from excise.errors import ArchitectureError, InputError, OutputError
+from excise.settings import (
+    BackwardPass,
+    Fixing,
+    Loading,
+    Objecting,
+    Printing,
+    Replacing,
+    Sampling,
+    changed,
+    check_fixed,
+    names_in,
+    option,
+    to_plain,
+)
+from excise.settings import names as names_of
 
-RIVALS = ("block-influence", "block-influence-iterative", "norm-ratio")
+if TYPE_CHECKING:
+    from excise.choosing.brief import Brief
+    from excise.choosing.candidate import Verified
+    from excise.choosing.proposal import Proposal
+    from excise.choosing.refine import Refined
+    from excise.context import Context
+    from excise.data.samples import Samples
+    from excise.healing.heal_stage import Healing
+    from excise.healing.race import Race
+    from excise.ising.energies import Energy
+    from excise.ising.problem import Removal
+    from excise.ising.spectrum import Spectrum
+    from excise.measuring.objectives import Objective
+    from excise.models.loading import Loaded
+    from excise.models.stack import Stack
+    from excise.progress import Clock, Progress
+    from excise.repair.several import Repairs
+
+MANIFEST, WORK, CHECKPOINT = "run.json", "work", "model"
+SELECT = ("measured", "refined", "energy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Printing, Replacing, BackwardPass, Fixing, Objecting, Sampling, Loading):
+    """Settings of `excise run`: all of them make its recipe, and stand in its `run.json`."""
+
+    remove: int = option(..., "Number M of blocks to remove.", group="What to remove", least=1)
+    out: Path = option(..., "Folder for everything; the checkpoint is its `model`.", group="Output", recipe=False)
+    held_out: int = option(32, "Samples kept apart to measure damage on.", group="Data", least=1)
+    held_out_data: str | None = option(None, "Their source, if not --data itself.", group="Data")
+    energy: str | None = option(
+        None,
+        "Energy shown and, with --select energy, followed: fisher, fisher+linear or fitted (of the refinement); by "
+        "default fitted, but the paper's fisher where it is followed or nothing is refined.",
+        group="How it chooses",
+        choices=names_in("excise.ising.energies:ENERGIES", "fitted"),
+        hidden=True,
+    )
+    effort: float = changed(Objecting, "effort", group="What to remove")
+    solver: str = option(
+        "auto",
+        "auto, branch-and-bound, exhaustive, tabu, annealing, or a bridge (docs/bridges.md).",
+        group="How it chooses",
+        choices=names_in("excise.ising.solvers:SOLVERS", "auto"),
+        hidden=True,
+    )
+    states: int = option(20, "Length K of the spectra.", group="How it chooses", least=1, hidden=True)
+    time_limit: float = option(
+        60.0,
+        "Seconds for the proof of each spectrum; what is not proved by then is the best known, with its gap.",
+        group="How it chooses",
+        above=0,
+        hidden=True,
+    )
+    verify_states: int = option(4, "States of each energy to measure.", group="How it chooses", least=1, hidden=True)
+    min_distance: int = option(
+        1, "Smallest Hamming distance between those.", group="How it chooses", least=1, hidden=True
+    )
+    random_states: int = option(
+        4, "Random removals measured beside them, as control.", group="How it chooses", least=0, hidden=True
+    )
+    rivals: tuple[str, ...] = option(
+        ("block-influence", "block-influence-iterative", "norm-ratio"),
+        "Criteria that propose removals too, separated by commas; empty for none.",
+        group="How it chooses",
+        parse=names_of,
+        choices=names_in("excise.choosing.criteria:CRITERIA"),
+    )
+    select: str | None = option(
+        None,
+        "measured: lowest held-out loss, whoever proposed it, after repair where there was one; refined: lowest "
+        "--objective; energy: the ground state. By default measured, or refined where the objective is another than kl "
+        "or loss.",
+        group="How it chooses",
+        choices=SELECT,
+    )
+    repair: bool = option(
+        True,
+        "Refit one matrix below each cut in closed form, where that is exact and helps.",
+        group="How it chooses",
+    )
+    repair_tokens: int = option(
+        4096, "Calibration tokens to fit the repair on.", group="How it chooses", least=2, hidden=True
+    )
+    heal: bool = option(False, "Then train it to predict what the original does.", group="Healing")
+    heal_race: int | None = option(
+        None, "Heal so many of the best for a while; the winner is removed and healed.", group="Healing", least=2
+    )
+    heal_preset: str | None = option(
+        None,
+        "small, paper-llama or paper-qwen.",
+        group="Healing",
+        choices=names_in("excise.healing.settings:PRESETS"),
+        hidden=True,
+    )
+    heal_data: str | None = option(None, "Source of the samples to train on.", group="Healing", hidden=True)
+    heal_samples: int | None = option(None, "How many.", group="Healing", least=1, hidden=True)
+    heal_tokens: int | None = option(None, "Longest of them, in tokens.", group="Healing", least=2, hidden=True)
+    heal_batch: int | None = option(None, "Samples per optimiser step.", group="Healing", least=1, hidden=True)
+    heal_steps: int | None = option(
+        None, "Optimiser steps, instead of the preset's epochs.", group="Healing", least=1, hidden=True
+    )
+    heal_lr: float | None = option(None, "Peak learning rate.", group="Healing", above=0, hidden=True)
+    heal_train: str | None = option(
+        None,
+        "all, lora, or cuts (the blocks next to a cut).",
+        group="Healing",
+        choices=names_in("excise.healing.settings:TRAIN"),
+        hidden=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fixed(self.protect, self.force_blocks, self.remove)
+        if self.energy == "fitted" and not self.effort:
+            raise InputError("--energy fitted is that of the refinement; it needs an --effort above 0")
+        if self.select == "refined" and not self.effort:
+            raise InputError("--select refined follows the refinement; it needs an --effort above 0")
+
+    @property
+    def heals(self) -> bool:
+        """Whether any option of healing was given."""
+        return self.heal or any(value is not None for value in (self.heal_race, self.heal_preset, *self.training()))
+
+    def training(self) -> tuple[object, ...]:
+        """Options that change the preset of healing."""
+        return (
+            *(self.heal_data, self.heal_samples, self.heal_tokens, self.heal_batch, self.heal_steps),
+            *(self.heal_lr, self.heal_train),
+        )
+
+    def followed(self, objective: Objective) -> str:
+        """Whom the run follows: as asked, or by what the objective is."""
+        if self.select is not None:
+            return self.select
+        plain = all(term.kind != "choices" and term.domains == "mean" for term in objective.terms)
+        return "measured" if plain or not self.effort else "refined"
+
+
+@dataclass(frozen=True)
+class RunResult(Artefact):
+    """What a run found and wrote, `run.json`.
+
+    Attributes:
+        model: as it was named.
+        model_hash: its identity.
+        blocks: number N of blocks of the original.
+        budget: number M of blocks removed.
+        removed: sorted original indices.
+        proposed_by: everyone who proposed this removal.
+        selected_by: "measured", "refined", "energy" or "race".
+        base_loss: of the original on the held-out samples, nats per token.
+        pruned_loss: of the removal before any repair, nats per token.
+        base_perplexity: exp(base_loss).
+        pruned_perplexity: exp(pruned_loss).
+        checkpoint_loss: of what was written, repaired where that helps, nats per token.
+        parameters: of the original.
+        pruned_parameters: of what was written.
+        repair: what was repaired and why some were not; None without repair.
+        race: how the race went; None without one.
+        energy: the energy shown beside measured losses.
+        spearman: rank correlation of energy and loss over the distinct candidates; None for fewer than three.
+        candidates: all that were measured, lowest loss first.
+        spectra: energy → file of its lowest states.
+        certified: energy → whether that list is proved.
+        calibration: what the samples to choose by were.
+        held_out: what those to judge by were.
+        skipped_samples: calibration samples whose gradients were not finite.
+        settings: the complete settings, which `excise run --recipe` repeats.
+        checkpoint: folder of what was written, relative to this file.
+        provenance: versions, machine, command.
+        self_test: what loading the checkpoint showed.
+        figures: name → file.
+        healed: losses, steps and folder of the healing; None without one.
+        seconds: per stage.
+
+    """
+
+    model: str
+    model_hash: str
+    blocks: int
+    budget: int
+    removed: tuple[int, ...]
+    proposed_by: tuple[str, ...]
+    selected_by: str
+    base_loss: float
+    pruned_loss: float
+    base_perplexity: float
+    pruned_perplexity: float
+    checkpoint_loss: float
+    parameters: int
+    pruned_parameters: int
+    repair: dict[str, Any] | None
+    race: dict[str, Any] | None
+    energy: str
+    spearman: float | None
+    candidates: tuple[Candidate, ...]
+    spectra: dict[str, str]
+    certified: dict[str, bool]
+    calibration: dict[str, Any]
+    held_out: dict[str, Any]
+    skipped_samples: tuple[str, ...]
+    settings: dict[str, Any]
+    checkpoint: str
+    provenance: dict[str, Any]
+    self_test: dict[str, Any]
+    figures: dict[str, str]
+    healed: dict[str, Any] | None
+    seconds: dict[str, float]
 
 
 def run(
     loaded: Loaded,
     calibration: Samples,
     held_out: Samples,
-    budget: int,
-    out: str | Path,
+    settings: RunSettings,
     *,
-    energy: str | None = None,
-    effort: float = DEFAULT_EFFORT,
     objective: Objective | None = None,
-    solver: str = "auto",
-    states: int = 20,
-    time_limit: float | None = 60.0,
-    verify_states: int = 4,
-    min_distance: int = 1,
-    random_states: int = 4,
-    rivals: Sequence[str] = RIVALS,
-    protected: Sequence[int] = (),
-    forced: Sequence[int] = (),
-    select: str = "measured",
-    seed: int = 0,
-    batch_tokens: int | None = None,
-    checkpointing: bool = False,
-    repair: bool = True,
-    repair_tokens: int = repair_stage.TOKENS,
     healing: Healing | None = None,
-    force: bool = False,
-    progress: Progress = silent,
+    progress: Progress | None = None,
     clock: Clock | None = None,
-) -> dict[str, Any]:
-    """Choose `budget` blocks, remove them, and write the pruned model with its evidence.
+) -> RunResult:
+    """Choose blocks, remove them, and write the pruned model with its evidence.
 
-    Stages: gradients on `calibration`; the lowest states of every energy; refinement; rival criteria on the same
+    Stages: gradients on `calibration`; refinement; the lowest states of every energy; rival criteria on the same
     samples; measured losses of all candidates on `held_out`; closed-form repair of the best; the race, the checkpoint;
-    its self-test; figures; healing; `run.json`. A folder in which a run of the same settings was interrupted is taken
-    up where it stopped.
+    its self-test; figures; healing; `run.json`. A folder in which a run was interrupted is taken up where it stopped.
 
     Args:
         loaded: the model.
         calibration: samples to choose by.
         held_out: other samples, to judge by.
-        budget: number M of blocks to remove.
-        out: folder for everything; the checkpoint is its subfolder `model`.
-        energy: the energy shown beside measured losses, and followed where `select` is "energy": "fisher",
-            "fisher+linear" or "fitted", that of the refinement. By default "fitted", but the paper's "fisher" where it
-            is followed or nothing is refined.
-        effort: what refinement may cost, in passes over the calibration samples; 0 for none.
-        objective: the damage it keeps low; by default the divergence from the intact model on `calibration`.
-        solver: a name in `excise.ising.solvers.SOLVERS`, or "auto".
-        states: length K of the spectra.
-        time_limit: seconds for the proof of each; a list not proved by then is the best known, with its gap.
-        verify_states: how many of the lowest states of each energy are measured.
-        min_distance: smallest Hamming distance between those states.
-        random_states: random removals measured beside them, as control.
-        rivals: names in `excise.choosing.criteria.CRITERIA`.
-        protected: blocks that stay.
-        forced: blocks that go; they count towards the budget.
-        select: "measured" takes the lowest measured loss whoever proposed it, after repair where there was one;
-            "refined" what refinement found by its own objective, "energy" the ground state.
-        seed: of solver and random removals.
-        batch_tokens: padded tokens a batch.
-        checkpointing: recompute blocks in the backward pass to save memory.
-        repair: fit the closed-form repair (see `excise.repair.repair`) of the three that measured best, or of what
-            `select` names, on the calibration samples; it is written where it lowers the loss. What cannot be repaired
-            exactly is left as it is, with a warning.
-        repair_tokens: of calibration samples to fit it on.
+        settings: everything else that is asked.
+        objective: the damage that refinement keeps low; by default that of the settings, on `calibration`.
         healing: train the pruned model afterwards, into the subfolder `healed`; with a race, what wins it is removed,
             whatever `select` says.
-        force: replace a finished run in `out`.
         progress: shows progress of long stages.
         clock: collects seconds per stage; one with earlier stages (loading) may be given.
 
@@ -118,154 +278,144 @@ def run(
     Raises:
         InputError: an option is out of range.
         OutputError: `out` exists and is not an unfinished run.
+        ArchitectureError: nothing that is proposed leaves a model that a config can describe.
 
     """
-    energy = check_choices(energy, select, effort)
-    unknown = sorted(set(rivals) - set(CRITERIA))
-    if unknown:
-        raise InputError(f"unknown criteria {unknown}; known: {sorted(CRITERIA)}")
-    clock, stack = clock or Clock(), loaded.stack
-    protected, forced = block_indices(stack, protected), block_indices(stack, forced)
-    protected = tuple(sorted({*protected, *stack.fixed}))
-    _check_budget(stack, budget, protected, forced)
+    from excise.choosing.follow import chosen_of
+    from excise.context import Context
+    from excise.measuring.objectives import load_objective
+    from excise.progress import Clock, Progress
+    from excise.store import Store
+
+    clock = clock or Clock()
+    brief = _brief(loaded, settings)
     if healing:
         healing.require_feasible()
-    folder = open_folder(out, force)
-    if healing:
-        check_destination(folder / heal_stage.FOLDER, str(folder / "model"), force)
-    work = folder / WORK
-
-    with clock.stage("gradients"):
-        gradients = _gradients(stack, calibration, folder, batch_tokens, checkpointing, progress)
-    proposer = Proposer(stack, calibration, budget, protected, forced, seed, work, progress)
-    energies = block_energies(gradients)
-    proposals: list[Proposal] = []
-    if effort:
-        with clock.stage("refine"):
-            objective = objective or parse_objective("kl", calibration)
-            refined = proposer.refined(objective, effort * calibration.tokens)
-            found = refinement_facts({budget: refined}, objective, effort, calibration)
-            write_json(folder / "candidates.json", {"model": loaded.source, **found})
-        energies["fitted"] = refined.energy()
-        energies["fitted"].save(folder / "energy-fitted.safetensors")
-        proposals += [(f"refined:{k}", f.removed) for k, f in enumerate(refined.finalists[:verify_states])]
-    with clock.stage("solve"):
-        spectra = proposer.spectra(energies, states=states, solver=solver, time_limit=time_limit)
-        for name, spectrum in spectra.items():
-            spectrum.save(folder / f"spectrum-{name}.json")
-            proposals += lowest_states(name, spectrum, verify_states, min_distance)
-    with clock.stage("rivals"):
-        proposals += proposer.rivals(rivals, random_states)
-    proposals = _writable(stack, proposals)
-    with clock.stage("verify"):
-        distinct = len({block_indices(stack, removed) for _, removed in proposals}) + 1
-        with progress("verify", held_out.tokens * distinct) as advance:
-            verified = verify(
-                stack,
-                held_out,
-                proposals,
-                energies[energy],
-                batch_tokens=batch_tokens,
-                ledger=work / "measurements",
-                advance=advance,
-            )
-    chosen_from = contenders(verified, energy, select, healing)
-    repairs = Repairs()
-    if repair:
-        with clock.stage("repair"):
-            repairs = repair_removals(
-                loaded,
-                [c.removed for c in chosen_from],
-                calibration,
-                held_out,
-                work / "repairs",
-                tokens=repair_tokens,
-                batch_tokens=batch_tokens,
-                ledger=work / "measurements",
-                progress=progress,
-            )
-        _tell_refused(repairs)
-        verified = verified.with_repairs(repairs.loss)
-    chosen, won = choose(verified, energy, select), None
-    if healing and healing.race > 1 and len(chosen_from) > 1:
-        with clock.stage("race"):
-            entrants = [c.removed for c in verified.ranked[: healing.race]]
-            won, places = race_removals(healing, loaded, entrants, repairs, held_out, work)
-        select = "race"
-        chosen = next(c for c in verified.candidates if c.removed == places[won.winner.student])
-    facts: dict[str, Any] = {
-        "model": loaded.source,
-        "model_hash": model_identity(stack.model),
-        "blocks": len(stack.blocks),
-        "budget": budget,
-        "removed": list(chosen.removed),
-        "proposed_by": [c.method for c in verified.candidates if c.removed == chosen.removed],
-        "selected_by": select,
-        "base_loss": verified.base_loss,
-        "pruned_loss": chosen.loss,
-        "base_perplexity": math.exp(verified.base_loss),
-        "pruned_perplexity": chosen.perplexity,
-        "checkpoint_loss": chosen.best_loss,
-        "parameters": sum(p.numel() for p in stack.model.parameters()),
-        "pruned_parameters": chosen.parameters,
-        "repair": {"applied": bool(repairs.helpful(chosen.removed)), **repairs.describe()} if repair else None,
-        "race": won and _standings(won, places),
-        "energy": energy,
-        "spearman": verified.spearman,
-        "candidates": [asdict(c) | {"removed": list(c.removed)} for c in verified.candidates],
-        "spectra": {name: f"spectrum-{name}.json" for name in spectra},
-        "certified": {name: spectrum.certified for name, spectrum in spectra.items()},
+    objective = objective or load_objective(settings, calibration, loaded.tokenizer, settings.seed)
+    folder = _open_folder(settings, loaded, healing)
+    context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
+    select, energy = settings.followed(objective), settings.energy
+    energy = energy or ("fisher" if select == "energy" or not settings.effort else "fitted")
+    proposed = _propose(context, calibration, objective, brief, settings, folder, clock)
+    verified = _verify(context, held_out, proposed, energy, clock)
+    contenders = _contenders(verified, energy, select, healing)
+    repairs = _repair(context, contenders, calibration, held_out, settings, clock)
+    verified = verified.with_repairs(repairs.loss)
+    chosen, won, standings = chosen_of(verified, energy, select), None, None
+    if healing and healing.race > 1 and len(contenders) > 1:
+        entrants = [c.removed for c in verified.ranked[: healing.race]]
+        won, winner, standings = _race(healing, context, entrants, repairs, held_out, clock)
+        select, chosen = "race", next(c for c in verified.candidates if c.removed == winner)
+    facts = {
+        **_choice_facts(loaded, verified, chosen, settings, select, energy),
+        "repair": {"applied": bool(repairs.helpful(chosen.removed)), **repairs.describe()} if settings.repair else None,
+        "race": standings,
+        "spectra": {name: f"spectrum-{name}.json" for name in proposed.spectra},
+        "certified": {name: spectrum.certified for name, spectrum in proposed.spectra.items()},
         "calibration": calibration.describe(),
         "held_out": held_out.describe(),
-        "skipped_samples": list(gradients.skipped),
-        "settings": {
-            "seed": seed,
-            "states": states,
-            "min_distance": min_distance,
-            "protected": list(protected),
-            "forced": list(forced),
-            "rivals": list(rivals),
-            "effort": effort,
-            "objective": objective.name if objective and effort else None,
-            "repair_tokens": repair_tokens if repair else None,
-        },
-        "checkpoint": "model",
-        "provenance": provenance(),
+        "skipped_samples": proposed.skipped,
     }
-    with clock.stage("prune"):
-        write_removal(loaded, chosen.removed, repairs, folder / "model", _card(facts, chosen, repairs))
-    with clock.stage("self_test"), repairs.applied(stack, chosen.removed):
-        facts["self_test"] = check_loaded(stack, chosen.removed, folder / "model", longest_together(held_out))
+    facts |= _write(context, chosen, repairs, facts, held_out, folder, clock)
     with clock.stage("figures"):
-        facts["figures"] = write_figures(folder / "figures", energies[energy], spectra[energy], verified, chosen)
-    if healing:
-        with clock.stage("heal"):
-            out = folder / heal_stage.FOLDER
-            facts["healed"] = heal_pruned(healing, folder / "model", held_out, out, work, won=won, force=force)
-    facts["seconds"] = clock.seconds
-    write_json(folder / MANIFEST, facts)
-    return facts
+        from excise.report.figures import write_figures
+
+        facts["figures"] = write_figures(
+            folder / "figures", proposed.energies[energy], proposed.spectra[energy], verified, chosen
+        )
+    facts["healed"] = _heal(healing, context, held_out, folder, won, settings.force, clock) if healing else None
+    result = RunResult(**facts, seconds=clock.seconds)
+    result.save(folder / MANIFEST)
+    return result
 
 
-def _tell_refused(repairs: Repairs) -> None:
-    reasons = "; ".join(dict.fromkeys(repairs.refused.values()))
-    if reasons:
-        warnings.warn(f"not repaired (--no-repair leaves this out): {reasons}", stacklevel=3)
+@dataclass(frozen=True)
+class _Proposed:
+    """What all who propose removals said."""
+
+    energies: Mapping[str, Energy]
+    spectra: Mapping[str, Spectrum]
+    proposals: Sequence[Proposal]
+    skipped: tuple[str, ...]
 
 
-def _standings(race: Race, places: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """A race as plain data, with removals in place of the checkpoints in the work folder."""
-    facts = race.describe()
-    rows = [{"removed": list(places[row["student"]]), "losses": row["losses"]} for row in facts["standings"]]
-    return {**facts, "standings": rows}
+def _propose(
+    context: Context,
+    calibration: Samples,
+    objective: Objective,
+    brief: Brief,
+    settings: RunSettings,
+    folder: Path,
+    clock: Clock,
+) -> _Proposed:
+    """Gradients, refinement, the lowest states of every energy, rivals and chance."""
+    from excise.choosing.states import block_energies, lowest_states
+    from excise.ising.solvers import solve
+    from excise.measuring.score import score
+
+    with clock.stage("gradients"):
+        gradients = score(context, calibration, checkpointing=settings.checkpointing)
+        gradients.save(folder / "gradients.safetensors")
+    energies, proposals = block_energies(gradients), []
+    if settings.effort:
+        with clock.stage("refine"):
+            refined = _refine(context, calibration, objective, brief, settings, folder)
+        energies["fitted"] = refined.energy()
+        energies["fitted"].save(folder / "energy-fitted.safetensors")
+        proposals += refined.proposals()[: settings.verify_states]
+    spectra: dict[str, Spectrum] = {}
+    with clock.stage("solve"):
+        for name, energy in energies.items():
+            spectra[name] = solve(
+                brief.problem(context.stack, energy),
+                states=settings.states,
+                solver=settings.solver,
+                seed=settings.seed,
+                time_limit=settings.time_limit,
+            )
+            spectra[name].save(folder / f"spectrum-{name}.json")
+            proposals += lowest_states(name, spectra[name], settings.verify_states, settings.min_distance)
+    with clock.stage("rivals"):
+        proposals += _rivals(context, calibration, brief, settings)
+    return _Proposed(energies, spectra, _writable(context.stack, proposals), gradients.skipped)
+
+
+def _refine(
+    context: Context, calibration: Samples, objective: Objective, brief: Brief, settings: RunSettings, folder: Path
+) -> Refined:
+    from excise.artefacts import write_json
+    from excise.choosing.refine import refine, refinement_facts
+
+    refined = refine(context, objective, brief, tokens=settings.effort * calibration.tokens)
+    found = refinement_facts({brief.budget: refined}, objective, settings.effort, calibration)
+    write_json(folder / "candidates.json", {"model": context.loaded.source, **found})
+    return refined
+
+
+def _rivals(context: Context, calibration: Samples, brief: Brief, settings: RunSettings) -> list[Proposal]:
+    from dataclasses import replace
+
+    from excise.choosing.criteria import RANDOM
+    from excise.choosing.pipeline import propose
+
+    proposals = [propose(context, calibration, name, brief) for name in settings.rivals]
+    for proposal in proposals:
+        if proposal.merge:
+            raise InputError(f"{proposal.method} merges blocks where a run drops them; leave it out of the rivals")
+    for seed in range(settings.seed, settings.seed + settings.random_states):
+        drawn = propose(context, calibration, RANDOM, replace(brief, seed=seed))
+        proposals.append(replace(drawn, method=f"{RANDOM}:{seed}"))
+    return proposals
 
 
 def _writable(stack: Stack, proposals: Sequence[Proposal]) -> list[Proposal]:
     """Leave out removals that no config can describe."""
-    kept = [proposal for proposal in proposals if is_writable(stack, proposal[1])]
+    from excise.surgery.config import is_writable
+
+    kept = [proposal for proposal in proposals if is_writable(stack, proposal.removed)]
     if len(kept) < len(proposals):
-        left_out = ", ".join(name for name, removed in proposals if not is_writable(stack, removed))
-        warnings.warn(f"left out, since no config describes what they leave: {left_out}", stacklevel=2)
+        left_out = ", ".join(p.method for p in proposals if not is_writable(stack, p.removed))
+        warnings.warn(f"left out, since no config describes what they leave: {left_out}", stacklevel=3)
     if not kept:
         raise ArchitectureError(
             f"no proposed removal leaves a {stack.model.config.model_type} that a config can describe; "
@@ -274,40 +424,120 @@ def _writable(stack: Stack, proposals: Sequence[Proposal]) -> list[Proposal]:
     return kept
 
 
-def _check_budget(stack: Stack, budget: int, protected: Sequence[int], forced: Sequence[int]) -> None:
-    removable = len(stack.blocks) - len(protected)
-    most = min(removable, len(stack.blocks) - 1)
-    if not 1 <= budget <= most:
-        raise InputError(
-            f"--remove must be between 1 and {most} ({len(stack.blocks)} blocks, {len(protected)} protected, "
-            f"at least one stays), got {budget}"
-        )
+def _verify(context: Context, held_out: Samples, proposed: _Proposed, energy: str, clock: Clock) -> Verified:
+    from excise.choosing.verify import verify
+
+    with clock.stage("verify"):
+        return verify(context, held_out, proposed.proposals, proposed.energies[energy])
 
 
-def _gradients(
-    stack: Stack,
-    samples: Samples,
+def _contenders(verified: Verified, energy: str, select: str, healing: Healing | None) -> Sequence[Candidate]:
+    from excise.choosing.follow import contenders
+
+    return contenders(verified, energy, select, healing.race if healing else 1)
+
+
+def _repair(
+    context: Context,
+    contenders: Sequence[Candidate],
+    calibration: Samples,
+    held_out: Samples,
+    settings: RunSettings,
+    clock: Clock,
+) -> Repairs:
+    from excise.repair.several import Repairs, repair_removals
+
+    if not settings.repair:
+        return Repairs()
+    removals = [candidate.removed for candidate in contenders]
+    with clock.stage("repair"):
+        repairs = repair_removals(context, removals, calibration, held_out, tokens=settings.repair_tokens)
+    if reasons := "; ".join(dict.fromkeys(repairs.refused.values())):
+        warnings.warn(f"not repaired (--no-repair leaves this out): {reasons}", stacklevel=3)
+    return repairs
+
+
+def _race(
+    healing: Healing,
+    context: Context,
+    entrants: Sequence[Removal],
+    repairs: Repairs,
+    held_out: Samples,
+    clock: Clock,
+) -> tuple[Race, Removal, dict[str, Any]]:
+    """The race, the removal that won it, and the race as plain data, with removals in place of its checkpoints."""
+    from excise.healing.heal_stage import race_removals
+
+    with clock.stage("race"):
+        won, places = race_removals(healing, context, entrants, repairs, held_out)
+    facts = won.describe()
+    rows = [{"removed": list(places[row["student"]]), "losses": row["losses"]} for row in facts["standings"]]
+    return won, places[won.winner.student], {**facts, "standings": rows}
+
+
+def _choice_facts(
+    loaded: Loaded, verified: Verified, chosen: Candidate, settings: RunSettings, select: str, energy: str
+) -> dict[str, Any]:
+    from excise.models.identity import model_identity
+    from excise.provenance import provenance
+
+    stack = loaded.stack
+    return {
+        "model": loaded.source,
+        "model_hash": model_identity(stack.model),
+        "blocks": len(stack.blocks),
+        "budget": settings.remove,
+        "removed": chosen.removed,
+        "proposed_by": tuple(c.method for c in verified.candidates if c.removed == chosen.removed),
+        "selected_by": select,
+        "base_loss": verified.base_loss,
+        "pruned_loss": chosen.loss,
+        "base_perplexity": math.exp(verified.base_loss),
+        "pruned_perplexity": chosen.perplexity,
+        "checkpoint_loss": chosen.best_loss,
+        "parameters": sum(p.numel() for p in stack.model.parameters()),
+        "pruned_parameters": chosen.parameters,
+        "energy": energy,
+        "spearman": verified.spearman,
+        "candidates": verified.candidates,
+        "settings": to_plain(settings),
+        "checkpoint": CHECKPOINT,
+        "provenance": provenance(),
+    }
+
+
+def _write(
+    context: Context,
+    chosen: Candidate,
+    repairs: Repairs,
+    facts: Mapping[str, Any],
+    held_out: Samples,
     folder: Path,
-    batch_tokens: int | None,
-    checkpointing: bool,
-    progress: Progress,
-) -> Gradients:
-    path, journal = folder / "gradients.safetensors", folder / WORK / "gradients"
-    with progress("gradients", samples.tokens) as advance:
-        gradients = score(
-            stack,
-            samples,
-            batch_tokens=batch_tokens,
-            checkpointing=checkpointing,
-            journal=journal,
-            advance=advance,
-        )
-    assert gradients is not None  # one part: never incomplete
-    gradients.save(path)
-    return gradients
+    clock: Clock,
+) -> dict[str, Any]:
+    """Write the checkpoint and load it again."""
+    from excise.data.batches import longest_together
+    from excise.repair.several import write_removal
+    from excise.surgery.check import check_loaded
+
+    place = folder / CHECKPOINT
+    with clock.stage("prune"):
+        write_removal(context.loaded, chosen.removed, repairs, place, _card(facts, chosen, repairs))
+    with clock.stage("self_test"), repairs.applied(context.stack, chosen.removed):
+        return {"self_test": check_loaded(context.stack, chosen.removed, place, longest_together(held_out))}
 
 
-def _card(facts: dict[str, Any], chosen: Candidate, repairs: Repairs) -> dict[str, Any]:
+def _heal(
+    healing: Healing, context: Context, held_out: Samples, folder: Path, won: Race | None, force: bool, clock: Clock
+) -> dict[str, Any]:
+    from excise.healing.heal_stage import FOLDER, heal_pruned
+
+    out = folder / FOLDER
+    with clock.stage("heal"):
+        return heal_pruned(healing, folder / CHECKPOINT, held_out, out, context.store, won=won, force=force)
+
+
+def _card(facts: Mapping[str, Any], chosen: Candidate, repairs: Repairs) -> dict[str, Any]:
     calibration, origin, helpful = facts["calibration"], facts["provenance"], repairs.helpful(chosen.removed)
     return {
         "original": facts["model"],
@@ -326,3 +556,47 @@ def _card(facts: dict[str, Any], chosen: Candidate, repairs: Repairs) -> dict[st
         "versions": origin["versions"],
         "command": origin["command"],
     }
+
+
+def _brief(loaded: Loaded, settings: RunSettings) -> Brief:
+    from excise.choosing.brief import Brief
+
+    fixed = {"protected": settings.protect, "forced": settings.force_blocks}
+    return Brief.on(loaded.stack, settings.remove, **fixed, seed=settings.seed)
+
+
+def check_folder(out: str | Path, force: bool) -> Path:
+    """Refuse a folder that a run must not write to; touches nothing.
+
+    Raises:
+        OutputError: it holds a finished run, or something that is no run at all.
+
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose another --out")
+    if (folder / MANIFEST).exists() and not force:
+        raise OutputError(f"{folder} holds a finished run; choose another --out, or pass --force to replace it")
+    if folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists():
+        raise OutputError(f"{folder} exists and is no run of excise; choose another --out")
+    return folder
+
+
+def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None) -> Path:
+    """Create the folder of a run, or take up an unfinished one; a finished one starts anew."""
+    from excise.healing.heal import check_destination
+    from excise.healing.heal_stage import FOLDER
+    from excise.surgery.feasible import require_writable
+
+    folder = check_folder(settings.out, settings.force)
+    # Headers say now what writing would refuse after hours of gradients.
+    require_writable(loaded.folder, folder / CHECKPOINT, overwrite=True)
+    if healing:
+        check_destination(folder / FOLDER, str(folder / CHECKPOINT), settings.force)
+    if (folder / MANIFEST).exists():
+        if read_json(folder / MANIFEST).get("healed"):
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        (folder / MANIFEST).unlink()
+        shutil.rmtree(folder / WORK, ignore_errors=True)
+    (folder / WORK).mkdir(parents=True, exist_ok=True)
+    return folder

@@ -6,10 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from excise.choosing.compare import compare, method_names
-from excise.choosing.criteria import CRITERIA, SUBLAYER_CRITERIA, Selection
-from excise.choosing.criteria.selection import at_smaller_budget
+from excise.choosing.brief import Brief
+from excise.choosing.compare import MANIFEST, WORK, Comparison, compare
+from excise.choosing.contest import Contest
+from excise.choosing.criteria import CRITERIA, SUBLAYER_CRITERIA
 from excise.choosing.intervals import Choice, Judge
+from excise.choosing.proposal import Proposal, at_smaller_budget
+from excise.context import Context
 from excise.errors import InputError
 from excise.ising.energies import fisher
 from excise.measuring.measure import measure
@@ -17,7 +20,9 @@ from excise.models.loading import Loaded, load
 from excise.models.stack import find_stack
 from excise.repair.repair import repair
 from excise.report.comparison import comparison_markdown, write_comparison_figures
+from excise.store import Store
 from excise.surgery.merge import merging
+from tests.contexts import chosen, context_of
 from tests.random_samples import random_samples
 from tests.svg_files import Figure
 from tests.tiny import tiny_folder, tiny_model
@@ -39,7 +44,16 @@ def samples():
 @pytest.fixture(scope="module")
 def finished(loaded, samples, tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison")
-    return compare(loaded, *samples, [3, 1], out, methods=METHODS, random_draws=3, search_tokens=60), out
+    return compared(loaded, samples, [3, 1], out, methods=",".join(METHODS), random_draws=3, search_tokens=60), out
+
+
+def compared(loaded, samples, budgets, out, *, seed=0, **contest):
+    """A comparison of a model in memory, kept in `out`."""
+    brief = Brief(max(budgets, default=0), seed=seed)
+    context = Context(loaded, Store(out / WORK))
+    comparison = compare(context, *samples, brief, budgets, Contest(**contest))
+    comparison.save(out / MANIFEST)
+    return comparison
 
 
 def test_rows_say_what_plain_measurement_says(finished, loaded, samples):
@@ -48,17 +62,18 @@ def test_rows_say_what_plain_measurement_says(finished, loaded, samples):
     stack = loaded.stack
     for row in comparison.rows:
         if row.draws:
-            losses = measure(stack, samples[1], [draw["removed"] for draw in row.draws]).losses
+            losses = measure(context_of(stack), samples[1], [draw["removed"] for draw in row.draws]).losses
             assert row.delta == pytest.approx(np.mean(losses) - comparison.base_loss, rel=1e-6)
             continue
         if row.sublayers:
             gates = [s.gate for s in stack.sublayers if s.name in row.sublayers]
-            loss = measure(stack, samples[1], [gates], sublayers=True).losses[0]
+            loss = measure(context_of(stack), samples[1], [gates], sublayers=True).losses[0]
         else:
             with merging(stack, row.removed, row.merge):
-                loss = measure(stack, samples[1], [row.removed]).losses[0]
+                loss = measure(context_of(stack), samples[1], [row.removed]).losses[0]
         assert row.loss == pytest.approx(loss, rel=1e-6)
         assert row.interval[0] <= row.delta <= row.interval[1]
+    assert json.dumps(Comparison.load(out / "compare.json").to_json()) == json.dumps(comparison.to_json())
     written = json.loads((out / "compare.json").read_text())
     keys = {"method", "remove", "removed", "loss", "delta", "interval", "forward_tokens", "backward_tokens", "seconds"}
     assert all(row.keys() >= keys for row in written["rows"])
@@ -71,7 +86,7 @@ def test_intervals_are_those_of_a_plain_paired_bootstrap():
     generator = np.random.default_rng(0)
     counts, base = generator.integers(5, 30, 40).astype(float), generator.gamma(9, 4, 40)
     sums = [base + shift * counts + generator.normal(0, 3, 40) for shift in (0.5, 0.8)]
-    choices = [Choice(f"m{i}", 1, 0, Selection(f"m{i}", (i,)), s) for i, s in enumerate(sums)]
+    choices = [Choice(f"m{i}", 1, 0, Proposal(f"m{i}", (i,)), s) for i, s in enumerate(sums)]
     rows = Judge(stack, fisher(generator.normal(size=(60, 12))), base, counts).rows(choices)
     picks = generator.integers(0, 40, (20_000, 40))
     for row, values in zip(rows, sums, strict=True):
@@ -86,7 +101,7 @@ def test_what_is_done_is_not_done_again(finished, loaded, samples):
     kept = {path: path.stat().st_mtime_ns for path in (out / "work").rglob("*") if path.is_file()}
     forwards = []
     handle = loaded.stack.model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
-    again = compare(loaded, *samples, [3, 1], out, methods=METHODS, random_draws=3, search_tokens=60)
+    again = compared(loaded, samples, [3, 1], out, methods=",".join(METHODS), random_draws=3, search_tokens=60)
     handle.remove()
     assert not forwards
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
@@ -96,22 +111,22 @@ def test_what_is_done_is_not_done_again(finished, loaded, samples):
 def test_a_method_that_cannot_run_is_left_out_with_its_reason(samples, tmp_path):
     mixtral = Loaded(find_stack(tiny_model("mixtral", LAYERS)), None, "mixtral", None)
     with pytest.warns(UserWarning, match="swm-code is left out"):
-        comparison = compare(mixtral, *samples, [2], tmp_path, methods=["swm-code", "first"])
+        comparison = compared(mixtral, samples, [2], tmp_path, methods="swm-code,first")
     assert [row.method for row in comparison.rows] == ["first"]
     assert "dense pre-norm blocks" in comparison.skipped["swm-code"]
 
 
 def test_all_is_everything_but_the_published_evolution():
-    assert set(method_names("all")) == {*CRITERIA, *SUBLAYER_CRITERIA} - {"evopress"}
-    assert method_names("first, all")[0] == "first"
-    with pytest.raises(InputError, match=r"unknown methods \['best'\]"):
-        method_names("best")
+    assert set(Contest().names()) == {*CRITERIA, *SUBLAYER_CRITERIA} - {"evopress"}
+    assert Contest(methods="first, all").names()[0] == "first"
+    with pytest.raises(InputError, match=r"expected --methods 'all' or some of .*, got \['best'\]"):
+        Contest(methods="best")
 
 
-@pytest.mark.parametrize("budgets", [[], [0], [6], [2, 9]])
+@pytest.mark.parametrize("budgets", [[0], [6], [2, 9]])
 def test_budgets_out_of_range_are_refused(loaded, samples, tmp_path, budgets):
     with pytest.raises(InputError, match="between 1 and 5"):
-        compare(loaded, *samples, budgets, tmp_path, methods=["first"])
+        compared(loaded, samples, budgets, tmp_path, methods="first")
 
 
 NESTED = (
@@ -124,18 +139,18 @@ NESTED = (
 def test_one_nested_search_gives_what_a_search_at_each_budget_gives(method):
     stack, samples = find_stack(tiny_model("llama", LAYERS)), random_samples(seed=4)
     criterion = {**CRITERIA, **SUBLAYER_CRITERIA}[method]
-    whole = criterion(stack, samples, 4)
+    whole = chosen(criterion, stack, samples, 4)
     for budget in (1, 2, 3, 4):
-        nested, alone = at_smaller_budget(whole, stack, budget), criterion(stack, samples, budget)
+        nested, alone = at_smaller_budget(whole, stack, budget), chosen(criterion, stack, samples, budget)
         assert nested.removed == alone.removed
         assert nested.sublayers == alone.sublayers
-        assert nested.forward_tokens == pytest.approx(alone.forward_tokens)
+        assert nested.cost.forward_tokens == pytest.approx(alone.cost.forward_tokens)
 
 
 def test_searches_of_their_own_give_no_smaller_budget():
     stack, samples = find_stack(tiny_model("llama", LAYERS)), random_samples(seed=4)
     for method in ("fisher", "angular-distance", "swm-figure", "random", "last"):
-        assert at_smaller_budget(CRITERIA[method](stack, samples, 3), stack, 2) is None
+        assert at_smaller_budget(chosen(CRITERIA[method], stack, samples, 3), stack, 2) is None
 
 
 def test_table_and_figures_show_every_method(finished, tmp_path):
@@ -156,7 +171,9 @@ def test_table_and_figures_show_every_method(finished, tmp_path):
 
 def test_a_comparison_with_repair_shows_the_damage_after_it_where_blocks_are_dropped(loaded, samples, tmp_path):
     methods = ("norm-ratio", "swm-figure", "random", "llm-drop-joint")
-    comparison = compare(loaded, *samples, [2], tmp_path, methods=methods, random_draws=2, seed=3, repair=True)
+    comparison = compared(
+        loaded, samples, [2], tmp_path, methods=",".join(methods), random_draws=2, seed=3, repair=True
+    )
     rows = {row.method: row for row in comparison.rows}
     assert rows["swm-figure"].repaired_delta is rows["llm-drop-joint"].repaired_delta is None
     for row in (rows["norm-ratio"], rows["random"]):
@@ -164,7 +181,9 @@ def test_a_comparison_with_repair_shows_the_damage_after_it_where_blocks_are_dro
         if any(0 in removed for removed in removals):
             assert row.repaired_delta is None
             continue
-        losses = [repair(loaded.stack, r, samples[0], held_out=samples[1]).losses.repaired for r in removals]
+        losses = [
+            repair(context_of(loaded.stack), r, samples[0], held_out=samples[1]).losses.repaired for r in removals
+        ]
         assert row.repaired_delta == pytest.approx(np.mean(losses) - comparison.base_loss, abs=1e-6)
     assert any(row.repaired_delta is not None for row in rows.values())
     text = comparison_markdown(comparison)

@@ -6,12 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from excise.choosing.refine import plan, refine
+from excise.choosing.brief import Brief
+from excise.choosing.plan import plan
+from excise.choosing.refine import refine
 from excise.errors import InputError
 from excise.measuring.objectives import parse_objective
 from excise.models.identity import model_identity
 from excise.models.stack import find_stack
 from tests.choosing.criteria.naive import uneven_model
+from tests.contexts import context_of
 from tests.random_samples import random_samples
 
 LAYERS, BUDGET = 8, 3
@@ -27,10 +30,16 @@ def objective():
     return parse_objective("kl", random_samples(range(12, 40), seed=2))
 
 
+def refined(stack, objective, budget, *, tokens, folder=None, told=None, alone=False, **brief):
+    """Refinement of a stack in memory."""
+    asked = Brief.on(stack, budget, **brief)
+    return refine(context_of(stack, folder, told), objective, asked, tokens=tokens, alone=alone)
+
+
 def test_finds_the_best_of_all_removals(stack, objective):
     removals = list(itertools.combinations(range(LAYERS), BUDGET))
-    truth = objective.damages(stack, removals)
-    found = refine(stack, objective, BUDGET, tokens=12_000, seed=0)
+    truth = objective.damages(context_of(stack), removals)
+    found = refined(stack, objective, BUDGET, tokens=12_000, seed=0)
     assert found.removed == truth.removals[int(np.argmin(truth.values))]
     assert found.forward_tokens < 14_000
     assert found.low_rho is not None
@@ -39,7 +48,7 @@ def test_finds_the_best_of_all_removals(stack, objective):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(stack, objective, tmp_path):
-    whole = refine(stack, objective, BUDGET, tokens=8_000, seed=1)
+    whole = refined(stack, objective, BUDGET, tokens=8_000, seed=1)
     calls = []
 
     def stop_later(tokens):
@@ -48,8 +57,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(stack, objective, tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        refine(stack, objective, BUDGET, tokens=8_000, seed=1, work=tmp_path, advance=stop_later)
-    resumed = refine(stack, objective, BUDGET, tokens=8_000, seed=1, work=tmp_path)
+        refined(stack, objective, BUDGET, tokens=8_000, seed=1, folder=tmp_path, told=stop_later)
+    resumed = refined(stack, objective, BUDGET, tokens=8_000, seed=1, folder=tmp_path)
     assert resumed.removed == whole.removed
     assert resumed.finalists == whole.finalists
     assert resumed.low_rho == whole.low_rho
@@ -57,28 +66,42 @@ def test_interrupted_and_resumed_equals_uninterrupted(stack, objective, tmp_path
 
 
 def test_measurements_serve_other_budgets(stack, objective, tmp_path):
-    refine(stack, objective, BUDGET, tokens=8_000, work=tmp_path)
-    other = refine(stack, objective, BUDGET + 1, tokens=8_000, work=tmp_path)
+    refined(stack, objective, BUDGET, tokens=8_000, folder=tmp_path)
+    other = refined(stack, objective, BUDGET + 1, tokens=8_000, folder=tmp_path)
     assert {len(removed) for removed in other.search.damages} >= {1, BUDGET, BUDGET + 1}
     assert len(other.removed) == BUDGET + 1
 
 
 def test_another_model_or_objective_in_the_folder_starts_its_own_search(stack, objective, tmp_path):
-    refine(stack, objective, BUDGET, tokens=8_000, work=tmp_path)
+    refined(stack, objective, BUDGET, tokens=8_000, folder=tmp_path)
     other = find_stack(uneven_model("llama", LAYERS, seed=5))
     worst = parse_objective("kl", objective.terms[0].samples, domains="worst")
     for model, damage in ((other, objective), (stack, worst)):
-        alone = refine(model, damage, BUDGET, tokens=8_000)
-        beside = refine(model, damage, BUDGET, tokens=8_000, work=tmp_path)
+        alone = refined(model, damage, BUDGET, tokens=8_000)
+        beside = refined(model, damage, BUDGET, tokens=8_000, folder=tmp_path)
         if model is other:
             assert [r.proposed for r in beside.search.rounds] == [r.proposed for r in alone.search.rounds]
-        written = json.loads((tmp_path / f"refine-{BUDGET}-0.json").read_text())["key"]
-        assert written["model_hash"] == model_identity(model.model)
-        assert written["domains"] == [damage.terms[0].domains]
+    kept = [json.loads(path.read_text())["key"] for path in (tmp_path / "searches").iterdir()]
+    assert len(kept) == 3
+    assert {key["model_hash"] for key in kept} == {model_identity(model.model) for model in (stack, other)}
+
+
+def test_alone_it_finds_what_it_would_in_a_folder_of_its_own_and_measures_nothing_twice(stack, objective, tmp_path):
+    first = refined(stack, objective, BUDGET, tokens=8_000, folder=tmp_path)
+    forwards = []
+    handle = stack.model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
+    empty = refined(stack, objective, BUDGET + 1, tokens=8_000)
+    needed = len(forwards)
+    beside = refined(stack, objective, BUDGET + 1, tokens=8_000, folder=tmp_path, alone=True)
+    handle.remove()
+    assert beside.finalists == empty.finalists
+    assert beside.forward_tokens == pytest.approx(empty.forward_tokens, rel=1e-9)
+    assert needed > len(forwards) - needed  # the singles were there
+    assert first.plan.slice_tokens == beside.plan.slice_tokens
 
 
 def test_protected_blocks_stay_and_forced_ones_go(stack, objective):
-    found = refine(stack, objective, BUDGET, tokens=6_000, protected=(0, 7), forced=(2,))
+    found = refined(stack, objective, BUDGET, tokens=6_000, protected=(0, 7), forced=(2,))
     for finalist in found.finalists:
         assert 2 in finalist.removed
         assert not {0, 7} & set(finalist.removed)
@@ -98,5 +121,5 @@ def test_a_plan_spends_what_it_is_given():
 
 
 def test_a_budget_that_does_not_fit_is_refused(stack, objective):
-    with pytest.raises(InputError, match="budget must be between 1 and 8"):
-        refine(stack, objective, 9, tokens=1_000)
+    with pytest.raises(InputError, match="between 1 and 7: 8 blocks"):
+        refined(stack, objective, 9, tokens=1_000)

@@ -77,10 +77,20 @@ def test_the_same_seed_proposes_the_same_and_nothing_twice():
     assert all(len(removed) == M for removed in measured)
 
 
+class Diary:
+    """What was proposed, in memory."""
+
+    def __init__(self, rounds=()):
+        self.rounds = list(rounds)
+
+    def record(self, proposed):
+        self.rounds.append(proposed)
+
+
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been():
-    records = []
-    whole, _ = loop(planted(1), rounds=6, seed=2, record=records.append)
-    resumed, measured = loop(planted(1), rounds=6, seed=2, recorded=records[:3])
+    diary = Diary()
+    whole, _ = loop(planted(1), rounds=6, seed=2, diary=diary)
+    resumed, measured = loop(planted(1), rounds=6, seed=2, diary=Diary(diary.rounds[:3]))
     assert [r.proposed for r in resumed.rounds] == [r.proposed for r in whole.rounds]
     assert resumed.best(M) == whole.best(M)
     assert measured == list(itertools.chain.from_iterable(r.proposed for r in whole.rounds))

@@ -5,15 +5,17 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from excise.choosing.proposal import Proposal
 from excise.choosing.verify import verify
 from excise.data import load_samples
 from excise.errors import InputError
 from excise.ising.energies import Energy
 from excise.measuring.measure import measure
 from excise.models.stack import find_stack
+from tests.contexts import context_of
 from tests.tiny import tiny_model, tiny_tokenizer
 
-PROPOSALS = [("a", (1, 2)), ("b", (0, 3)), ("c", (2, 1)), ("d", (-1, 2)), ("e", (3, 4))]
+PROPOSALS = [Proposal(m, r) for m, r in (("a", (1, 2)), ("b", (0, 3)), ("c", (1, 2)), ("d", (2, 4)), ("e", (3, 4)))]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +34,8 @@ def energy():
 
 
 def test_candidates_come_by_measured_loss_with_energy_and_size(stack, samples, energy):
-    verified = verify(stack, samples, PROPOSALS, energy)
-    measured = measure(stack, samples, [(), (1, 2), (0, 3), (2, 4), (3, 4)])
+    verified = verify(context_of(stack), samples, PROPOSALS, energy)
+    measured = measure(context_of(stack), samples, [(), (1, 2), (0, 3), (2, 4), (3, 4)])
     assert verified.base_loss == measured.loss(())
     assert [c.loss for c in verified.candidates] == sorted(c.loss for c in verified.candidates)
     total = sum(p.numel() for p in stack.model.parameters())
@@ -47,13 +49,13 @@ def test_candidates_come_by_measured_loss_with_energy_and_size(stack, samples, e
 
 
 def test_spearman_counts_each_removal_once(stack, samples, energy):
-    verified = verify(stack, samples, PROPOSALS, energy)
+    verified = verify(context_of(stack), samples, PROPOSALS, energy)
     distinct = {c.removed: (c.energy, c.loss) for c in verified.candidates}
     assert len(distinct) == 4
     assert verified.spearman == pytest.approx(spearmanr(*zip(*distinct.values(), strict=True)).statistic)
-    assert verify(stack, samples, PROPOSALS[:2], energy).spearman is None
+    assert verify(context_of(stack), samples, PROPOSALS[:2], energy).spearman is None
 
 
 def test_nothing_to_verify_is_an_error(stack, samples, energy):
     with pytest.raises(InputError, match="nothing to verify"):
-        verify(stack, samples, [], energy)
+        verify(context_of(stack), samples, [], energy)

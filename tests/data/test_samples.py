@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
 
+from excise.data.fit import Fit, require_fit
 from excise.data.samples import Sample, Samples, load_samples
 from excise.errors import InputError
-from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from excise.models.stack import find_stack
+from tests.tiny import CHAT_TEMPLATE, VOCABULARY, beginning_tokenizer, tiny_model, tiny_tokenizer
 
 CHAT = [
     {"role": "user", "content": "What is 2 + 2?"},
@@ -110,9 +114,11 @@ def test_chats_whose_roles_the_template_refuses_are_skipped_and_named(tmp_path):
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT_TEMPLATE
     )
     data = data_file(tmp_path, {"messages": [{"role": "system", "content": "Be brief"}, *CHAT]}, {"messages": CHAT})
-    samples = load_samples(data, tokenizer)
+    with pytest.warns(UserWarning, match=r"1 rows .*data\.jsonl:1: the chat template refused it"):
+        samples = load_samples(data, tokenizer)
     assert [sample.name for sample in samples] == ["data.jsonl:2"]
-    (reason,) = samples.provenance["unusable"]
+    assert samples.provenance["skipped"]["rows"] == 1
+    (reason,) = samples.provenance["skipped"]["first"]
     assert reason.startswith("data.jsonl:1: the chat template refused it")
     assert "no system role" in reason
 
@@ -253,3 +259,154 @@ def test_samples_apart_from_others_share_no_row_and_no_part_of_a_text(tmp_path):
     assert len(kept) > 0
     assert all(taken.isdisjoint(range(*sample.window)) for sample in kept)
     assert len(load_samples(str(text), tokenizer, samples=1000, tokens=20)) - len(kept) >= 2 * 50 // 20
+
+
+# What a template may do with a turn whose content is null and which calls a tool.
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]}
+CALLS = (
+    "{% for call in message.tool_calls %}<call>{{ call.function.name }}({{ call.function.arguments.a }}){% endfor %}"
+)
+CALL_TEMPLATES = {
+    "reads them": "{% if message.content %}{{ message.content }}{% endif %}" + CALLS,
+    "writes null down": "{{ message.content }}" + CALLS,
+    "cannot add null": "{{ message.content + '' }}" + CALLS,
+}
+
+
+@pytest.mark.parametrize("kind", CALL_TEMPLATES)
+def test_a_call_of_a_tool_is_rendered_without_content(tmp_path, kind):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}<" + CALL_TEMPLATES[kind] + ">{% endfor %}"
+    (sample,) = load_samples(data_file(tmp_path, {"messages": [CHAT[0], CALL]}), tokenizer, loss_on="all")
+    assert tokenizer.decode(sample.input_ids) == f"<{CHAT[0]['content']}><<call>add(1)>"
+
+
+OPENINGS = {
+    "a word of the opening": ("{{ 'You are a helpful assistant.' }}" + CHAT_TEMPLATE, "a"),
+    "the role": (CHAT_TEMPLATE, "user"),
+    "nothing": ("{{ 'Be brief. ' }}" + CHAT_TEMPLATE, ""),
+    "the opening itself": ("{{ 'Be brief. ' }}" + CHAT_TEMPLATE, "Be brief. "),
+    "spaces that the template trims": (
+        "{{ 'a' }}" + CHAT_TEMPLATE.replace("message['content']", "message['content'].strip()"),
+        " a ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPENINGS)
+def test_the_opening_is_what_all_chats_share_whatever_the_first_message_says(tmp_path, kind):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template, text = OPENINGS[kind]
+    (sample,) = load_samples(data_file(tmp_path, {"messages": [{"role": "user", "content": text}]}), tokenizer)
+    whole = tokenizer.apply_chat_template([{"role": "user", "content": "\x00"}], tokenize=False)
+    opening = len(tokenizer(whole[: whole.index("\x00")])["input_ids"])
+    assert np.flatnonzero(sample.counted)[0] == opening
+    assert sample.counted[opening:].all()
+
+
+def test_a_first_message_that_the_template_leaves_out_is_no_content(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}<{{ m.content }}>{% endfor %}"
+    chat = [{"role": "system", "content": "x"}, {"role": "user", "content": "Six."}]
+    (sample,) = load_samples(data_file(tmp_path, {"messages": chat}), tokenizer)
+    assert decoded(sample, tokenizer) == "Six.>"
+
+
+DATES = {
+    "{{ strftime_now('%d %b %Y') }}": "01 Jan 2025",
+    "{% set f = '%Y-%m-%d' %}{% set today = strftime_now(f) %}{{ today }}": "2025-01-01",
+    "{% macro system() %}{{ strftime_now('%B %-d, %Y') }}{% endmacro %}{{ system() }}": "January 1, 2025",
+    "\n  {% if strftime_now is defined %}{{ strftime_now(format='%A') }}{% endif %}": "\nWednesday",
+}
+
+
+@pytest.mark.parametrize("ask", DATES)
+def test_a_template_that_asks_for_the_date_gets_always_the_same(tmp_path, ask):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = ask + "|" + CHAT_TEMPLATE
+    samples = load_samples(data_file(tmp_path, {"messages": CHAT}), tokenizer, loss_on="all")
+    assert tokenizer.decode(samples[0].input_ids).partition("|")[0] == DATES[ask]
+    assert samples.provenance["template_date"] == "2025-01-01"
+    assert "template_date" not in load_samples("starter", tiny_tokenizer(), samples=2).provenance
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_every_window_begins_as_the_tokenizer_begins_a_text(book, ending):
+    tokenizer = beginning_tokenizer(ending=ending)
+    samples = load_samples(str(book), tokenizer, samples=1000, tokens=50)
+    assert len(samples) > 5
+    assert {sample.input_ids[0] for sample in samples} == {tokenizer.bos_token_id}
+    assert {len(sample.input_ids) for sample in samples} == {50}
+    text = tiny_tokenizer()(book.read_text())["input_ids"]
+    for sample in samples:
+        start, stop = sample.window
+        assert sample.input_ids[1:].tolist() == text[start:stop]
+    assert sorted(sample.window[0] for sample in samples) == [49 * i for i in range(len(samples))]
+
+
+FITS = {
+    "an added token": ({"text": "all well <extra>"}, Fit(VOCABULARY), r"data\.jsonl:1: token id 288 is outside"),
+    "an added token in a chat": (
+        {"messages": [{"role": "user", "content": "<extra>"}]},
+        Fit(VOCABULARY),
+        "token id 288 is outside the model's embedding of 288 rows",
+    ),
+    "a smaller embedding": ({"text": "zzz"}, Fit(50), "is outside the model's embedding of 50 rows"),
+}
+
+
+@pytest.mark.parametrize("kind", FITS)
+def test_rows_with_tokens_that_the_model_lacks_are_skipped(tmp_path, kind):
+    record, fit, message = FITS[kind]
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    with pytest.raises(InputError, match=message):
+        load_samples(data_file(tmp_path, record), tokenizer, fit=fit)
+    tame = tokenizer.decode([7, 8, 9])
+    with pytest.warns(UserWarning, match=message):
+        samples = load_samples(data_file(tmp_path, record, {"text": tame}), tokenizer, fit=fit)
+    assert len(samples) == 1
+
+
+@pytest.mark.parametrize("source", ["rows", "text"])
+@pytest.mark.parametrize("tokens", [0, 500])
+def test_samples_are_cut_to_the_positions_that_a_model_learned(tmp_path, book, source, tokens):
+    data = str(book) if source == "text" else data_file(tmp_path, {"text": book.read_text()})
+    samples = load_samples(data, tiny_tokenizer(), tokens=tokens, fit=Fit(VOCABULARY, 44))
+    assert {len(sample.input_ids) for sample in samples} == {44}
+
+
+def test_the_limits_of_models():
+    for model_type, positions in (("llama", None), ("gpt2", 128), ("opt", 128)):
+        stack = find_stack(tiny_model(model_type))
+        assert Fit.of(stack) == Fit(VOCABULARY, positions)
+        items = (Sample("data.jsonl:7", np.arange(129) % 50, np.ones(129, dtype=bool)),)
+        if positions is None:
+            require_fit(items, stack)
+        else:
+            with pytest.raises(InputError, match=r"data\.jsonl:7: 129 tokens, and the model has learned 128 positions"):
+                require_fit(items, stack)
+
+
+def test_sources_are_mixed_in_their_shares_throughout(tmp_path, book):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(40)))
+    data = f"{tmp_path / 'a.jsonl'}:3,{book}:1"
+    samples = load_samples(data, tiny_tokenizer(), samples=16, tokens=20)
+    texts = [sample.window is not None for sample in samples]
+    assert (len(texts), sum(texts)) == (16, 4)
+    assert [sum(texts[i : i + 4]) for i in range(0, 16, 4)] == [1, 1, 1, 1]
+    assert [source["share"] for source in samples.provenance["sources"]] == [0.75, 0.25]
+    assert samples.hash == load_samples(data, tiny_tokenizer(), samples=16, tokens=20).hash
+    assert samples.hash != load_samples(data, tiny_tokenizer(), samples=16, tokens=20, seed=1).hash
+
+
+@pytest.mark.parametrize("wanted", [100, sys.maxsize])
+def test_a_source_that_is_too_small_makes_the_mixture_smaller(tmp_path, wanted, recwarn):
+    for name, rows in (("a", 10), ("b", 100)):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": f"{name}{i} x"}) + "\n" for i in range(rows))
+        )
+    samples = load_samples(f"{tmp_path / 'a.jsonl'}:1,{tmp_path / 'b.jsonl'}:2", tiny_tokenizer(), samples=wanted)
+    counts = collections.Counter(sample.name.partition(".")[0] for sample in samples)
+    assert counts == {"a": 10, "b": 20}
+    assert bool(recwarn.list) == (wanted == 100)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import gzip
 import json
+import re
 
 import pytest
 
-from excise.data.sources import draw_rows, row_of
+from excise.data.sources import draw_rows, places_of
 from excise.errors import InputError
 
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-FORMS = {
-    "messages": {"messages": CHAT},
-    "sharegpt": {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
-    "conversations": {"conversations": CHAT},
-    "prompt and response": {"prompt": "Hi", "response": "Hello"},
-}
 
 
 def write_lines(path, records):
@@ -29,25 +25,9 @@ def write_lines(path, records):
     return str(path)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_chat_is_recognised(form):
-    row = row_of({**FORMS[form], "category": "code", "id": 7}, "a:1")
-    assert list(row.messages) == CHAT
-    assert row.text is None
-    assert row.category == "code"
-    assert row.name == "a:1"
-
-
-def test_text_is_recognised():
-    row = row_of({"text": "Once upon a time", "meta": {}}, "a:1")
-    assert row.text == "Once upon a time"
-    assert row.messages is None
-    assert row.category is None
-
-
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".json", ".ndjson"])
 def test_files_of_json_lines(tmp_path, suffix):
-    data = write_lines(tmp_path / f"data{suffix}", [FORMS["messages"], {"text": "x"}])
+    data = write_lines(tmp_path / f"data{suffix}", [{"messages": CHAT}, {"text": "x"}])
     source = draw_rows(data, 10, seed=0)
     assert sorted(row.name for row in source.rows) == [f"data{suffix}:1", f"data{suffix}:2"]
     assert source.provenance["data"] == data
@@ -60,34 +40,106 @@ def test_empty_lines_are_passed_over_but_counted(tmp_path):
     assert {row.name: row.text for row in rows} == {"data.jsonl:2": "a", "data.jsonl:4": "b"}
 
 
-def test_fields_of_no_known_form_are_named(tmp_path):
-    data = write_lines(tmp_path / "data.jsonl", [{"text": "a"}, {"question": "x", "answer": "y"}])
-    with pytest.raises(InputError, match=r"data\.jsonl:2: expected .*`messages`.*got keys \['answer', 'question'\]"):
-        draw_rows(data, 10, seed=0)
+BAD_ROWS = {
+    "cut": (b'{"text": "cut', "not a JSON object"),
+    "list": (b"[1, 2]", "got list"),
+    "not UTF-8": ('{"text": "caf\xe9"}'.encode("latin-1"), "not a JSON object"),
+    "other fields": (b'{"question": "x", "answer": "y"}', r"expected .*`messages`.*got keys \['answer', 'question'\]"),
+    "half a surrogate pair": (b'{"text": "\\ud83d"}', "`text` holds half a surrogate pair"),
+    "half a pair in a chat": (
+        b'{"messages": [{"role": "user", "content": "\\udc00"}]}',
+        "'content' of turn 1 of `messages` holds half a surrogate pair",
+    ),
+    "a number": (b'{"text": 17}', "`text` must be text, got int"),
+    "null": (b'{"text": null}', "`text` is null"),
+    "null response": (b'{"prompt": "Hi", "response": null}', "got keys"),
+    "no content": (
+        b'{"messages": [{"role": "user"}]}',
+        r"turn 1 of .* needs 'content' or tool calls, got keys \['role'\]",
+    ),
+    "null content": (
+        b'{"messages": [{"role": "user", "content": null}]}',
+        "needs 'content' or tool calls, got 'content': null",
+    ),
+    "no turns": (b'{"messages": []}', "`messages` is empty"),
+    "turn of text": (b'{"messages": ["Hi"]}', "turn 1 of `messages` must be an object, got str"),
+    "turn of nothing": (b'{"conversations": [null]}', "must be an object, got NoneType"),
+    "wrong keys": (b'{"conversations": [{"from": "human", "text": "Hi"}]}', "needs 'value' or tool calls, got keys"),
+    "an image": (
+        b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}',
+        "a part of type image_url",
+    ),
+    "deep": (b'{"text": ' + b"[" * 100_000, "not a JSON object"),
+}
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"text": "cut', "not a JSON object"),
-        ("[1, 2]", "got list"),
-        ('{"messages": [{"role": "user"}]}', r"'role' and 'content', got \['role'\]"),
-        ('{"messages": ["Hi"]}', "got str"),
-        ('{"conversations": [{"from": "human", "text": "Hi"}]}', "'from' and 'value'"),
-        ('{"conversations": [null]}', "got NoneType"),
-        ('{"messages": [{"role": "assistant", "content": null}]}', "needs text fields"),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path, line, message):
-    (tmp_path / "data.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
-    with pytest.raises(InputError, match=r"data\.jsonl:2: .*" + message):
-        draw_rows(str(tmp_path / "data.jsonl"), 10, seed=0)
+@pytest.mark.parametrize("kind", BAD_ROWS)
+def test_a_bad_row_is_skipped_counted_and_named(tmp_path, kind):
+    line, message = BAD_ROWS[kind]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
+    source = draw_rows(str(path), 10, seed=0)
+    assert [row.text for row in source.rows] == ["fine"]
+    assert source.skipped.rows == 1
+    assert re.match(r"data\.jsonl:2: .*" + message, source.skipped.first[0])
+    path.write_bytes(line + b"\n")
+    with pytest.raises(InputError, match=r"none of the 1 rows .*data\.jsonl:1: .*" + message):
+        draw_rows(str(path), 10, seed=0)
+
+
+RECORD = '{"text": "Größe"}'
+ENCODED = {
+    "plain": RECORD.encode(),
+    "mark of UTF-8": codecs.BOM_UTF8 + RECORD.encode(),
+    "UTF-16": RECORD.encode("utf-16"),
+    "UTF-16 the other way": codecs.BOM_UTF16_BE + RECORD.encode("utf-16-be"),
+    "UTF-32": RECORD.encode("utf-32"),
+    "gzip": gzip.compress(RECORD.encode()),
+    "gzip with a mark": gzip.compress(codecs.BOM_UTF8 + RECORD.encode()),
+    "one list": b" [\n" + RECORD.encode() + b"\n]",
+    "one list with a mark": codecs.BOM_UTF8 + b"[" + RECORD.encode() + b"]",
+    "line ends of Windows": RECORD.encode() + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("form", ENCODED)
+@pytest.mark.parametrize("place", ["file", "folder"])
+def test_files_of_json_in_any_encoding(tmp_path, quiet_datasets, form, place):
+    path = tmp_path / "set" / ("train.jsonl.gz" if "gzip" in form else "train.json")
+    path.parent.mkdir()
+    path.write_bytes(ENCODED[form])
+    source = draw_rows(str(path if place == "file" else path.parent), 10, seed=0)
+    assert [row.text for row in source.rows] == ["Größe"]
+    assert not source.skipped.rows
+
+
+@pytest.mark.parametrize("form", [name for name in ENCODED if "list" not in name])
+def test_texts_in_any_encoding(tmp_path, form):
+    path = tmp_path / "text.txt"
+    path.write_bytes(ENCODED[form])
+    (row,) = draw_rows(str(path), 10, seed=0).rows
+    assert row.text.rstrip("\n") == RECORD
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv", "data.csv.gz", "data.parquet"])
+def test_tables(tmp_path, quiet_datasets, name):
+    path, columns = tmp_path / name, {"prompt": ["a,b", None, "c"], "response": ["d\ne", "x", "f"]}
+    if name.endswith("parquet"):
+        quiet_datasets.Dataset.from_dict(columns).to_parquet(path)
+    else:
+        separator = "\t" if "tsv" in name else ","
+        text = "\ufeffprompt,response\n'a,b','d\ne'\n,x\nc,f\n".replace("'", '"')
+        text = text.replace("prompt,", f"prompt{separator}").replace('b",', f'b"{separator}')
+        content = text.replace("\n,x", f"\n{separator}x").replace("c,f", f"c{separator}f").encode()
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    source = draw_rows(str(path), 10, seed=0)
+    assert {tuple(turn["content"] for turn in row.messages) for row in source.rows} == {("a,b", "d\ne"), ("c", "f")}
+    assert source.skipped.rows == 1
 
 
 def test_files_that_are_not_text_are_refused(tmp_path):
     whole = gzip.compress(b'{"text": "a"}\n' * 1000)
     for name, content in (
-        ("latin.jsonl", '{"text": "caf\xe9"}'.encode("latin-1")),
         ("latin.txt", "caf\xe9".encode("latin-1")),
         ("not.jsonl.gz", b'{"text": "plain, not gzip"}'),
         ("not.txt.gz", b"plain, not gzip"),
@@ -162,3 +214,68 @@ def test_a_split_may_be_named(tmp_path, quiet_datasets):
     assert {row.text for row in draw_rows(f"{folder}@test", 8, seed=0).rows} == {"test"}
     with pytest.raises(InputError, match=r"cannot read data set .*split 'nonesuch'"):
         draw_rows(f"{folder}@nonesuch", 8, seed=0)
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_configuration_may_be_named(tmp_path, quiet_datasets, form):
+    names = ("small", "large")
+    for name in names:
+        if form == "jsonl":
+            write_lines(tmp_path / f"{name}.jsonl", [{"text": name}])
+        else:
+            quiet_datasets.Dataset.from_dict({"text": [name]}).to_parquet(tmp_path / f"{name}.parquet")
+    configurations = "".join(f"- config_name: {name}\n  data_files: {name}.{form}\n" for name in names)
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configurations}---\n")
+    for data, text in (("large", "large"), ("small@train", "small")):
+        source = draw_rows(f"{tmp_path}:{data}", 8, seed=0)
+        assert [row.text for row in source.rows] == [text]
+        assert source.provenance["configuration"] == text
+    with pytest.raises(InputError, match=r"(?s)'large'.*Name one as '.*:CONFIGURATION'"):
+        draw_rows(str(tmp_path), 8, seed=0)
+
+
+def test_a_split_that_is_not_there_names_those_that_are(tmp_path, quiet_datasets):
+    write_lines(tmp_path / "test.jsonl", [{"text": "a"}])
+    with pytest.raises(InputError, match=r"it has the splits test; name one as"):
+        draw_rows(str(tmp_path), 8, seed=0)
+    assert len(draw_rows(f"{tmp_path}@test", 8, seed=0).rows) == 1
+
+
+AWKWARD = ("a.jsonl", "b,c.txt", "d:0.5", "e.jsonl:2", "f,g:1,h.txt")
+
+
+@pytest.mark.parametrize(
+    ("data", "places"),
+    [
+        ("starter", [("starter", 1)]),
+        ("a.jsonl", [("a.jsonl", 1)]),
+        ("b,c.txt", [("b,c.txt", 1)]),
+        ("d:0.5", [("d:0.5", 1)]),
+        ("a.jsonl:0.5,b,c.txt:0.5", [("a.jsonl", 0.5), ("b,c.txt", 0.5)]),
+        ("a.jsonl, b,c.txt", [("a.jsonl", 0.5), ("b,c.txt", 0.5)]),
+        ("d:0.5:1,e.jsonl:2:3", [("d:0.5", 0.25), ("e.jsonl:2", 0.75)]),
+        ("d:0.5,e.jsonl:2", [("d:0.5", 0.5), ("e.jsonl:2", 0.5)]),
+        ("f,g:1,h.txt:3,starter:1", [("f,g:1,h.txt", 0.75), ("starter", 0.25)]),
+        ("org/name:config@split", [("org/name:config@split", 1)]),
+        ("org/name:20231101.en@train:2,org/other:6", [("org/name:20231101.en@train", 0.25), ("org/other", 0.75)]),
+    ],
+)
+def test_sources_and_their_shares(tmp_path, monkeypatch, data, places):
+    monkeypatch.chdir(tmp_path)
+    for name in AWKWARD:
+        (tmp_path / name).write_text("")
+    assert [(place.data, place.share) for place in places_of(data)] == places
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("starter,", "without a name"),
+        ("starter:0.5,org/name", "no share for org/name"),
+        ("starter:0,org/name:1", "share of 0"),
+        ("starter:1,starter:2", "twice"),
+    ],
+)
+def test_sources_that_make_no_sense(data, message):
+    with pytest.raises(InputError, match=message):
+        places_of(data)

@@ -8,7 +8,7 @@ import torch
 
 from excise.errors import InputError
 from excise.evaluation.perplexity import perplexity
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import beginning_tokenizer, tiny_model, tiny_tokenizer
 
 TEXT = "A stack of blocks loses a few of them and still speaks. Größe, naïve: 42!\n" * 6
 
@@ -49,6 +49,26 @@ def test_it_is_the_mean_over_windows_that_do_not_overlap(model, text):
     jackknife = [np.delete(sums, k).sum() / np.delete(counts, k).sum() for k in range(len(sums))]
     expected = math.sqrt((len(sums) - 1) * np.var(jackknife))
     assert found.metrics["loss"].stderr == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("ending", [False, True])
+def test_every_window_begins_as_the_tokenizer_begins_a_text(model, text, ending):
+    ids = tiny_tokenizer()(TEXT)["input_ids"] + [2] * ending  # what it puts at the end is read there alone
+    begun = [[1, *ids[start : start + 49]] for start in range(0, len(ids), 49)]
+    losses = [naive_losses(model, window) for window in begun]
+    found = perplexity(model, beginning_tokenizer(ending=ending), text, fingerprint="x", window=50)
+    assert found.details["windows"] == len(begun)
+    assert found.details["tokens"] == len(ids)
+    assert found.metrics["loss"].value == pytest.approx(np.concatenate(losses).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_text(model, text, encoding):
+    plain = perplexity(model, tiny_tokenizer(), text, fingerprint="x")
+    text.write_text(TEXT, encoding=encoding)
+    marked = perplexity(model, tiny_tokenizer(), text, fingerprint="x")
+    assert marked.metrics == plain.metrics
+    assert marked.settings == plain.settings
 
 
 def test_windows_are_limited_in_number_and_by_the_models_positions(model, text):

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from excise.measuring.measure import measure
 from excise.models.loading import load
+from tests.contexts import context_of
 from tests.svg_files import Figure
 from tests.tiny import tiny_folder
 
@@ -110,7 +111,7 @@ def test_the_loss_it_reports_is_that_of_the_checkpoint_it_wrote(excise, models, 
         loaded = load(str(place), dtype="float32")
         held_out = load_samples("starter", loaded.tokenizer, samples=30, tokens=24, seed=0)[24:]
         assert held_out.hash == facts["held_out"]["hash"]
-        loss = measure(loaded.stack, held_out, [()]).loss()
+        loss = measure(context_of(loaded.stack), held_out, [()]).loss()
         assert facts["losses"][name] == pytest.approx(loss, abs=2e-2 if name == "healed" else 1e-5)  # bfloat16 on disk
 
 
@@ -120,9 +121,9 @@ def test_mistakes_are_named(excise, models, tmp_path):
         ((pruned, "--out", tmp_path / "a"), "expected --teacher ORIGINAL"),
         ((pruned, "--out", pruned, "--teacher", original), "is the pruned model itself"),
         ((pruned, "--out", tmp_path, "--teacher", original), "is not a checkpoint"),
-        ((pruned, "--out", tmp_path / "a", "--teacher", original, "--preset", "big"), "expected a preset in small"),
-        ((pruned, "--out", tmp_path / "a", "--teacher", original, "--lr", 0), "learning_rate"),
-        ((pruned, "--out", tmp_path / "a", "--teacher", original, *QUICK, "--held-out", 1.5), "between 0 and 1"),
+        ((pruned, "--out", tmp_path / "a", "--teacher", original, "--preset", "big"), "expected --preset in small"),
+        ((pruned, "--out", tmp_path / "a", "--teacher", original, "--lr", 0), "--lr (learning_rate) expects"),
+        ((pruned, "--out", tmp_path / "a", "--teacher", original, *QUICK, "--held-out", 1.5), "--held-out expects"),
     ):
         code, _, err = excise("heal", *arguments)
         assert code == 2

@@ -16,7 +16,8 @@ from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher
 from excise.measuring.measure import measure
 from excise.models.loading import load
-from excise.run import run
+from excise.run import RunSettings, run
+from tests.contexts import context_of
 from tests.random_samples import random_samples
 from tests.tiny import tiny_folder
 
@@ -39,30 +40,36 @@ def healing(loaded, **options):
     return Healing(SETTINGS, teacher, random_samples([12] * 8, seed=3), open_student, **options)
 
 
+def run_in(out, loaded, samples, remove, *, healing=None, **options):
+    """A run of a model in memory."""
+    settings = RunSettings(model=loaded.source, remove=remove, out=out, **options)
+    return run(loaded, *samples, settings, healing=healing)
+
+
 @pytest.fixture(scope="module")
 def healed(loaded, samples, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return run(loaded, *samples, 2, out, healing=healing(loaded), **PLAIN), out
+    return run_in(out, loaded, samples, 2, healing=healing(loaded), **PLAIN), out
 
 
 def test_the_healed_model_stands_beside_the_pruned_one_with_its_losses(healed, samples):
     facts, out = healed
-    assert json.loads((out / "run.json").read_text())["healed"] == facts["healed"]
-    losses = facts["healed"]["losses"]
-    assert losses["original"] == pytest.approx(facts["base_loss"], abs=1e-6)
-    assert losses["pruned"] == pytest.approx(facts["checkpoint_loss"], abs=1e-5)
-    written = load(str(out / facts["healed"]["checkpoint"]), dtype="float32")
-    assert measure(written.stack, samples[1], [()]).losses[0] == pytest.approx(losses["healed"], abs=1e-5)
+    assert json.loads((out / "run.json").read_text())["healed"] == facts.healed
+    losses = facts.healed["losses"]
+    assert losses["original"] == pytest.approx(facts.base_loss, abs=1e-6)
+    assert losses["pruned"] == pytest.approx(facts.checkpoint_loss, abs=1e-5)
+    written = load(str(out / facts.healed["checkpoint"]), dtype="float32")
+    assert measure(context_of(written.stack), samples[1], [()]).losses[0] == pytest.approx(losses["healed"], abs=1e-5)
     assert losses["healed"] != losses["pruned"]
-    assert facts["healed"]["steps"] == len(json.loads((out / "healed" / "heal.json").read_text())["curve"]) == 4
-    assert json.loads((out / "healed" / "excise.json").read_text())["removed"] == facts["removed"]
-    assert facts["race"] is None
-    assert not (out / "work" / "heal").exists()
+    assert facts.healed["steps"] == len(json.loads((out / "healed" / "heal.json").read_text())["curve"]) == 4
+    assert json.loads((out / "healed" / "excise.json").read_text())["removed"] == list(facts.removed)
+    assert facts.race is None
+    assert not (out / "work" / "healing").exists()
 
 
 def test_the_healed_model_passes_the_self_test_of_pruning(healed):
     facts, out = healed
-    report = facts["healed"]["self_test"]
+    report = facts.healed["self_test"]
     assert report["loads_in_stock_transformers"]
     assert report["cache_agrees"]
     assert report["max_abs_logit_difference"] < 1e-4
@@ -73,22 +80,22 @@ def test_the_healed_model_passes_the_self_test_of_pruning(healed):
 @pytest.fixture(scope="module")
 def raced(loaded, samples, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return run(loaded, *samples, 2, out, healing=healing(loaded, race=3), **PLAIN), out
+    return run_in(out, loaded, samples, 2, healing=healing(loaded, race=3), **PLAIN), out
 
 
 def test_a_race_decides_what_is_removed_and_the_winner_is_healed(raced):
     facts, out = raced
-    standings = facts["race"]["standings"]
-    assert facts["selected_by"] == "race"
-    assert facts["removed"] == standings[0]["removed"]
+    standings = facts.race["standings"]
+    assert facts.selected_by == "race"
+    assert list(facts.removed) == standings[0]["removed"]
     assert len({tuple(s["removed"]) for s in standings}) == 3
     assert [sorted(s["losses"]) for s in standings] == [["1", "2"], ["1", "2"], ["1"]]
     assert min(s["losses"]["2"] for s in standings[:2]) == standings[0]["losses"]["2"]
-    best = {min(c["loss"], c["repaired_loss"] or c["loss"]): c["removed"] for c in facts["candidates"]}
-    assert sorted(s["removed"] for s in standings) == sorted(best[loss] for loss in sorted(best)[:3])
-    assert json.loads((out / "model" / "excise.json").read_text())["removed"] == facts["removed"]
-    assert facts["healed"]["losses"]["pruned"] == pytest.approx(facts["checkpoint_loss"], abs=1e-5)
-    assert {path.name for path in (out / "work").iterdir()}.isdisjoint({"race", "entrants", "heal"})
+    best = {min(c.loss, c.repaired_loss or c.loss): c.removed for c in facts.candidates}
+    assert sorted(s["removed"] for s in standings) == sorted(list(best[loss]) for loss in sorted(best)[:3])
+    assert json.loads((out / "model" / "excise.json").read_text())["removed"] == list(facts.removed)
+    assert facts.healed["losses"]["pruned"] == pytest.approx(facts.checkpoint_loss, abs=1e-5)
+    assert {path.name for path in (out / "work").iterdir()}.isdisjoint({"entrants", "healing"})
 
 
 class Stop(Exception):
@@ -120,38 +127,36 @@ def test_an_interrupted_run_heals_to_the_same_result(loaded, samples, raced, tmp
         return healing(loaded, race=3, watch=lambda: Display(interrupts))
 
     with pytest.raises(Stop):
-        run(loaded, *samples, 2, tmp_path / "cut", healing=watched(True), **PLAIN)
+        run_in(tmp_path / "cut", loaded, samples, 2, healing=watched(True), **PLAIN)
     done = set(steps)
     steps.clear()
-    facts = run(loaded, *samples, 2, tmp_path / "cut", healing=watched(False), **PLAIN)
+    facts = run_in(tmp_path / "cut", loaded, samples, 2, healing=watched(False), **PLAIN)
     assert len(done & set(steps)) == 1  # the step that was interrupted before its checkpoint
-    assert facts["removed"] == expected["removed"]
-    assert facts["race"]["standings"][0]["losses"] == pytest.approx(
-        expected["race"]["standings"][0]["losses"], abs=1e-6
-    )
-    assert facts["healed"]["losses"] == pytest.approx(expected["healed"]["losses"], abs=1e-6)
+    assert facts.removed == expected.removed
+    assert facts.race["standings"][0]["losses"] == pytest.approx(expected.race["standings"][0]["losses"], abs=1e-6)
+    assert facts.healed["losses"] == pytest.approx(expected.healed["losses"], abs=1e-6)
 
 
 @pytest.mark.slow
 def test_a_new_run_in_its_place_leaves_no_healed_model_of_the_old_one(loaded, samples, healed, tmp_path):
     out = tmp_path / "run"
-    run(loaded, *samples, 1, out, healing=healing(loaded), **PLAIN)
+    run_in(out, loaded, samples, 1, healing=healing(loaded), **PLAIN)
     assert (out / "healed").exists()
-    facts = run(loaded, *samples, 2, out, force=True, **PLAIN)
-    assert "healed" not in facts
+    facts = run_in(out, loaded, samples, 2, force=True, **PLAIN)
+    assert facts.healed is None
     assert not (out / "healed").exists()
 
 
 def test_what_training_would_refuse_late_is_refused_before_anything_is_measured(loaded, samples, tmp_path):
     few = Healing(SETTINGS, OnlineTeacher(loaded.stack), random_samples([12] * 3), partial(load, dtype="float32"))
     with pytest.raises(InputError, match="at least one batch of 4 samples"):
-        run(loaded, *samples, 2, tmp_path / "a", healing=few, **PLAIN)
+        run_in(tmp_path / "a", loaded, samples, 2, healing=few, **PLAIN)
     with pytest.raises(InputError, match="at least 8 steps"):
-        run(loaded, *samples, 2, tmp_path / "b", healing=healing(loaded, race=5), **PLAIN)
+        run_in(tmp_path / "b", loaded, samples, 2, healing=healing(loaded, race=5), **PLAIN)
     (tmp_path / "c" / "work").mkdir(parents=True)
     (tmp_path / "c" / "healed").mkdir()
     with pytest.raises(OutputError, match="is not a checkpoint"):
-        run(loaded, *samples, 2, tmp_path / "c", healing=healing(loaded), **PLAIN)
+        run_in(tmp_path / "c", loaded, samples, 2, healing=healing(loaded), **PLAIN)
     assert not any((tmp_path / name / "gradients.safetensors").exists() for name in "abc")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from excise.errors import InputError, OutputError
+from excise.errors import InputError
 from excise.healing.heal import heal, recipe_of
 from excise.healing.race import race, rungs_of
 from excise.healing.settings import Settings
@@ -13,7 +13,9 @@ from excise.healing.teachers import OnlineTeacher
 from excise.healing.trainer import Origin, train
 from excise.measuring.measure import measure
 from excise.models.loading import load
+from excise.store import Store
 from excise.surgery.checkpoint import write_pruned
+from tests.contexts import context_of
 from tests.random_samples import random_samples
 from tests.tiny import tiny_folder
 
@@ -38,7 +40,13 @@ def test_the_worse_half_is_dropped_at_every_rung(field, tmp_path):
     teacher, students = field
     seen = []
     result = race(
-        students, teacher, SAMPLES, HELD_OUT, tmp_path, SETTINGS, report=lambda name, p: seen.append((name, p.step))
+        students,
+        teacher,
+        SAMPLES,
+        HELD_OUT,
+        Store(tmp_path),
+        SETTINGS,
+        report=lambda name, p: seen.append((name, p.step)),
     )
     first = {s.student: s.losses[2] for s in result.standings}
     ahead = sorted(first, key=first.get)[:2]
@@ -47,17 +55,20 @@ def test_the_worse_half_is_dropped_at_every_rung(field, tmp_path):
     assert result.standings[0].losses[4] <= result.standings[1].losses[4]
     assert result.steps_trained == len(seen) == 2 * 3 + 2 * 2
     assert [name for name, step in seen if step <= 2] == [s for s in students for _ in range(2)]
-    again = race(students, teacher, SAMPLES, HELD_OUT, tmp_path, SETTINGS, report=lambda *_: seen.append(None))
+    again = race(students, teacher, SAMPLES, HELD_OUT, Store(tmp_path), SETTINGS, report=lambda *_: seen.append(None))
     assert again == result
     assert None not in seen
-    with pytest.raises(OutputError, match="other settings"):
-        race(students[:2], teacher, SAMPLES, HELD_OUT, tmp_path, SETTINGS)
+    seen.clear()
+    fewer = race(
+        students[:2], teacher, SAMPLES, HELD_OUT, Store(tmp_path), SETTINGS, report=lambda *_: seen.append(None)
+    )
+    assert len(fewer.standings) == 2  # another race in the same folder; their trainings go on
 
 
 def test_an_interrupted_race_ends_the_same_and_the_winner_goes_on_as_if_alone(field, tmp_path):
     teacher, students = field
     pair, whole = students[:2], tmp_path / "whole"
-    expected = race(pair, teacher, SAMPLES, HELD_OUT, whole, SETTINGS)
+    expected = race(pair, teacher, SAMPLES, HELD_OUT, Store(whole), SETTINGS)
     losses = {s.student: s.losses for s in expected.standings}
 
     def stop(name, progress):
@@ -65,19 +76,19 @@ def test_an_interrupted_race_ends_the_same_and_the_winner_goes_on_as_if_alone(fi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        race(pair, teacher, SAMPLES, HELD_OUT, tmp_path / "cut", SETTINGS, report=stop)
-    resumed = race(pair, teacher, SAMPLES, HELD_OUT, tmp_path / "cut", SETTINGS)
+        race(pair, teacher, SAMPLES, HELD_OUT, Store(tmp_path / "cut"), SETTINGS, report=stop)
+    resumed = race(pair, teacher, SAMPLES, HELD_OUT, Store(tmp_path / "cut"), SETTINGS)
     for standing in resumed.standings:
         assert standing.losses == pytest.approx(losses[standing.student], abs=1e-6)
     assert resumed.winner.student == expected.winner.student
 
     winner = load(resumed.winner.student, dtype="float32")
-    facts = heal(winner, teacher, SAMPLES, HELD_OUT, tmp_path / "out", SETTINGS, work=resumed.winner.work)
+    facts = heal(winner, teacher, SAMPLES, HELD_OUT, tmp_path / "out", SETTINGS, store=Store(tmp_path / "cut"))
     alone = load(resumed.winner.student, dtype="float32")
     origin = Origin.of(recipe_of(resumed.winner.student))
     curve = train(alone.stack, teacher, SAMPLES, tmp_path / "alone", SETTINGS, origin=origin)
     assert [e["loss"] for e in facts["curve"]] == pytest.approx([e["loss"] for e in curve], abs=1e-6)
-    assert facts["losses"]["healed"] == pytest.approx(measure(alone.stack, HELD_OUT, [()]).loss(), abs=1e-6)
+    assert facts["losses"]["healed"] == pytest.approx(measure(context_of(alone.stack), HELD_OUT, [()]).loss(), abs=1e-6)
 
 
 def test_an_entrant_that_is_confused_comes_last(field, tmp_path):
@@ -90,7 +101,7 @@ def test_an_entrant_that_is_confused_comes_last(field, tmp_path):
                 loaded.stack.model.model.norm.weight.mul_(1e4)  # confident nonsense
         return loaded
 
-    result = race(students[:2], teacher, SAMPLES, HELD_OUT, tmp_path, SETTINGS, open_student=open_student)
+    result = race(students[:2], teacher, SAMPLES, HELD_OUT, Store(tmp_path), SETTINGS, open_student=open_student)
     assert result.winner.student == students[1]
 
 
@@ -102,4 +113,4 @@ def test_rungs_and_what_makes_no_race(field, tmp_path):
         rungs_of(5, 7)
     for entrants in (students[:1], [students[0], students[0]]):
         with pytest.raises(InputError, match="at least two different checkpoints"):
-            race(entrants, teacher, SAMPLES, HELD_OUT, tmp_path, SETTINGS)
+            race(entrants, teacher, SAMPLES, HELD_OUT, Store(tmp_path), SETTINGS)

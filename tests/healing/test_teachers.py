@@ -14,6 +14,7 @@ from excise.errors import InputError, OutputError
 from excise.healing.losses import vocabulary_loss
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, load_teacher, record_teacher
 from excise.models.stack import find_stack, first
+from tests.contexts import context_of
 from tests.random_samples import random_samples
 from tests.tiny import VOCABULARY, tiny_folder, tiny_model
 
@@ -42,7 +43,9 @@ def losses_by(teacher, samples, order):
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_whole_vocabulary_on_disk_teaches_what_memory_does(teacher, tmp_path, temperature):
     samples = random_samples(LENGTHS)
-    index = record_teacher(teacher, samples, tmp_path, k=VOCABULARY, temperature=temperature, batch_tokens=12)
+    index = record_teacher(
+        context_of(teacher, batch_tokens=12), samples, tmp_path, k=VOCABULARY, temperature=temperature
+    )
     assert index["kept_mass"] == pytest.approx(1)
     assert index["positions"] == sum(sample.targets for sample in samples)
     offline = OfflineTeacher.open(tmp_path, samples)
@@ -58,7 +61,7 @@ def test_more_tokens_come_nearer_and_the_kept_mass_is_what_it_says(teacher, tmp_
     full = losses_by(OnlineTeacher(teacher), samples, order)
     errors, masses = [], []
     for k in (1, 16, 128):
-        index = record_teacher(teacher, samples, tmp_path / str(k), k=k)
+        index = record_teacher(context_of(teacher), samples, tmp_path / str(k), k=k)
         offline = OfflineTeacher.open(tmp_path / str(k), samples)
         errors.append((full - losses_by(offline, samples, order)).abs().max().item())
         masses.append(index["kept_mass"])
@@ -72,18 +75,18 @@ def test_more_tokens_come_nearer_and_the_kept_mass_is_what_it_says(teacher, tmp_
 
 def test_an_interrupted_recording_goes_on(teacher, tmp_path):
     samples = random_samples(LENGTHS)
-    whole = record_teacher(teacher, samples, tmp_path / "whole", k=8, batch_tokens=12)
+    whole = record_teacher(context_of(teacher, batch_tokens=12), samples, tmp_path / "whole", k=8)
 
     def stop(tokens):
         if len(list((tmp_path / "cut").glob("batch-*"))) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        record_teacher(teacher, samples, tmp_path / "cut", k=8, batch_tokens=12, advance=stop)
+        record_teacher(context_of(teacher, batch_tokens=12, told=stop), samples, tmp_path / "cut", k=8)
     with pytest.raises(InputError, match="no finished recording"):
         OfflineTeacher.open(tmp_path / "cut", samples)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("batch-*")}
-    assert record_teacher(teacher, samples, tmp_path / "cut", k=8, batch_tokens=12) == whole
+    assert record_teacher(context_of(teacher, batch_tokens=12), samples, tmp_path / "cut", k=8) == whole
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     for path in (tmp_path / "whole").glob("batch-*"):
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
@@ -99,21 +102,21 @@ def test_a_recording_does_not_go_on_in_other_batches(teacher, tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        record_teacher(teacher, samples, tmp_path, k=8, batch_tokens=batches[0], advance=stop)
+        record_teacher(context_of(teacher, batch_tokens=batches[0], told=stop), samples, tmp_path, k=8)
     with pytest.raises(OutputError, match="other settings"):
-        record_teacher(teacher, samples, tmp_path, k=8, batch_tokens=batches[1])
+        record_teacher(context_of(teacher, batch_tokens=batches[1]), samples, tmp_path, k=8)
 
 
 def test_wrong_recordings_are_refused(teacher, tmp_path):
     samples = random_samples(LENGTHS)
-    record_teacher(teacher, samples, tmp_path / "a", k=8)
+    record_teacher(context_of(teacher), samples, tmp_path / "a", k=8)
     with pytest.raises(InputError, match="recorded on other samples"):
         OfflineTeacher.open(tmp_path / "a", random_samples(LENGTHS, seed=1))
     with pytest.raises(OutputError, match="other settings"):
-        record_teacher(teacher, samples, tmp_path / "a", k=9)
+        record_teacher(context_of(teacher), samples, tmp_path / "a", k=9)
     for options in ({"k": 0}, {"k": VOCABULARY + 1}, {"temperature": 0.0}):
         with pytest.raises(InputError, match="expected k between"):
-            record_teacher(teacher, samples, tmp_path / "b", **options)
+            record_teacher(context_of(teacher), samples, tmp_path / "b", **options)
     offline = OfflineTeacher.open(tmp_path / "a", samples)
     batch = make_batches(samples, 30)[0]
     with pytest.raises(InputError, match="no hidden states"):

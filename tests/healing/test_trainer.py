@@ -16,10 +16,11 @@ from excise.errors import HealingError, InputError, OutputError
 from excise.healing.settings import PRESETS, Settings
 from excise.healing.student import counterparts_of, cut_blocks, without_dropout
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, record_teacher
-from excise.healing.trainer import MARK, Origin, train
+from excise.healing.trainer import MARK, Origin, Watching, train
 from excise.models.identity import model_identity
 from excise.models.stack import find_stack
 from excise.surgery.checkpoint import pruned
+from tests.contexts import context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
@@ -128,9 +129,8 @@ def test_tensorboard_gets_the_curve(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     teacher, student = teacher_and_student()
     settings = Settings(**{**vars(QUICK), "steps": 3})
-    curve = train(
-        student, teacher, random_samples(LENGTHS), tmp_path / "work", settings, tensorboard=tmp_path / "board"
-    )
+    watching = Watching(tensorboard=tmp_path / "board")
+    curve = train(student, teacher, random_samples(LENGTHS), tmp_path / "work", settings, watching=watching)
     board = events.EventAccumulator(str(tmp_path / "board"))
     board.Reload()
     written = [(event.step, event.value) for event in board.Scalars("train/loss")]
@@ -167,17 +167,18 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(kind, tmp_
 
     teacher, student = teacher_and_student()
     with pytest.raises(KeyboardInterrupt):
-        train(student, teacher, samples, tmp_path / "cut", settings, report=stop)
+        train(student, teacher, samples, tmp_path / "cut", settings, watching=Watching(stop))
     (tmp_path / "cut" / "checkpoint-5").mkdir()  # as a kill amid writing leaves it
     teacher, student = teacher_and_student()
     seen = []
-    curve = train(student, teacher, samples, tmp_path / "cut", settings, report=lambda p: seen.append(p.step))
+    counting = Watching(lambda progress: seen.append(progress.step))
+    curve = train(student, teacher, samples, tmp_path / "cut", settings, watching=counting)
     assert seen == [5, 6, 7]
     assert losses(curve) == pytest.approx(losses(expected), abs=1e-6)
     assert all(torch.allclose(value, final[name], atol=1e-6) for name, value in student.model.state_dict().items())
     assert sorted(p.parent.name for p in (tmp_path / "cut").glob(f"*/{MARK}")) == ["checkpoint-6", "checkpoint-7"]
     _, student = teacher_and_student()
-    again = train(student, teacher, samples, tmp_path / "cut", settings, report=lambda p: seen.append(p.step))
+    again = train(student, teacher, samples, tmp_path / "cut", settings, watching=counting)
     assert seen == [5, 6, 7]  # a finished one is not trained further
     assert losses(again) == losses(curve)
     assert all(torch.allclose(value, final[name], atol=1e-6) for name, value in student.model.state_dict().items())
@@ -196,7 +197,7 @@ def test_a_training_stopped_on_purpose_goes_on_as_if_it_had_not(tmp_path):
 def test_a_recorded_teacher_teaches_the_same(tmp_path):
     samples = random_samples(LENGTHS)
     teacher, student = teacher_and_student()
-    record_teacher(teacher.stack, samples, tmp_path / "recorded", k=288)
+    record_teacher(context_of(teacher.stack), samples, tmp_path / "recorded", k=288)
     expected = train(student, teacher, samples, tmp_path / "a", QUICK)
     _, student = teacher_and_student()
     got = train(student, OfflineTeacher.open(tmp_path / "recorded", samples), samples, tmp_path / "b", QUICK)
@@ -237,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_checkpoint(tmp_path)
                 student.blocks[1].module.mlp.down_proj.weight.fill_(float("nan"))
 
     with pytest.raises(HealingError, match=r"loss became nan.*last good checkpoint is .*checkpoint-2"):
-        train(student, teacher, random_samples(LENGTHS), tmp_path, settings, report=break_it)
+        train(student, teacher, random_samples(LENGTHS), tmp_path, settings, watching=Watching(break_it))
     assert not any("nan" in path.read_text() for path in tmp_path.glob("checkpoint-2/trainer_state.json"))
 
 
@@ -250,13 +251,13 @@ def test_a_checkpoint_that_cannot_be_written_stops_and_says_so(tmp_path):
             (tmp_path / "checkpoint-4").write_text("a file where the folder should go")
 
     with pytest.raises(HealingError, match=r"could not be written.*checkpoint-2"):
-        train(student, teacher, random_samples(LENGTHS), tmp_path, settings, report=block_it)
+        train(student, teacher, random_samples(LENGTHS), tmp_path, settings, watching=Watching(block_it))
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
     teacher, student = teacher_and_student()
     samples = random_samples(LENGTHS)
-    record_teacher(teacher.stack, samples, tmp_path / "recorded", k=4)
+    record_teacher(context_of(teacher.stack), samples, tmp_path / "recorded", k=4)
     offline = OfflineTeacher.open(tmp_path / "recorded", samples)
     for said, options, origin, message in (
         (offline, {"hidden": 1.0}, ORIGIN, "no hidden states"),
@@ -277,7 +278,7 @@ def test_settings_out_of_range_are_refused():
     for options in ({"learning_rate": 0.0}, {"steps": 0}, {"batch": -1}, {"hidden": -0.1}, {"clip": float("nan")}):
         with pytest.raises(InputError, match=next(iter(options))):
             Settings(**options)
-    with pytest.raises(InputError, match="expected train in"):
+    with pytest.raises(InputError, match="expected --train in"):
         Settings(train="some")
 
 

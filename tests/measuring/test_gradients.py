@@ -11,12 +11,14 @@ from safetensors.numpy import save_file
 
 from excise.data.batches import make_batches
 from excise.data.samples import Sample, Samples
-from excise.errors import InputError, OutputError
+from excise.errors import InputError
 from excise.ising.energies.path import path_positions
 from excise.ising.gradients import Gradients
 from excise.measuring.losses import sample_losses
+from excise.measuring.passes import UnfinishedError
 from excise.measuring.score import gate_gradients, score
 from excise.models.stack import find_stack, first, gated, override_forward
+from tests.contexts import context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import MODEL_TYPES, VOCABULARY, tiny_model
 
@@ -57,7 +59,7 @@ def float64_stack(model_type, layers=4):
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_equals_autograd_with_explicit_gates(model_type):
     stack, samples = float64_stack(model_type), random_samples()
-    ours = score(stack, samples, batch_tokens=BATCH_TOKENS)
+    ours = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples)
     assert ours.A.dtype == np.float64
     assert_close(ours.A, autograd_gradients(stack, samples, len(stack.sublayers)), tolerance(model_type))
     assert_close(ours.blocks(), autograd_gradients(stack, samples, len(stack.blocks)), tolerance(model_type))
@@ -77,11 +79,11 @@ def test_equals_central_differences(model_type):
             with torch.no_grad(), gated(stack, alpha):
                 losses.append([plain_loss(stack.model, sample).item() for sample in samples])
         differences[:, gate] = (np.array(losses[0]) - np.array(losses[1])) / (2 * step)
-    assert_close(score(stack, samples, batch_tokens=BATCH_TOKENS).A, differences, 1e-8)
+    assert_close(score(context_of(stack, batch_tokens=BATCH_TOKENS), samples).A, differences, 1e-8)
 
 
 def test_block_gradients_are_sums_over_sublayers():
-    gradients = score(float64_stack("gemma2"), random_samples(), batch_tokens=BATCH_TOKENS)
+    gradients = score(context_of(float64_stack("gemma2"), batch_tokens=BATCH_TOKENS), random_samples())
     np.testing.assert_array_equal(gradients.blocks(), gradients.A[:, 0::2] + gradients.A[:, 1::2])
     assert gradients.gate_blocks == (0, 0, 1, 1, 2, 2, 3, 3)
     assert gradients.gate_kinds == ("attention", "feed-forward") * 4
@@ -108,7 +110,7 @@ def test_forward_stays_bit_identical_and_nothing_is_left_behind(model_type):
     stack.blocks[-1].module._forward_hooks.clear()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    score(stack, random_samples())
+    score(context_of(stack), random_samples())
     assert traces(model) == before
 
 
@@ -126,15 +128,15 @@ def test_an_exception_leaves_the_model_as_it_was(checkpointing):
         override_forward({stack.blocks[2].module.mlp: broken}),
         pytest.raises(RuntimeError, match="broken block"),
     ):
-        score(stack, random_samples(), checkpointing=checkpointing)
+        score(context_of(stack), random_samples(), checkpointing=checkpointing)
     assert traces(model) == before
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_checkpointing_changes_nothing(model_type):
     stack, samples = find_stack(tiny_model(model_type, 4)), random_samples()
-    plain = score(stack, samples, batch_tokens=BATCH_TOKENS)
-    checkpointed = score(stack, samples, batch_tokens=BATCH_TOKENS, checkpointing=True)
+    plain = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples)
+    checkpointed = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples, checkpointing=True)
     np.testing.assert_array_equal(checkpointed.A, plain.A)
     np.testing.assert_array_equal(checkpointed.losses, plain.losses)
 
@@ -143,9 +145,9 @@ def test_checkpointing_runs_each_block_again_in_the_backward_pass():
     stack = find_stack(tiny_model("llama", 4))
     runs = []
     stack.blocks[2].module.mlp.act_fn.register_forward_hook(lambda *_: runs.append(1))
-    score(stack, random_samples(), batch_tokens=200)
+    score(context_of(stack, batch_tokens=200), random_samples())
     assert len(runs) == 1
-    score(stack, random_samples(), batch_tokens=200, checkpointing=True)
+    score(context_of(stack, batch_tokens=200), random_samples(), checkpointing=True)
     assert len(runs) == 3
 
 
@@ -165,7 +167,7 @@ def test_tokens_in_the_padding_do_not_matter(model_type):
 def test_between_intact_and_removed_every_sample_has_gates_of_its_own(model_type, tmp_path):
     stack, samples = float64_stack(model_type), random_samples()
     positions = path_positions(4, len(samples), [2], seed=0)
-    ours = score(stack, samples, positions=positions, batch_tokens=BATCH_TOKENS)
+    ours = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples, positions=positions)
     rows = []
     for sample, y in zip(samples, positions, strict=True):
         alpha = torch.tensor(1 - y, requires_grad=True)
@@ -175,41 +177,40 @@ def test_between_intact_and_removed_every_sample_has_gates_of_its_own(model_type
     ours.save(tmp_path / "g.safetensors")
     np.testing.assert_array_equal(Gradients.load(tmp_path / "g.safetensors").positions, positions)
     with pytest.raises(InputError, match="positions must be"):
-        score(stack, samples, positions=positions[:2])
+        score(context_of(stack), samples, positions=positions[:2])
 
 
 def test_batches_of_another_size_give_the_same_rows():
     stack, samples = float64_stack("gpt2"), random_samples()
-    one_by_one = score(stack, samples, batch_tokens=1)
-    assert_close(score(stack, samples, batch_tokens=1000).A, one_by_one.A, 1e-12)
+    one_by_one = score(context_of(stack, batch_tokens=1), samples)
+    assert_close(score(context_of(stack, batch_tokens=1000), samples).A, one_by_one.A, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_lower_precision_accumulates_in_float32(dtype):
     samples = random_samples()
-    ours = score(find_stack(tiny_model("llama", 4, dtype=dtype)), samples).A
-    exact = score(float64_stack("llama"), samples).A
+    ours = score(context_of(find_stack(tiny_model("llama", 4, dtype=dtype))), samples).A
+    exact = score(context_of(float64_stack("llama")), samples).A
     assert ours.dtype == np.float32
     assert_close(ours, exact, 0.1 if dtype == torch.bfloat16 else 1e-4)
 
 
-def test_parts_that_share_a_journal_equal_one_pass(tmp_path):
+def test_parts_that_share_a_store_equal_one_pass(tmp_path):
     stack, samples = find_stack(tiny_model("llama", 4)), random_samples()
-    whole = score(stack, samples, batch_tokens=BATCH_TOKENS)
-    journal = tmp_path / "journal"
-    assert score(stack, samples, batch_tokens=BATCH_TOKENS, journal=journal, part=(0, 2)) is None
-    joined = score(stack, samples, batch_tokens=BATCH_TOKENS, journal=journal, part=(1, 2))
+    whole = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples)
+    parts = [context_of(stack, tmp_path, batch_tokens=BATCH_TOKENS, part=(rank, 2)) for rank in (0, 1)]
+    with pytest.raises(UnfinishedError, match="part 0/2 of gradients is done"):
+        score(parts[0], samples)
+    joined = score(parts[1], samples)
     np.testing.assert_array_equal(joined.A, whole.A)
     np.testing.assert_array_equal(joined.losses, whole.losses)
     assert joined.names == whole.names
-    with pytest.raises(InputError, match=r"0 <= rank < parts, got \(2, 2\)"):
-        score(stack, samples, part=(2, 2))
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     model = tiny_model("llama", 4)
     stack, samples = find_stack(model), random_samples()
-    whole = score(stack, samples, batch_tokens=BATCH_TOKENS)
+    whole = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples)
     before = traces(model)
     tokens = []
 
@@ -219,11 +220,17 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(stack, samples, batch_tokens=BATCH_TOKENS, journal=tmp_path / "journal", advance=interrupt)
+        score(
+            context_of(stack, batch_tokens=BATCH_TOKENS, folder=tmp_path / "journal", told=interrupt),
+            samples,
+        )
     assert traces(model) == before
     forwards, advanced = [], []
     model.get_input_embeddings().register_forward_hook(lambda *_: forwards.append(1))
-    resumed = score(stack, samples, batch_tokens=BATCH_TOKENS, journal=tmp_path / "journal", advance=advanced.append)
+    resumed = score(
+        context_of(stack, batch_tokens=BATCH_TOKENS, folder=tmp_path / "journal", told=advanced.append),
+        samples,
+    )
     assert len(forwards) == len(make_batches(samples, BATCH_TOKENS)) - 2
     assert sum(advanced) == samples.tokens
     np.testing.assert_array_equal(resumed.A, whole.A)
@@ -231,16 +238,20 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):
     assert resumed.provenance == whole.provenance
 
 
-def test_a_journal_of_other_settings_data_or_model_is_refused(tmp_path):
+def test_other_settings_data_or_models_share_a_folder(tmp_path):
+    """Such as the same pass in smaller batches, after it ran out of memory."""
     stack, samples = find_stack(tiny_model("llama", 4)), random_samples()
-    score(stack, samples, batch_tokens=BATCH_TOKENS, journal=tmp_path)
+    whole = score(context_of(stack, tmp_path, batch_tokens=BATCH_TOKENS), samples)
     for other_stack, other_samples, batch_tokens in (
-        (stack, samples, BATCH_TOKENS + 1),
+        (stack, samples, BATCH_TOKENS - 8),
         (stack, random_samples(seed=1), BATCH_TOKENS),
         (find_stack(tiny_model("llama", 4, seed=1)), samples, BATCH_TOKENS),
     ):
-        with pytest.raises(OutputError, match="other settings, another model or other data"):
-            score(other_stack, other_samples, batch_tokens=batch_tokens, journal=tmp_path)
+        alone = score(context_of(other_stack, batch_tokens=batch_tokens), other_samples)
+        beside = score(context_of(other_stack, tmp_path, batch_tokens=batch_tokens), other_samples)
+        np.testing.assert_array_equal(beside.A, alone.A)
+    again = score(context_of(stack, tmp_path, batch_tokens=BATCH_TOKENS), samples)
+    np.testing.assert_array_equal(again.A, whole.A)
 
 
 def poisoned_stack():
@@ -262,8 +273,8 @@ def with_poison(samples, places):
 
 def test_a_sample_that_is_not_finite_is_named_skipped_and_counted():
     clean = random_samples([5] * 12, below=VOCABULARY - 1)
-    expected = score(float64_stack("llama"), clean, batch_tokens=20)
-    gradients = score(poisoned_stack(), with_poison(clean, [7]), batch_tokens=20)
+    expected = score(context_of(float64_stack("llama"), batch_tokens=20), clean)
+    gradients = score(context_of(poisoned_stack(), batch_tokens=20), with_poison(clean, [7]))
     assert gradients.skipped == ("random:7",)
     assert gradients.names == tuple(name for name in expected.names if name != "random:7")
     np.testing.assert_array_equal(gradients.A, np.delete(expected.A, 7, axis=0))
@@ -273,20 +284,20 @@ def test_a_sample_that_is_not_finite_is_named_skipped_and_counted():
 def test_too_many_that_are_not_finite_are_an_error():
     samples = with_poison(random_samples([5] * 12, below=VOCABULARY - 1), [3, 7])
     with pytest.raises(InputError, match=r"2 of 12 samples .* not finite \(first: random:3, random:7\)"):
-        score(poisoned_stack(), samples)
+        score(context_of(poisoned_stack()), samples)
 
 
 def test_a_sample_without_counted_tokens_has_zero_gradient():
     ids = np.arange(10, 16)
     silent = Sample("silent", ids, np.array([True] + [False] * 5))
-    gradients = score(float64_stack("gpt2"), Samples((*random_samples(), silent)))
+    gradients = score(context_of(float64_stack("gpt2")), Samples((*random_samples(), silent)))
     assert not gradients.A[-1].any()
     assert gradients.losses[-1] == 0
     assert np.abs(gradients.A[:-1]).max(axis=1).min() > 0
 
 
 def test_saved_and_loaded_are_the_same(tmp_path):
-    gradients = score(find_stack(tiny_model("mixtral", 4)), random_samples())
+    gradients = score(context_of(find_stack(tiny_model("mixtral", 4))), random_samples())
     gradients = dataclasses.replace(gradients, skipped=("bad:1",))
     gradients.save(tmp_path / "gradients.safetensors")
     loaded = Gradients.load(tmp_path / "gradients.safetensors")
@@ -302,7 +313,7 @@ def test_files_that_hold_no_gradients_are_refused(tmp_path):
     path = tmp_path / "gradients.safetensors"
     with pytest.raises(InputError, match="no gradients file"):
         Gradients.load(path)
-    score(find_stack(tiny_model("llama", 4)), random_samples()).save(path)
+    score(context_of(find_stack(tiny_model("llama", 4))), random_samples()).save(path)
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(InputError, match="damaged"):
         Gradients.load(path)
@@ -318,7 +329,7 @@ def test_the_gate_of_a_block_that_scales_the_stream():
         block.layer_scalar.fill_(scale)
     stack, samples = find_stack(model), random_samples()
     assert [s.kind for s in stack.sublayers].count("scale") == 3
-    ours = score(stack, samples, batch_tokens=BATCH_TOKENS)
+    ours = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples)
     assert_close(ours.A, autograd_gradients(stack, samples, len(stack.sublayers)), FLOAT32_NORM)
     assert_close(ours.blocks(), autograd_gradients(stack, samples, len(stack.blocks)), FLOAT32_NORM)
 

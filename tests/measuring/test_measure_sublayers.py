@@ -11,6 +11,7 @@ from excise.errors import InputError
 from excise.measuring.losses import sample_losses
 from excise.measuring.measure import measure
 from excise.models.stack import find_stack, gated
+from tests.contexts import context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import MODEL_TYPES, tiny_model
 
@@ -34,7 +35,7 @@ def test_sublayers_off_equal_gates_at_zero(model_type):
     generator = np.random.default_rng(0)
     removals = [tuple(sorted(map(int, generator.permutation(gates)[:k]))) for k in range(gates + 1) for _ in range(2)]
     before = traces(model)
-    measured = measure(stack, samples, removals, sublayers=True, batch_tokens=BATCH_TOKENS)
+    measured = measure(context_of(stack, batch_tokens=BATCH_TOKENS), samples, removals, sublayers=True)
     assert traces(model) == before
     assert measured.removals == tuple(dict.fromkeys(removals))
     for batch in make_batches(samples, BATCH_TOKENS):
@@ -45,8 +46,10 @@ def test_sublayers_off_equal_gates_at_zero(model_type):
 def test_whole_blocks_cost_and_give_the_same_as_all_their_sublayers():
     stack, samples = find_stack(tiny_model("llama", LAYERS)), random_samples()
     blocks = [(), (1,), (1, 3), (0, 4)]
-    by_block = measure(stack, samples, blocks)
-    by_gate = measure(stack, samples, [[g for b in r for g in (2 * b, 2 * b + 1)] for r in blocks], sublayers=True)
+    by_block = measure(context_of(stack), samples, blocks)
+    by_gate = measure(
+        context_of(stack), samples, [[g for b in r for g in (2 * b, 2 * b + 1)] for r in blocks], sublayers=True
+    )
     np.testing.assert_array_equal(by_gate.sums, by_block.sums)
     assert by_gate.forward_tokens == by_block.forward_tokens
 
@@ -56,7 +59,7 @@ def test_candidates_share_the_blocks_below_the_one_they_differ_in():
     ran = []
     for block in stack.blocks:
         block.module.mlp.register_forward_hook(lambda module, args, output: ran.append(1))
-    measured = measure(stack, samples, [(), (8,), (9,), (2,)], sublayers=True)
+    measured = measure(context_of(stack), samples, [(), (8,), (9,), (2,)], sublayers=True)
     assert len(ran) == 5 + 1 + 1 + 4
     assert measured.forward_tokens == pytest.approx(7 * 11 / LAYERS)
 
@@ -65,19 +68,21 @@ def test_gates_outside_the_stack_are_refused():
     stack, samples = find_stack(tiny_model("llama", LAYERS)), random_samples((7,))
     for removal in ((10,), (-1,), (3, 3)):
         with pytest.raises(InputError, match="gate indices must be distinct and between 0 and 9"):
-            measure(stack, samples, [removal], sublayers=True)
+            measure(context_of(stack), samples, [removal], sublayers=True)
 
 
 def test_divergence_is_zero_without_removal_and_runs_the_intact_model_once():
     stack, samples = find_stack(tiny_model("llama", LAYERS, seed=11)), random_samples(seed=11)
-    loss = measure(stack, samples, [(), (2,)], batch_tokens=BATCH_TOKENS)
-    divergence = measure(stack, samples, [(), (2,)], statistic="divergence", batch_tokens=BATCH_TOKENS)
+    context = context_of(stack, batch_tokens=BATCH_TOKENS)
+    loss = measure(context, samples, [(), (2,)])
+    divergence = measure(context, samples, [(), (2,)], statistic="divergence")
     assert divergence.loss() == pytest.approx(0, abs=1e-6)
     assert divergence.loss((2,)) > 0.01
     assert divergence.forward_tokens == loss.forward_tokens
     ran = []
     stack.model.get_input_embeddings().register_forward_hook(lambda *_: ran.append(1))
-    again = measure(stack, samples, [(2,)], statistic="divergence", batch_tokens=BATCH_TOKENS)
+    measure(context, samples, [(3,)], statistic="divergence")
     assert len(ran) == len(make_batches(samples, BATCH_TOKENS))  # for the removal; the intact states are at hand
+    again = measure(context_of(stack, batch_tokens=BATCH_TOKENS), samples, [(2,)], statistic="divergence")
     np.testing.assert_array_equal(again.sums[0], divergence.sums[1])
     np.testing.assert_array_equal(divergence.counts, loss.counts)

@@ -11,7 +11,9 @@ from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.measuring.objectives import Objective, Term, load_objective, load_questions, parse_objective
 from excise.models.stack import find_stack
+from excise.settings import Objecting
 from tests.choosing.criteria.naive import divergence, log_probabilities, token_losses, without
+from tests.contexts import context_of
 from tests.random_samples import random_samples
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -37,7 +39,7 @@ def mean_loss(model, samples):
 
 def test_loss_is_the_difference_of_mean_losses(model):
     samples = random_samples(seed=1)
-    found = parse_objective("loss", samples).damages(find_stack(model), [(), *REMOVALS])
+    found = parse_objective("loss", samples).damages(context_of(find_stack(model)), [(), *REMOVALS])
     expected = [0.0] + [mean_loss(without(model, r), samples) - mean_loss(model, samples) for r in REMOVALS]
     np.testing.assert_allclose(found.values, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert found.errors[0] == 0
@@ -46,7 +48,7 @@ def test_loss_is_the_difference_of_mean_losses(model):
 
 def test_kl_is_the_mean_divergence(model):
     samples = random_samples(seed=1)
-    found = parse_objective("kl", samples).damages(find_stack(model), REMOVALS)
+    found = parse_objective("kl", samples).damages(context_of(find_stack(model)), REMOVALS)
     expected = [divergence(model, without(model, r), samples) for r in REMOVALS]
     np.testing.assert_allclose(found.values, expected, rtol=TOLERANCE)
 
@@ -75,7 +77,7 @@ def test_choices_is_the_surprise_at_the_right_option(model, tmp_path):
             by_question.setdefault(sample.name.rpartition("#")[0], []).append(logs[sample.counted[1:]].sum())
         return np.mean([np.log(np.exp(v).sum()) - v[0] for v in map(np.array, by_question.values())])
 
-    found = parse_objective("choices", random_samples(), questions).damages(find_stack(model), REMOVALS)
+    found = parse_objective("choices", random_samples(), questions).damages(context_of(find_stack(model)), REMOVALS)
     expected = [surprise(without(model, r)) - surprise(model) for r in REMOVALS]
     np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=TOLERANCE)
 
@@ -88,16 +90,36 @@ def test_the_right_option_comes_first_and_only_options_count(tmp_path):
     assert tokenizer.decode(questions[0].input_ids[questions[0].counted]) == " four"
 
 
+BAD_QUESTIONS = {
+    "no JSON": b"{",
+    "no options": b'{"question": "x", "answer": 0}',
+    "one option": b'{"question": "x", "choices": ["y"], "answer": 0}',
+    "no such option": b'{"ctx": "x", "endings": ["y", "z"], "label": 2}',
+    "null": b'{"question": null, "choices": ["y", "z"], "answer": 0}',
+    "half a surrogate pair": b'{"question": "x", "choices": ["y", "\\ud83d"], "answer": 0}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_QUESTIONS)
+def test_a_bad_question_is_skipped_counted_and_named(tmp_path, kind):
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(QUESTIONS[0]).encode() + b"\r\n" + BAD_QUESTIONS[kind] + b"\n")
+    with pytest.warns(UserWarning, match=r"1 questions of .* were skipped, such as q\.jsonl:2: "):
+        questions = load_questions(path, tiny_tokenizer())
+    assert {sample.name.rpartition("#")[0] for sample in questions} == {"q.jsonl:1"}
+    assert questions.provenance["skipped"]["rows"] == 1
+
+
 def test_worst_domain_and_mixture(model):
     stack = find_stack(model)
     samples = with_categories(random_samples(seed=1), ["a", "b", "a", "b", "a", "b"])
     parts = [Samples(tuple(s for s in samples if s.category == name)) for name in "ab"]
-    by_domain = np.array([parse_objective("loss", part).damages(stack, REMOVALS).values for part in parts])
-    worst = parse_objective("loss", samples, domains="worst").damages(stack, REMOVALS)
+    by_domain = np.array([parse_objective("loss", part).damages(context_of(stack), REMOVALS).values for part in parts])
+    worst = parse_objective("loss", samples, domains="worst").damages(context_of(stack), REMOVALS)
     np.testing.assert_allclose(worst.values, by_domain.max(axis=0), rtol=1e-6)
     mixed = parse_objective("kl:0.7,loss:0.3", samples)
-    kl, loss = (parse_objective(kind, samples).damages(stack, REMOVALS) for kind in ("kl", "loss"))
-    found = mixed.damages(stack, REMOVALS)
+    kl, loss = (parse_objective(kind, samples).damages(context_of(stack), REMOVALS) for kind in ("kl", "loss"))
+    found = mixed.damages(context_of(stack), REMOVALS)
     np.testing.assert_allclose(found.values, 0.7 * kl.values + 0.3 * loss.values, rtol=1e-9)
     np.testing.assert_allclose(found.errors, np.hypot(0.7 * kl.errors, 0.3 * loss.errors), rtol=1e-9)
     assert mixed.name == "kl:0.7,loss:0.3"
@@ -115,10 +137,11 @@ def test_slices_keep_questions_whole(tmp_path):
 
 
 def test_known_removals_are_found_again(model, tmp_path):
-    stack, objective = find_stack(model), parse_objective("kl:1,loss:1", random_samples())
-    objective.damages(stack, REMOVALS, ledger=tmp_path)
-    parse_objective("loss", random_samples()).damages(stack, [(4,)], ledger=tmp_path)
-    assert objective.known(stack, tmp_path) == sorted(REMOVALS)
+    context, objective = context_of(find_stack(model), tmp_path), parse_objective("kl:1,loss:1", random_samples())
+    objective.damages(context, REMOVALS)
+    parse_objective("loss", random_samples()).damages(context, [(4,)])
+    assert objective.known(context) == sorted(REMOVALS)
+    assert objective.known(context_of(find_stack(model), tmp_path)) == sorted(REMOVALS)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +162,8 @@ def test_questions_of_no_known_form_are_refused_with_their_line(tmp_path):
     path = questions_file(tmp_path / "q.jsonl.gz", [{"text": "no question"}])
     with pytest.raises(InputError, match=r"q\.jsonl\.gz:1: expected a question with"):
         load_questions(path, tiny_tokenizer())
-    with pytest.raises(InputError, match="no file of questions"):
+    with pytest.raises(InputError, match="no file"):
         load_questions(tmp_path / "absent.jsonl", tiny_tokenizer())
-    with pytest.raises(InputError, match="has no choices"):
-        load_objective("kl", random_samples(), tiny_tokenizer(), questions=path)
+    asked = Objecting(objective="kl:0.5,choices:0.5", questions=path)
+    with pytest.raises(InputError, match="expected a question with"):
+        load_objective(asked, random_samples(), tiny_tokenizer())

@@ -14,6 +14,7 @@ from excise.measuring.score import score
 from excise.models.loading import load
 from excise.models.stack import find_stack
 from excise.surgery.on_disk import prune_folder
+from tests.contexts import context_of
 from tests.random_samples import random_samples
 from tests.surgery.test_on_disk import tensors_of
 from tests.tiny import tiny_folder, tiny_tokenizer
@@ -47,8 +48,8 @@ def dequantised(folder):
 
 def test_scores_are_those_of_the_dequantised_model(folder):
     samples = random_samples()
-    expected = score(find_stack(dequantised(folder)), samples).A
-    assert np.array_equal(score(load(str(folder)).stack, samples).A, expected)
+    expected = score(context_of(find_stack(dequantised(folder))), samples).A
+    assert np.array_equal(score(context_of(load(str(folder)).stack), samples).A, expected)
 
 
 def test_packed_weights_pass_through(folder, tmp_path):

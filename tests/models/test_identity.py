@@ -24,6 +24,7 @@ from excise.repair.streams import swapped
 from excise.surgery.checkpoint import pruned, write_pruned
 from excise.surgery.merge import Run, merged
 from excise.surgery.sublayers import zeroed
+from tests.contexts import context_of
 from tests.gguf_files import write_gguf
 from tests.random_samples import random_samples
 from tests.tiny import tiny_folder, tiny_model
@@ -367,19 +368,19 @@ def test_weights_that_are_nowhere_are_refused(folder):
 
 
 def test_a_changed_element_is_measured_again(folder, tmp_path):
-    samples, ledger = random_samples((11, 7, 9)), tmp_path / "ledger"
+    samples, kept = random_samples((11, 7, 9)), tmp_path / "kept"
 
-    def damage(ledger=None):
+    def damage(kept=None):
         stack = load(str(folder)).stack
-        found = measure(stack, samples, [(), (1,)], ledger=ledger)
+        found = measure(context_of(stack, kept), samples, [(), (1,)])
         return found.loss((1,)) - found.loss()
 
-    before = damage(ledger)
-    assert damage(ledger) == before
+    before = damage(kept)
+    assert damage(kept) == before
     shard = next(t for t in read_checkpoint(folder).tensors if t.name == DOWN)
     with shard.shard.open("r+b") as file:
         file.seek(shard.start + shard.bytes - 2)
         file.write(b"\xc8\x42")  # 100 in bfloat16
-    after = damage(ledger)
+    after = damage(kept)
     assert after == damage()
     assert abs(after - before) > 1e-3

@@ -10,7 +10,7 @@ import pytest
 from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import ARCHITECTURES
 from excise.models.architectures.readers import READERS
-from excise.models.portable import keeps_pattern, pattern_of, portability, readers_named, require_portable, rules_of
+from excise.models.portable import keeps_pattern, pattern_of, portability, require_portable, rules_of
 from tests.readers_table import BEGIN, END, PAGE, readers_tables
 from tests.tiny import tiny_config, tiny_folder
 
@@ -85,9 +85,8 @@ def test_the_pattern_says_the_same_of_every_removal(case):
 
 
 def test_what_is_asked_for_is_known():
-    assert readers_named(" vllm,llama.cpp,vllm") == ("vllm", "llama.cpp")
     with pytest.raises(InputError, match=r"expected readers in transformers, .*got 'ollama'"):
-        readers_named("ollama")
+        pattern_of(ARCHITECTURES["gpt_oss"], tiny_config("gpt_oss"), ["vllm", "ollama"])
     with pytest.raises(ArchitectureError, match=r"transformers 4\.50 to 4\.52 does not know gpt_oss"):
         require_portable(ARCHITECTURES["gpt_oss"], tiny_config("gpt_oss"), [1], ["transformers-4.52"])
 
@@ -192,7 +191,7 @@ def test_the_choice_respects_what_readers_take_from_the_index(gpt_oss, excise, t
 
 REFUSED = {
     "a reader that does not know the model": (("--portable", "transformers-4.52"), "does not know this model"),
-    "no such reader": (("--portable", "ollama"), "expected readers in"),
+    "no such reader": (("--portable", "ollama"), "expected --portable in"),
     "units that are no blocks": (("--portable", "vllm", "--granularity", "sublayer"), "leave out --granularity"),
     "nothing that keeps the pattern": (("--portable", "vllm", "--protect", "5", "--remove", "1"), "budget 1"),
 }

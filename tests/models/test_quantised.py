@@ -14,6 +14,7 @@ from excise.errors import CheckpointError, MissingExtraError
 from excise.measuring.score import score
 from excise.models.loading import load
 from excise.models.quantised import dequantise
+from tests.contexts import context_of
 from tests.hub import put_into_cache
 from tests.quantised import dequantised, quantise
 from tests.random_samples import random_samples
@@ -46,7 +47,7 @@ def test_scores_are_those_of_the_dequantised_model(model_type, form, tmp_path):
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     samples = random_samples()
-    assert np.array_equal(score(ours.stack, samples).A, score(plain.stack, samples).A)
+    assert np.array_equal(score(context_of(ours.stack), samples).A, score(context_of(plain.stack), samples).A)
     assert not hasattr(ours.stack.model.config, "quantization_config")
     assert ours.stack.model.generation_config.eos_token_id == 2
     assert ours.stored_dtype == torch.bfloat16

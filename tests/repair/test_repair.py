@@ -10,21 +10,32 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from excise.context import Context
 from excise.errors import ArchitectureError, InputError
 from excise.measuring.measure import measure
+from excise.models.loading import Loaded
 from excise.models.stack import bypass, find_stack, first, gated
 from excise.repair.refitted import Repair
-from excise.repair.repair import FEATURES, repair, repair_each, repaired, require_repairable
+from excise.repair.repair import FEATURES, Folding, repair, repair_each, repaired, require_repairable
 from excise.repair.ridge import NormalEquations, held_out_errors
 from excise.repair.streams import WEIGHTINGS
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.self_test import self_test
+from tests.contexts import context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
 REPAIRABLE = ("llama", "gpt2", "gpt_neox", "granite", "phi3", "qwen2")
 DOWN = {"gpt2": "mlp.c_proj", "gpt_neox": "mlp.dense_4h_to_h"}
 LENGTHS = (11, 7, 16, 9, 13, 5, 16, 12, 8, 10)
+
+
+def fit(stack, removed, samples, *, held_out=None, batch_tokens=None, stored=None, **folding):
+    """The repair of one removal of a model in memory; `folding` as for `Folding`."""
+    folding = {name: tuple(v) if isinstance(v, list) else v for name, v in folding.items()}
+    loaded = Loaded(stack, None, "", stored or stack.model.dtype)
+    context = Context(loaded, batch_tokens=batch_tokens)
+    return repair(context, removed, samples, held_out=held_out, folding=Folding(**folding))
 
 
 def stack_of(model_type, **options):
@@ -99,7 +110,7 @@ def naive_matrix(stack, original, samples, removed, below, top, weighting, featu
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "granite"])
 def test_each_cut_equals_naive_least_squares_on_the_stream_repaired_so_far(model_type, weighting, features):
     stack, original, samples, removed = stack_of(model_type), stack_of(model_type), random_samples(LENGTHS), (2, 3, 5)
-    fitted = repair(stack, removed, samples, features=features, weighting=weighting, ridges=[0.03], batch_tokens=40)
+    fitted = fit(stack, removed, samples, features=features, weighting=weighting, ridges=[0.03], batch_tokens=40)
     assert [(step.block, step.run) for step in fitted.steps] == [(1, (2, 3)), (4, (5,))]
     names = {module: name for name, module in stack.model.named_modules()}
     for below, top in ((1, 3), (4, 5)):
@@ -120,7 +131,7 @@ def test_a_map_is_folded_exactly(model_type):
     with torch.no_grad():
         if module.bias is not None:
             module.bias.normal_(generator=torch.Generator().manual_seed(1))
-    fitted = repair(stack, [3], samples, features="output", ridges=[0.1])
+    fitted = fit(stack, [3], samples, features="output", ridges=[0.1])
     before = streams(stack, samples[0], [3], 2, module)["output"]
     with repaired(stack, fitted):
         after = streams(stack, samples[0], [3], 2, module)["output"]
@@ -135,11 +146,11 @@ def test_a_map_is_folded_exactly(model_type):
 @pytest.mark.parametrize("features", FEATURES)
 def test_an_infinite_ridge_changes_nothing(features):
     stack = stack_of("llama")
-    fitted = repair(stack, [2, 4], random_samples(LENGTHS), features=features, ridges=[math.inf])
+    fitted = fit(stack, [2, 4], random_samples(LENGTHS), features=features, ridges=[math.inf])
     assert len(fitted.weights) == 2
     for name, weight in fitted.weights.items():
         assert torch.equal(weight, stack.model.get_parameter(name).data)
-    huge = repair(stack, [2, 4], random_samples(LENGTHS), features=features, ridges=[1e14])
+    huge = fit(stack, [2, 4], random_samples(LENGTHS), features=features, ridges=[1e14])
     for name, weight in huge.weights.items():
         torch.testing.assert_close(weight, stack.model.get_parameter(name).data, rtol=1e-9, atol=1e-9)
 
@@ -160,7 +171,7 @@ def test_a_block_that_is_linear_in_the_output_below_is_repaired_exactly():
         ids = torch.from_numpy(samples[0].input_ids).unsqueeze(0)
         with torch.no_grad():
             expected = stack.hidden(ids)
-        fitted = repair(stack, [2], samples, features="output", ridges=[1e-12])
+        fitted = fit(stack, [2], samples, features="output", ridges=[1e-12])
     finally:
         for handle in handles:
             handle.remove()
@@ -186,16 +197,16 @@ def test_held_out_errors_are_those_of_the_solutions():
 
 def test_the_ridge_chosen_has_the_smallest_held_out_error():
     stack, samples = stack_of("llama"), random_samples(LENGTHS)
-    alone = {ridge: repair(stack, [3], samples, ridges=[ridge]).steps[0].error for ridge in (1e-4, 1.0, math.inf)}
-    chosen = repair(stack, [3], samples, ridges=list(alone)).steps[0]
+    alone = {ridge: fit(stack, [3], samples, ridges=[ridge]).steps[0].error for ridge in (1e-4, 1.0, math.inf)}
+    chosen = fit(stack, [3], samples, ridges=list(alone)).steps[0]
     assert alone[chosen.ridge] == min(alone.values()) == chosen.error
     assert alone[math.inf] == 1.0
 
 
 def test_results_depend_neither_on_batches_nor_on_padding():
     stack, samples = stack_of("llama"), random_samples(LENGTHS)
-    whole = repair(stack, [2, 4], samples, weighting="gradient", batch_tokens=1000)
-    single = repair(stack, [2, 4], samples, weighting="gradient", batch_tokens=1)
+    whole = fit(stack, [2, 4], samples, weighting="gradient", batch_tokens=1000)
+    single = fit(stack, [2, 4], samples, weighting="gradient", batch_tokens=1)
     for name, weight in whole.weights.items():
         torch.testing.assert_close(weight, single.weights[name], rtol=1e-7, atol=1e-9)
     assert whole.forward_tokens == pytest.approx(single.forward_tokens)
@@ -205,7 +216,7 @@ def test_results_depend_neither_on_batches_nor_on_padding():
 def test_attention_can_be_folded_into_too(model_type):
     stack, samples = stack_of(model_type), random_samples([16] * 12)
     into = ("attention",) if model_type == "mixtral" else ("attention", "feed-forward")
-    fitted = repair(stack, [3], samples, into=into, features="output", held_out=samples)
+    fitted = fit(stack, [3], samples, into=into, features="output", held_out=samples)
     assert [step.kind for step in fitted.steps] == list(into)
     assert all(step.error < 1 for step in fitted.steps)
     assert fitted.losses.repaired != fitted.losses.pruned
@@ -213,10 +224,10 @@ def test_attention_can_be_folded_into_too(model_type):
 
 def test_losses_are_measured_on_the_held_out_samples():
     stack, held_out = stack_of("llama"), random_samples([14] * 5, seed=1)
-    fitted = repair(stack, [2, 4], random_samples(LENGTHS), held_out=held_out)
-    intact, pruned = measure(stack, held_out, [(), (2, 4)]).losses
+    fitted = fit(stack, [2, 4], random_samples(LENGTHS), held_out=held_out)
+    intact, pruned = measure(context_of(stack), held_out, [(), (2, 4)]).losses
     with repaired(stack, fitted) as removed:
-        after = measure(stack, held_out, [removed]).losses[0]
+        after = measure(context_of(stack), held_out, [removed]).losses[0]
     assert (fitted.losses.intact, fitted.losses.pruned, fitted.losses.repaired) == pytest.approx(
         (intact, pruned, after)
     )
@@ -226,7 +237,7 @@ def test_losses_are_measured_on_the_held_out_samples():
 def test_the_model_is_left_as_it_was():
     stack = stack_of("llama")
     state, before = copy.deepcopy(stack.model.state_dict()), traces(stack.model)
-    fitted = repair(stack, [2, 4], random_samples(LENGTHS), held_out=random_samples(seed=1))
+    fitted = fit(stack, [2, 4], random_samples(LENGTHS), held_out=random_samples(seed=1))
 
     def changed():
         return {name for name, value in stack.model.state_dict().items() if not torch.equal(value, state[name])}
@@ -245,41 +256,41 @@ def test_the_model_is_left_as_it_was():
 def test_several_removals_are_repaired_as_each_alone_and_share_the_originals_pass(weighting):
     stack, samples, held_out = stack_of("llama"), random_samples(LENGTHS), random_samples([14] * 3, seed=1)
     removals, seen = [(4,), (1, 3)], []
-    options = {"weighting": weighting, "held_out": held_out}
-    together = list(repair_each(stack, removals, samples, **options, advance=seen.append))
-    alone = [repair(stack, removed, samples, **options) for removed in removals]
+    context, folding = context_of(stack, told=seen.append), Folding(weighting=weighting)
+    together = list(repair_each(context, removals, samples, held_out=held_out, folding=folding))
+    alone = [fit(stack, removed, samples, held_out=held_out, weighting=weighting) for removed in removals]
     for one, other in zip(together, alone, strict=True):
         assert (one.removed, one.steps, one.losses) == (other.removed, other.steps, other.losses)
         assert all(torch.equal(one.weights[name], weight) for name, weight in other.weights.items())
-    assert sum(seen) == samples.tokens * (1 + 1 + 2)
+    assert sum(seen) == samples.tokens * (1 + 1 + 2) + 2 * 3 * held_out.tokens
     assert sum(r.forward_tokens for r in together) < sum(r.forward_tokens for r in alone)
-    assert list(repair_each(stack, [], samples)) == []
+    assert list(repair_each(context_of(stack), [], samples)) == []
 
 
 def test_weights_are_rounded_as_they_will_be_stored_before_anything_is_measured():
     stack = find_stack(tiny_model("llama", 6))
     held_out = random_samples([14] * 3, seed=1)
-    fitted = repair(stack, [2], random_samples(LENGTHS), held_out=held_out, dtype=torch.bfloat16)
+    fitted = fit(stack, [2], random_samples(LENGTHS), held_out=held_out, stored=torch.bfloat16)
     assert all(weight.dtype == torch.bfloat16 for weight in fitted.weights.values())
     with repaired(stack, fitted):
         down = down_projection(stack, 1).weight.data
         assert torch.equal(down, down.bfloat16().float())
-        assert measure(stack, held_out, [(2,)]).losses[0] == fitted.losses.repaired
+        assert measure(context_of(stack), held_out, [(2,)]).losses[0] == fitted.losses.repaired
 
 
 def test_wide_matrices_have_their_output_mapped_instead(monkeypatch):
     stack = stack_of("llama")
-    assert repair(stack, [2], random_samples(LENGTHS)).steps[0].features == "input"
+    assert fit(stack, [2], random_samples(LENGTHS)).steps[0].features == "input"
     monkeypatch.setattr("excise.repair.repair.WIDEST_INPUT", 63)
-    wide = repair(stack, [2], random_samples(LENGTHS))
-    mapped = repair(stack, [2], random_samples(LENGTHS), features="output")
+    wide = fit(stack, [2], random_samples(LENGTHS))
+    mapped = fit(stack, [2], random_samples(LENGTHS), features="output")
     assert wide.steps[0].features == "output"
     assert all(torch.equal(wide.weights[name], weight) for name, weight in mapped.weights.items())
 
 
 def test_a_repair_survives_its_file(tmp_path):
     stack = find_stack(tiny_model("llama", 6, dtype=torch.bfloat16))
-    fitted = repair(stack, [2], random_samples(LENGTHS), held_out=random_samples(seed=1), ridges=[0.1, math.inf])
+    fitted = fit(stack, [2], random_samples(LENGTHS), held_out=random_samples(seed=1), ridges=[0.1, math.inf])
     fitted.save(tmp_path / "repair.safetensors")
     loaded = Repair.load(tmp_path / "repair.safetensors")
     assert loaded.describe() == fitted.describe()
@@ -296,7 +307,7 @@ def test_a_repair_survives_its_file(tmp_path):
 
 def test_the_repaired_checkpoint_passes_the_self_test(tmp_path):
     stack = find_stack(tiny_model("llama", 6))
-    fitted = repair(stack, [2, 4], random_samples(LENGTHS))
+    fitted = fit(stack, [2, 4], random_samples(LENGTHS))
     with repaired(stack, fitted) as removed:
         write_pruned(stack, removed, tmp_path / "out")
         report = self_test(stack, removed, tmp_path / "out")
@@ -321,7 +332,7 @@ def test_the_repaired_checkpoint_passes_the_self_test(tmp_path):
 )
 def test_what_cannot_be_folded_exactly_is_refused(model_type, removed, message):
     stack = find_stack(tiny_model(model_type, 6))
-    for refuse in (require_repairable, lambda *arguments: repair(*arguments, random_samples())):
+    for refuse in (require_repairable, lambda *arguments: fit(*arguments, random_samples())):
         with pytest.raises(ArchitectureError, match=message):
             refuse(stack, removed)
 
@@ -329,11 +340,11 @@ def test_what_cannot_be_folded_exactly_is_refused(model_type, removed, message):
 def test_mixed_blocks_other_sums_and_quantised_weights_are_refused():
     stack = find_stack(tiny_model("mixtral", 6))
     with pytest.raises(ArchitectureError, match=r"no sublayer 'feed-forward'.*repair 'attention' instead"):
-        repair(stack, [2], random_samples(), into=("feed-forward",))
+        fit(stack, [2], random_samples(), into=("feed-forward",))
     stack = find_stack(tiny_model("granite", 6))
     stack.model.config.residual_multiplier = 1.0
     with pytest.raises(ArchitectureError, match="is not its input plus 1 times its sublayers"):
-        repair(stack, [2], random_samples())
+        fit(stack, [2], random_samples())
 
 
 def test_options_that_make_no_sense_are_refused():
@@ -347,12 +358,12 @@ def test_options_that_make_no_sense_are_refused():
         ({"into": ("mixer",)}, "no sublayer 'mixer'"),
     ):
         with pytest.raises((InputError, ArchitectureError), match=message):
-            repair(stack, [2], samples, **options)
+            fit(stack, [2], samples, **options)
     with pytest.raises(InputError, match="at least two samples"):
-        repair(stack, [2], samples[:1])
+        fit(stack, [2], samples[:1])
     with pytest.raises(InputError, match="between 1 and 5 removed blocks"):
-        repair(stack, [], samples)
-    fitted = repair(stack, [2], samples)
+        fit(stack, [], samples)
+    fitted = fit(stack, [2], samples)
     other = find_stack(tiny_model("llama", 6, seed=1))
     with pytest.raises(InputError, match="fitted on another model"), repaired(other, fitted):
         pass
@@ -363,4 +374,4 @@ def test_samples_that_overflow_are_refused():
     with torch.no_grad():
         stack.blocks[1].module.mlp.down_proj.weight.fill_(np.inf)
     with pytest.raises(InputError, match="not finite"):
-        repair(stack, [2], random_samples())
+        fit(stack, [2], random_samples())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from excise.choosing.criteria import Selection
+from excise.choosing.proposal import Proposal
 from excise.ising.energies import Energy
 from excise.models.stack import Stack
 
@@ -28,7 +28,7 @@ class Choice:
         method: name of the criterion.
         budget: M.
         seed: of its random part.
-        selection: what it chose.
+        proposal: what it chose.
         sums: [samples], loss sums on the held-out samples, nats.
 
     """
@@ -36,7 +36,7 @@ class Choice:
     method: str
     budget: int
     seed: int
-    selection: Selection
+    proposal: Proposal
     sums: Floats
 
 
@@ -151,40 +151,28 @@ class Judge:
 
     def _facts(self, drawn: Sequence[Choice]) -> dict[str, Any]:
         choice, at_random = drawn[0], len(drawn) > 1
-        selection = choice.selection
-        energies = [self.gates.energy(_gates_of(self.stack, c.selection)) for c in drawn]
+        proposal = choice.proposal
+        energies = [self.gates.energy(c.proposal.gates(self.stack)) for c in drawn]
         return {
             "method": choice.method,
             "remove": choice.budget,
-            "removed": () if at_random else selection.removed,
-            "sublayers": tuple(self.stack.sublayers[gate].name for gate in selection.sublayers),
-            "merge": selection.merge,
-            "energy": None if selection.merge else float(np.mean(energies)),
-            "forward_tokens": float(selection.forward_tokens),
-            "backward_tokens": float(selection.backward_tokens),
-            "seconds": round(selection.seconds, 3),
-            "parameters": _parameters_left(self.stack, selection),
+            "removed": () if at_random else proposal.removed,
+            "sublayers": tuple(self.stack.sublayers[gate].name for gate in proposal.sublayers),
+            "merge": proposal.merge,
+            "energy": None if proposal.merge else float(np.mean(energies)),
+            "forward_tokens": float(proposal.cost.forward_tokens),
+            "backward_tokens": float(proposal.cost.backward_tokens),
+            "seconds": round(proposal.cost.seconds, 3),
+            "parameters": proposal.parameters_left(self.stack),
             "draws": tuple(self._draw(c) for c in drawn) if at_random else (),
-            "note": f"mean of {len(drawn)} draws" if at_random else selection.note,
+            "note": f"mean of {len(drawn)} draws" if at_random else proposal.note,
         }
 
     def _draw(self, choice: Choice) -> dict[str, Any]:
         delta = self._mean((choice.sums - self.base)[None])
-        return {"seed": choice.seed, "removed": choice.selection.removed, "delta": delta}
+        return {"seed": choice.seed, "removed": choice.proposal.removed, "delta": delta}
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
-
-
-def _gates_of(stack: Stack, selection: Selection) -> list[int]:
-    if selection.sublayers:
-        return list(selection.sublayers)
-    return [sublayer.gate for i in selection.removed for sublayer in stack.blocks[i].sublayers]
-
-
-def _parameters_left(stack: Stack, selection: Selection) -> int:
-    total = sum(p.numel() for p in stack.model.parameters())
-    apart = [stack.sublayers[g] for g in selection.sublayers if stack.sublayers[g].block not in selection.removed]
-    return total - sum(stack.blocks[i].parameters for i in selection.removed) - sum(s.parameters for s in apart)

@@ -7,62 +7,30 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from excise.artefacts import read_json, write_json
-from excise.choosing.search import Removal, Search, search
+from excise.choosing.brief import Brief
+from excise.choosing.plan import ANCHORS, BATCH, FINALISTS, Plan, plan
+from excise.choosing.proposal import Proposal
+from excise.choosing.search import Search, search
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.ising.energies import Energy
 from excise.ising.energies.pairs import pairs
-from excise.ising.problem import Problem
+from excise.ising.problem import Problem, Removal
 from excise.measuring.objectives import Objective
-from excise.models.identity import model_identity
-from excise.models.removable import block_problem
-from excise.models.stack import Stack
+from excise.measuring.passes import pass_key
 from excise.provenance import provenance
+from excise.store import digest
 
-DEFAULT_EFFORT = 4.0
-RACE_SHARE = 0.3
-FINALISTS, STAGES = 8, 2
-BATCH = 8
-ANCHORS = 8
-SHARED = 0.55  # of a full forward pass that a removal costs along the trie, about
-MOST_ROUNDS, GOOD_ROUNDS, FEWEST_ROUNDS = 12, 5, 2
-LEAST_SLICE = 128
 SHOWN_STATES = 100
+SEARCHES = "searches"
 
 Measured = dict[Removal, tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How an effort is spent.
-
-    Attributes:
-        slice_tokens: tokens of the samples that the loop measures on.
-        rounds: of the loop.
-        race_tokens: tokens of the samples of each stage of the race, FINALISTS, half of them, and so on.
-
-    """
-
-    slice_tokens: int
-    rounds: int
-    race_tokens: tuple[int, ...]
-
-    def measurements(self, units: int) -> int:
-        """Tokens × removals measured, about, for a progress bar.
-
-        Args:
-            units: removable blocks.
-
-        """
-        loop = self.slice_tokens * (1 + units + ANCHORS + self.rounds * BATCH)
-        return loop + sum(t * (1 + max(1, FINALISTS >> stage)) for stage, t in enumerate(self.race_tokens))
 
 
 @dataclass(frozen=True)
@@ -117,6 +85,10 @@ class Refined:
         """The fitted energy, in nats."""
         return self.search.fitted.energy()
 
+    def proposals(self) -> list[Proposal]:
+        """The finalists, as proposals of `refined:k`, the winner first."""
+        return [Proposal(f"refined:{k}", finalist.removed) for k, finalist in enumerate(self.finalists)]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values: what a report shows and `excise refine` writes."""
         return {
@@ -157,104 +129,65 @@ def refinement_facts(
     }
 
 
-def plan(units: int, removed: int, tokens: float) -> Plan:
-    """Divide a number of forward tokens among singles, rounds and race.
-
-    The loop gets as many tokens a measurement as leave it five rounds, and no fewer than two rounds.
-
-    Args:
-        units: removable blocks.
-        removed: budget M.
-        tokens: forward tokens to spend.
-
-    Examples:
-        >>> plan(units=30, removed=8, tokens=40_000)
-        Plan(slice_tokens=512, rounds=8, race_tokens=(1086, 2172))
-
-    """
-    share = SHARED * (units - removed) / units + 0.1
-    opening = 0.55 * units + ANCHORS * share
-    searching, racing = (1 - RACE_SHARE) * tokens, RACE_SHARE * tokens
-    slice_tokens = LEAST_SLICE
-    while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
-        slice_tokens *= 2
-    rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
-    intact = 2**STAGES - 1  # passes of the intact model over as many tokens as the first stage has
-    first = max(slice_tokens, round(racing / (STAGES * FINALISTS * share + intact)))
-    return Plan(
-        slice_tokens,
-        min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)),
-        tuple(first * 2**stage for stage in range(STAGES)),
-    )
-
-
 def refine(
-    stack: Stack,
+    context: Context,
     objective: Objective,
-    budget: int,
+    brief: Brief,
     *,
     tokens: float,
     prior: Energy | None = None,
-    protected: Sequence[int] = (),
-    forced: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
+    alone: bool = False,
 ) -> Refined:
-    """Find `budget` blocks whose removal does little measured damage.
+    """Find blocks whose removal does little measured damage.
 
     Single removals and a few random ones are measured on a small slice of the samples; the loop of
     `excise.choosing.search` follows, on the same slice; its best go through a race on more and more of the samples,
     half of them dropped at each stage (successive halving, on the same tokens and so with paired differences).
 
     Args:
-        stack: the model.
+        context: the model and the store, in which every measurement and proposal is kept: an interrupted search goes
+            on, and what was measured on the same slice for another budget is used for this one.
         objective: the damage, on all samples that may be used.
-        budget: number M of blocks to remove.
+        brief: how many blocks go, which may not and which must.
         tokens: what to spend, about, in forward tokens.
         prior: what is believed before, in nats; by default the measured single removals.
-        protected: blocks that stay.
-        forced: blocks that go; they count towards the budget.
-        seed: of everything random.
-        work: folder in which every measurement and proposal is kept. An interrupted search goes on, and what was
-            measured on the same slice for another budget is used for this one.
-        advance: called with tokens × removals measured.
+        alone: begin without what was measured for other budgets; what is asked again is still not measured twice.
 
     Raises:
         InputError: the budget does not fit, or no removal has a finite damage.
 
     """
-    started = time.perf_counter()
-    units = len(stack.blocks)
-    problem = block_problem(stack, no_energy(units), budget, protected, forced)
-    spent = plan(len(problem.free), budget, tokens)
+    started, units = time.perf_counter(), len(context.stack.blocks)
+    brief.candidates(context.stack)
+    problem = brief.problem(context.stack, no_energy(units))
+    spent = plan(len(problem.free), brief.budget, tokens)
     few = objective.first_tokens(spent.slice_tokens)
-    ledger = work / "measurements" if work else None
-    state = _open_state(stack, work, few, problem, seed, lambda: few.known(stack, ledger))
+    state = _State.of(context, few, problem, brief, prior, alone)
     cost: dict[tuple[int, Removal], float] = {}
 
     def measured(samples: Objective, removals: Sequence[Removal]) -> Measured:
-        damages = samples.damages(stack, [(), *removals], ledger=ledger, advance=advance)
-        cost.update({(samples.tokens, r): c for r, c in zip(damages.removals, damages.costs.tolist(), strict=True)})
+        damages = samples.damages(context, [(), *removals])
+        for removed, tokens_taken in zip(damages.removals, damages.costs.tolist(), strict=True):
+            # What a removal costs depends on what it is measured with: the first time counts, the next ones are free.
+            cost.setdefault((samples.tokens, removed), tokens_taken)
         rows = zip(damages.removals, damages.values.tolist(), damages.errors.tolist(), strict=True)
         return {removed: (damage, error) for removed, damage, error in rows if removed}
 
     singles = [(i,) for i in problem.free]
-    anchors = _random_removals(problem, ANCHORS, seed)
-    known = measured(few, [*singles, *anchors, *state.known])
-    believed = prior or pairs({r: known[r][0] for r in singles}, units)
-    found = search(
-        partial(measured, few),
-        believed,
-        problem,
-        rounds=spent.rounds,
-        batch=BATCH,
-        known=known,
-        seed=seed,
-        recorded=state.rounds,
-        record=state.record,
-    )
-    finalists = _race(found, objective, budget, spent, measured)
+    anchors = _random_removals(problem, ANCHORS, brief.seed)
+    with context.progress.stage(f"refine, M = {brief.budget}", spent.measurements(len(problem.free))):
+        known = measured(few, [*singles, *anchors, *state.known])
+        found = search(
+            partial(measured, few),
+            prior or pairs({r: known[r][0] for r in singles}, units),
+            problem,
+            rounds=spent.rounds,
+            batch=BATCH,
+            known=known,
+            seed=brief.seed,
+            diary=state,
+        )
+        finalists = _race(found, objective, brief.budget, spent, measured)
     left_out = _left_out(found, anchors)
     proposed = [pair for r in found.rounds for pair in zip(r.predicted, r.measured, strict=True)]
     return Refined(
@@ -270,50 +203,44 @@ def refine(
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _State:
     """What a search had proposed when it was interrupted, and what was known before it began."""
 
-    path: Path | None
+    context: Context
     key: dict[str, Any]
     known: list[Removal]
     rounds: list[list[Removal]]
 
+    @staticmethod
+    def of(
+        context: Context, few: Objective, problem: Problem, brief: Brief, prior: Energy | None, alone: bool
+    ) -> _State:
+        """What the store has of this search, or its beginning."""
+        key = {
+            **pass_key(context, few.terms[0].samples, {}),
+            "objective": few.name,
+            "terms": [[term.samples.hash, term.domains] for term in few.terms],
+            "brief": asdict(brief),
+            "prior": None if prior is None else digest([prior.h.tolist(), prior.J.tolist()]),
+            "alone": alone,
+        }
+        if kept := context.store.found(SEARCHES, key):
+            rounds = [[tuple(removed) for removed in proposed] for proposed in kept["rounds"]]
+            return _State(context, key, [tuple(removed) for removed in kept["known"]], rounds)
+        fixed = {*problem.protected}
+        known = [] if alone else [r for r in few.known(context) if r and fixed.isdisjoint(r)]
+        state = _State(context, key, known, [])
+        state._keep()
+        return state
+
     def record(self, proposed: Sequence[Removal]) -> None:
         """Keep the removals of a round."""
         self.rounds.append(list(proposed))
-        self.save()
+        self._keep()
 
-    def save(self) -> None:
-        """Write it, if it has a place."""
-        if self.path:
-            write_json(self.path, {"key": self.key, "known": self.known, "rounds": self.rounds})
-
-
-def _open_state(
-    stack: Stack,
-    work: Path | None,
-    few: Objective,
-    problem: Problem,
-    seed: int,
-    known: Callable[[], Sequence[Removal]],
-) -> _State:
-    key = {
-        "model_hash": model_identity(stack.model),
-        "objective": few.name,
-        "samples": [term.samples.hash for term in few.terms],
-        "domains": [term.domains for term in few.terms],
-        "protected": list(problem.protected),
-        "forced": list(problem.forced),
-    }
-    path = work / f"refine-{problem.budget}-{seed}.json" if work else None
-    if path and path.exists() and (kept := read_json(path))["key"] == key:
-        rounds = [[tuple(removed) for removed in proposed] for proposed in kept["rounds"]]
-        return _State(path, key, [tuple(removed) for removed in kept["known"]], rounds)
-    fixed = {*problem.protected}
-    state = _State(path, key, [r for r in known() if r and fixed.isdisjoint(r)], [])
-    state.save()
-    return state
+    def _keep(self) -> None:
+        self.context.store.keep(SEARCHES, self.key, {"known": self.known, "rounds": self.rounds})
 
 
 def _race(

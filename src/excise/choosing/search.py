@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from excise.ising.energies import Energy
 from excise.ising.energies.fitted import Fitted, fit
-from excise.ising.problem import Problem
+from excise.ising.problem import Problem, Removal
 from excise.ising.solvers import solve
 from excise.ising.spectrum import Spectrum
 
-Removal = tuple[int, ...]
 Measure = Callable[[Sequence[Removal]], Mapping[Removal, tuple[float, float]]]
 
 LOWEST = 64
@@ -46,6 +46,17 @@ class Round:
     best: float
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
+
+
+class Diary(Protocol):
+    """Where a search writes what it proposes, and finds what it had proposed when it was interrupted."""
+
+    @property
+    def rounds(self) -> Sequence[Sequence[Removal]]:
+        """Removals of each round so far."""
+
+    def record(self, proposed: Sequence[Removal]) -> None:
+        """Add a round."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +91,7 @@ def search(
     batch: int = 8,
     known: Mapping[Removal, tuple[float, float]] | None = None,
     seed: int = 0,
-    recorded: Sequence[Sequence[Removal]] = (),
-    record: Callable[[Sequence[Removal]], None] | None = None,
+    diary: Diary | None = None,
 ) -> Search:
     """Look for the removal of least measured damage.
 
@@ -90,23 +100,23 @@ def search(
         prior: what is believed before anything is measured, nats.
         problem: budget, protected and forced units, constraints; its energy is not used.
         rounds: rounds of proposals.
-        batch: removals measured a round.
+        batch: removals measured per round.
         known: what was measured already, of any size (singles, pairs, other budgets).
         seed: of the draws.
-        recorded: what the first rounds of an interrupted search proposed; they are not proposed anew.
-        record: called with the removals of every new round, before they are measured.
+        diary: what the first rounds of an interrupted search proposed, which are not proposed anew; every new round is
+            recorded in it before it is measured.
 
     """
     damages = dict(known or {})
     history: list[Round] = []
     fitted = fit_around_the_best(prior, damages, problem) if damages else fit(prior, {(): 0.0}, LEAST_NOISE)
     for number in range(rounds):
-        if number < len(recorded):
-            proposed = [tuple(removed) for removed in recorded[number]]
+        if diary is not None and number < len(diary.rounds):
+            proposed = [tuple(removed) for removed in diary.rounds[number]]
         else:
             proposed = _propose(fitted, problem, damages, batch, np.random.default_rng((seed, number)))
-            if record:
-                record(proposed)
+            if diary is not None:
+                diary.record(proposed)
         if not proposed:
             break
         predicted = fitted.energy().energies(proposed)

@@ -1,4 +1,4 @@
-"""The command line: one verb a file, each parses, calls the library and writes one artefact."""
+"""The command line: one verb per file, each parses, calls the library and writes one artefact."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from excise import __version__
+from excise.cli.command import GroupedCommand, command
 from excise.cli.compare import compare
 from excise.cli.evaluate import evaluate
 from excise.cli.export import export
@@ -56,8 +57,11 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-for verb in (run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export):
-    app.command()(_reported(verb))
+VERBS: tuple[Callable[..., None], ...] = (
+    *(run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
+)
+for verb in VERBS:
+    app.command(cls=GroupedCommand)(_reported(command(verb, recipes=verb is run)))
 
 
 @app.callback(invoke_without_command=True)

@@ -1,115 +1,72 @@
-"""`excise compare`: every criterion on one model, with intervals and costs."""
+"""`excise compare`: every criterion on one model, same calibration, same held-out text, same cost accounting."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from excise.cli.options import (
-    AsJson,
-    BatchTokens,
-    Data,
-    Device,
-    Dtype,
-    LossOn,
-    Model,
-    Protect,
-    SampleCount,
-    Seed,
-    TokenLimit,
-    TrustRemoteCode,
-    budgets,
-    indices,
-)
+from excise.choosing.contest import Contest
+from excise.settings import Batching, Loading, Printing, Protecting, Sampling, budgets, option
 
 
-def compare(
-    model: Model,
-    remove: Annotated[str, typer.Option(help="Numbers M of blocks to remove, such as 4,8,12 or 3..8.")],
-    out: Annotated[Path, typer.Option(help="Folder for everything; run again to go on or to add methods.")],
-    methods: Annotated[
-        str, typer.Option(help="all (but the costly published EvoPress schedule), or names separated by commas.")
-    ] = "all",
-    data: Data = "starter",
-    samples: SampleCount = 128,
-    tokens: TokenLimit = 512,
-    search_tokens: Annotated[
-        int,
-        typer.Option(min=1, help="Calibration tokens for criteria that measure many candidates."),
-    ] = 2048,
-    held_out_data: Annotated[
-        str | None, typer.Option("--eval", help="Source of the held-out text, if not --data itself.")
-    ] = None,
-    held_out: Annotated[int, typer.Option("--eval-samples", min=2, help="Held-out samples.")] = 32,
-    held_out_tokens: Annotated[
-        int | None, typer.Option("--eval-tokens", min=2, help="Longest of those, if not --tokens.")
-    ] = None,
-    random_draws: Annotated[int, typer.Option("--random", min=1, help="Draws of the method random.")] = 5,
-    energy: Annotated[str, typer.Option(help="Energy shown beside the damage: fisher or fisher+linear.")] = "fisher",
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Also repair every choice in closed form, and show Δ loss after it.")
-    ] = False,
-    protect: Protect = "",
-    seed: Seed = 0,
-    loss_on: LossOn = "content",
-    batch_tokens: BatchTokens = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(Printing, Batching, Protecting, Contest, Sampling, Loading):
+    """Settings of `excise compare`."""
+
+    remove: tuple[int, ...] = option(
+        ..., "Numbers M of blocks to remove, such as 4,8,12 or 3..8.", group="What to remove", parse=budgets
+    )
+    out: Path = option(
+        ..., "Folder for everything; run again to go on or to add methods.", group="Output", recipe=False
+    )
+    held_out_data: str | None = option(
+        None, "Source of the held-out text, if not --data itself.", flag="--eval", group="Data"
+    )
+    held_out: int = option(32, "Held-out samples.", flag="--eval-samples", group="Data", least=2)
+    held_out_tokens: int | None = option(
+        None, "Longest of those, if not --tokens.", flag="--eval-tokens", group="Data", least=2
+    )
+
+
+def compare(settings: CompareSettings) -> None:
     """Let every criterion choose M blocks on the same samples, and measure all choices on the same held-out text."""
-    wanted, protected = budgets(remove), indices(protect, "--protect")
-
     from excise.artefacts import atomic_path
-    from excise.choosing.compare import check_energy, method_names
+    from excise.choosing.brief import Brief
+    from excise.choosing.compare import MANIFEST, WORK
     from excise.choosing.compare import compare as compare_methods
     from excise.cli.terminal import load_model, output, tokens_progress
-    from excise.data import split_samples
+    from excise.context import Context
+    from excise.data import Fit, split_samples
+    from excise.progress import Progress
     from excise.report.comparison import comparison_markdown, comparison_tables, write_comparison_figures
+    from excise.store import Store
 
-    names = method_names(methods)
-    check_energy(energy)
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded, out = load_model(settings.model, **settings.loading()), settings.out
     calibration, apart = split_samples(
-        data,
+        settings.data,
         loaded.tokenizer,
-        samples=samples,
-        held_out=held_out,
-        held_out_data=held_out_data,
-        tokens=tokens,
-        held_out_tokens=held_out_tokens,
-        seed=seed,
-        loss_on=loss_on,
+        held_out=settings.held_out,
+        held_out_data=settings.held_out_data,
+        held_out_tokens=settings.held_out_tokens,
+        fit=Fit.of(loaded.stack),
+        **settings.drawing(),
     )
-    comparison = compare_methods(
-        loaded,
-        calibration,
-        apart,
-        wanted,
-        out,
-        methods=names,
-        search_tokens=search_tokens,
-        random_draws=random_draws,
-        energy=energy,
-        protected=protected,
-        seed=seed,
-        repair=repair,
-        batch_tokens=batch_tokens,
-        progress=tokens_progress,
-    )
+    context = Context(loaded, Store(out / WORK), Progress(tokens_progress), settings.batch_tokens)
+    brief = Brief.on(loaded.stack, max(settings.remove), protected=settings.protect, seed=settings.seed)
+    comparison = compare_methods(context, calibration, apart, brief, settings.remove, settings)
+    comparison.save(out / MANIFEST)
     write_comparison_figures(comparison, out / "figures")
     with atomic_path(out / "compare.md") as temporary:
         temporary.write_text(comparison_markdown(comparison), encoding="utf-8")
-    if as_json:
+    if settings.as_json:
         typer.echo(json.dumps(comparison.to_json(), default=str))
         return
     for table in comparison_tables(comparison):
         output.print(table)
     output.print(
         f"intact: {comparison.base_loss:.4f} nats/token on {len(apart)} held-out samples; ● lowest, ○ not "
-        f"distinguishable from it (paired bootstrap)\n{out / 'compare.json'}   {out / 'compare.md'}   {out / 'figures'}"
+        f"distinguishable from it (paired bootstrap)\n{out / MANIFEST}   {out / 'compare.md'}   {out / 'figures'}"
     )

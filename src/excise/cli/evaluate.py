@@ -4,54 +4,48 @@ from __future__ import annotations
 
 import json
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from excise.cli.options import AsJson, Device, Dtype, TrustRemoteCode
+from excise.errors import InputError
+from excise.settings import Loading, Placement, Printing, Replacing, changed, option
 
 
-def evaluate(
-    models: Annotated[
-        list[str],
-        typer.Argument(
-            help="Checkpoint folders, .gguf files, hub ids, or folders of `excise run`.", show_default=False
-        ),
-    ],
-    tasks: Annotated[
-        str,
-        typer.Option(
-            help="lm-eval's tasks, separated by commas; 'paper' stands for its six, 'paper-moe' for Fig. 5's."
-        ),
-    ] = "",
-    include_path: Annotated[Path | None, typer.Option(help="Folder with task files (YAML) of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Samples a task, windows a text; all by default.")] = None,
-    shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt; by default the task's own.")] = None,
-    chat_template: Annotated[
-        bool, typer.Option("--chat-template", help="Put prompts through the tokenizer's chat template.")
-    ] = False,
-    batch_size: Annotated[str, typer.Option(help="Sequences at once, or auto.")] = "auto",
-    perplexity: Annotated[Path | None, typer.Option(help="Measure the perplexity of this text file.")] = None,
-    window: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of its windows; by default 2048 or the model's positions.")
-    ] = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens/s and memory.")] = False,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt of the speed measurement.")] = 512,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens it decodes.")] = 64,
-    with_original: Annotated[
-        bool, typer.Option("--with-original", help="Of a run's folder, judge the original too.")
-    ] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="scores.json; by default in the run's folder, or here.", show_default=False)
-    ] = None,
-    card: Annotated[bool, typer.Option("--card/--no-card", help="Add the scores to the model cards.")] = True,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
-    force: Annotated[bool, typer.Option("--force", help="Measure again what was measured before.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(Replacing, Printing, Placement):
+    """Settings of `excise evaluate`."""
+
+    models: tuple[str, ...] = option(
+        ..., "Checkpoint folders, .gguf files, hub ids, or folders of `excise run`.", argument=True
+    )
+    tasks: str = option(
+        "", "lm-eval's tasks, separated by commas; 'paper' stands for its six, 'paper-moe' for Fig. 5's."
+    )
+    include_path: Path | None = option(None, "Folder with task files (YAML) of your own.")
+    limit: int | None = option(None, "Samples per task, windows per text; all by default.", least=1)
+    shots: int | None = option(None, "Examples in the prompt; by default the task's own.", least=0)
+    chat_template: bool = option(False, "Put prompts through the tokenizer's chat template.")
+    batch_size: str = option("auto", "Sequences at once, or auto.", group="Machine")
+    perplexity: Path | None = option(None, "Measure the perplexity of this text file.")
+    window: int | None = option(None, "Tokens of its windows; by default 2048 or the model's positions.", least=2)
+    speed: bool = option(False, "Measure tokens/s and memory.")
+    prompt_tokens: int = option(512, "Prompt of the speed measurement.", least=1)
+    new_tokens: int = option(64, "Tokens it decodes.", least=2)
+    with_original: bool = option(False, "Of a run's folder, judge the original too.")
+    out: Path | None = option(None, "scores.json; by default in the run's folder, or here.", group="Output")
+    card: bool = option(True, "Add the scores to the model cards.", group="Output")
+    dtype: str = changed(Loading, "dtype")
+    force: bool = changed(Replacing, "force", help="Measure again what was measured before.", flag="--force")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
+            raise InputError(f"--batch-size expects a whole number of at least 1, or auto, got '{self.batch_size}'")
+
+
+def evaluate(settings: EvaluateSettings) -> None:
     """Judge models by lm-eval's benchmarks, perplexity and speed; what scores.json holds already is not repeated.
 
     For several GPUs with a copy of the model each: accelerate launch -m excise evaluate …
@@ -64,21 +58,22 @@ def evaluate(
     from excise.surgery.card_scores import update_card
 
     plan = Plan(
-        harness.task_names(tasks),
-        shots,
-        limit,
-        chat_template,
-        include_path,
-        batch_size,
-        perplexity,
-        window,
-        speed,
-        prompt_tokens,
-        new_tokens,
+        harness.task_names(settings.tasks),
+        settings.shots,
+        settings.limit,
+        settings.chat_template,
+        settings.include_path,
+        settings.batch_size,
+        settings.perplexity,
+        settings.window,
+        settings.speed,
+        settings.prompt_tokens,
+        settings.new_tokens,
     )
-    sources, destination = checkpoints(models, with_original), out or default_out(models)
+    sources = checkpoints(settings.models, settings.with_original)
+    destination = settings.out or default_out(settings.models)
     accelerator = harness.processes()
-    place = device if accelerator is None else str(accelerator.device)
+    place = settings.device if accelerator is None else str(accelerator.device)
 
     def announce(text: str) -> AbstractContextManager[None]:
         console.print(text)  # no live status: lm-eval shows bars of its own
@@ -88,17 +83,21 @@ def evaluate(
         sources,
         plan,
         destination,
-        lambda source: load_model(source, dtype=dtype, device=place, trust_remote_code=trust_remote_code),
-        again=force,
+        lambda source: load_model(
+            source, dtype=settings.dtype, device=place, trust_remote_code=settings.trust_remote_code
+        ),
+        again=settings.force,
         announce=announce,
     )
     if accelerator is not None and not accelerator.is_main_process:
         return
-    changed = [
-        source for source in sources if card and update_card(source, scores, hashes[source], *chosen_from(source))
+    updated = [
+        source
+        for source in sources
+        if settings.card and update_card(source, scores, hashes[source], *chosen_from(source))
     ]
-    if as_json:
+    if settings.as_json:
         typer.echo(json.dumps(json.loads(destination.read_text(encoding="utf-8"))))
         return
     output.print(scores_table(scores))
-    output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in changed))
+    output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in updated))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from excise.cli.options import Force, ForceBlocks, Protect, check_new, indices
+from excise.cli.options import check_new
 from excise.errors import InputError
+from excise.settings import Fixing, Replacing, check_fixed, option
 
 if TYPE_CHECKING:
     from excise.ising.problem import Problem
@@ -16,41 +19,39 @@ if TYPE_CHECKING:
 FORMATS = ("qubo", "ising", "bqm", "lp")
 
 
-def export(
-    energy: Annotated[
-        Path, typer.Argument(help="A symmetric matrix (.npy), or J and h (.npz, .safetensors).", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
-    file_format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="qubo (qbsolv text), ising (JSON), bqm (dimod's file) or lp (CPLEX LP, constraints kept as rows).",
-            show_default=False,
-        ),
-    ],
-    remove: Annotated[int, typer.Option(help="Number M of units to remove.", show_default=False)],
-    protect: Protect = "",
-    force_blocks: ForceBlocks = "",
-    penalty: Annotated[
-        str, typer.Option(help="Of qubo, ising and bqm: safe (minimum proved feasible), soft (repair) or a number.")
-    ] = "safe",
-    force: Force = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(Replacing, Fixing):
+    """Settings of `excise export`."""
+
+    energy: Path = option(..., "A symmetric matrix (.npy), or J and h (.npz, .safetensors).", argument=True)
+    out: Path = option(..., "File to write.", group="Output")
+    format: str = option(
+        ...,
+        "qubo (qbsolv text), ising (JSON), bqm (dimod's file) or lp (CPLEX LP, constraints kept as rows).",
+        group="Output",
+        choices=FORMATS,
+    )
+    remove: int = option(..., "Number M of units to remove.", group="What to remove", least=1)
+    penalty: str = option("safe", "Of qubo, ising and bqm: safe (minimum proved feasible), soft (repair) or a number.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fixed(self.protect, self.force_blocks, self.remove)
+        if self.penalty not in ("safe", "soft"):
+            _number(self.penalty)
+        if self.format == "lp" and self.penalty != "safe":
+            raise InputError("an LP file keeps the budget as a row and has no penalty; leave out --penalty")
+
+
+def export(settings: ExportSettings) -> None:
     """Write the problem of removing exactly M units as a QUBO, an Ising model, a dimod BQM or an LP file."""
-    if file_format not in FORMATS:
-        raise InputError(f"expected --format in {', '.join(FORMATS)}, got '{file_format}'")
-    if file_format == "lp" and penalty != "safe":
-        raise InputError("an LP file keeps the budget as a row and has no penalty; leave out --penalty")
-    check_new(out, force)
+    check_new(settings.out, settings.force)
 
     from excise.ising.energies import Energy
     from excise.ising.problem import Problem
 
-    problem = Problem(
-        Energy.load(energy), remove, indices(protect, "--protect"), indices(force_blocks, "--force-blocks")
-    )
-    typer.echo(_write(problem, file_format, penalty, out))
+    problem = Problem(Energy.load(settings.energy), settings.remove, settings.protect, settings.force_blocks)
+    typer.echo(_write(problem, settings.format, settings.penalty, settings.out))
 
 
 def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
@@ -75,7 +76,14 @@ def _penalty(problem: Problem, text: str) -> float:
 
     if text in ("safe", "soft"):
         return safe_penalty(problem) if text == "safe" else soft_penalty(problem)
+    return _number(text)
+
+
+def _number(text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise InputError(f"--penalty expects safe, soft or a number, got '{text}'") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"--penalty expects safe, soft or a number, got '{text}'")
+    return number

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from excise.healing.heal_stage import Healing
     from excise.healing.settings import Preset
     from excise.models.loading import Loaded
+    from excise.run import RunSettings
 
 DATA = ("data", "samples", "tokens", "held_out", "teacher")
 
@@ -36,23 +37,27 @@ def preset_of(name: str, options: Mapping[str, Any]) -> Preset:
     return replace(PRESETS[name], settings=settings, **{k: v for k, v in given.items() if k in DATA})
 
 
-def healing_of(
-    plan: Preset, loaded: Loaded, held_out: Samples, *, race: int, loss_on: str, device: str, trust_remote_code: bool
-) -> Healing:
+def healing_of(plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettings, *, race: int) -> Healing:
     """How a run heals: on samples apart from those it holds out, taught by the model it has in memory if it may."""
     from functools import partial
 
     from excise.cli.terminal import load_model, status
-    from excise.data import load_samples
+    from excise.data import Fit, load_samples
     from excise.healing.heal_stage import Healing
     from excise.healing.teachers import OnlineTeacher, load_teacher
 
     settings = plan.settings
     wanted = sys.maxsize if plan.samples is None else plan.samples + len(held_out)
     drawn = load_samples(
-        plan.data, loaded.tokenizer, samples=wanted, tokens=plan.tokens, seed=settings.seed, loss_on=loss_on
+        plan.data,
+        loaded.tokenizer,
+        samples=wanted,
+        tokens=plan.tokens,
+        seed=settings.seed,
+        loss_on=asked.loss_on,
+        fit=Fit.of(loaded.stack),
     )
-    options: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"device": asked.device, "trust_remote_code": asked.trust_remote_code}
     teacher = loaded
     if plan.teacher != "auto":
         with status(f"loading {loaded.source} as the teacher"):

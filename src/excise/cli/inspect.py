@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass
 
 import typer
 
-from excise.cli.options import AsJson, Device, Dtype, Model, TrustRemoteCode
+from excise.settings import Loading, Printing, option
 
 
-def inspect(
-    model: Model,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    find: Annotated[
-        bool, typer.Option("--find", help="Propose the record of an unknown architecture from a forward pass.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(Printing, Loading):
+    """Settings of `excise inspect`."""
+
+    find: bool = option(False, "Propose the record of an unknown architecture from a forward pass.")
+
+
+def inspect(settings: InspectSettings) -> None:
     """Show the blocks of a model: kind, sublayers, parameters, bytes, whether removable."""
-    if find:
-        _propose(model, as_json, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if settings.find:
+        _propose(settings)
         return
     from excise.cli.terminal import load_model, output
     from excise.models.architectures.readers import READERS
@@ -31,12 +28,12 @@ def inspect(
     from excise.models.portable import rules_of
     from excise.report.tables import human_bytes, stack_table
 
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = load_model(settings.model, **settings.loading())
     stack = loaded.stack
     rules = rules_of(stack.architecture, stack.model.config, loaded.raw_config)
     removable = [b.index for b in stack.blocks if b.index not in stack.fixed] if len(stack.blocks) > 1 else []
     total = sum(p.numel() for p in stack.model.parameters())
-    if as_json:
+    if settings.as_json:
         rows = [
             {
                 "index": b.index,
@@ -71,16 +68,16 @@ def inspect(
             output.print(f"in {READERS[name].title} only what keeps its pattern: {rule} (--portable {name})")
 
 
-def _propose(model: str, as_json: bool, **options: Any) -> None:
+def _propose(settings: InspectSettings) -> None:
     from excise.cli.terminal import status
     from excise.models.architectures import HOW_TO_ADD
     from excise.models.finder import find_record
     from excise.models.loading import load_unread
 
-    with status(f"loading {model}"):
-        loaded, _, _ = load_unread(model, **options)
+    with status(f"loading {settings.model}"):
+        loaded, _, _ = load_unread(settings.model, **settings.loading())
     found = find_record(loaded)
-    if as_json:
+    if settings.as_json:
         typer.echo(json.dumps({**asdict(found), "record": found.record()}, default=str))
         return
     typer.echo(found.record())

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from excise.errors import InputError, OutputError
+from excise.errors import OutputError
+from excise.settings import budgets as budgets
+from excise.settings import indices as indices
 
 Model = Annotated[str, typer.Argument(help="A checkpoint folder, a .gguf file, or a hub id.", show_default=False)]
 Data = Annotated[
@@ -56,57 +58,8 @@ Domains = Annotated[
 Effort = Annotated[
     float, typer.Option(min=0.0, help="What refinement may cost, in passes over the calibration samples.")
 ]
-Portable = Annotated[
-    str,
-    typer.Option(
-        help="Programs for which the result must be right, besides transformers 5: vllm, llama.cpp, transformers-4.57, "
-        "transformers-4.52; several with commas."
-    ),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", "--overwrite", help="Replace what is there already.")]
-
-
-def indices(text: str, option: str) -> tuple[int, ...]:
-    """Read a list of integers and ranges.
-
-    Raises:
-        InputError: something else stands in it.
-
-    Examples:
-        >>> indices("0,3-5,-1", "--protect")
-        (0, 3, 4, 5, -1)
-
-    """
-    values: list[int] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        low, dash, high = part.rpartition("-") if not part.startswith("-") else ("", "", part)
-        try:
-            values += range(int(low), int(high) + 1) if dash else [int(part)]
-        except ValueError:
-            raise InputError(f"{option} expects indices such as 0,3-5,-1, got '{part}'") from None
-    return tuple(values)
-
-
-def budgets(text: str) -> list[int]:
-    """Read numbers of units to remove: one, a list or a range.
-
-    Raises:
-        InputError: something else.
-
-    Examples:
-        >>> budgets("3..5"), budgets("4,8")
-        ([3, 4, 5], [4, 8])
-
-    """
-    low, dots, high = text.partition("..")
-    try:
-        numbers = list(range(int(low), int(high) + 1)) if dots else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--remove expects a number, a list 4,8,12 or a range 3..27, got '{text}'") from None
-    if not numbers:
-        raise InputError(f"--remove expects a range from low to high such as 3..27, got '{text}'")
-    return numbers
 
 
 def check_new(path: Path, force: bool) -> None:

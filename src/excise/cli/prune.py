@@ -4,122 +4,90 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from excise.cli.options import (
-    AsJson,
-    Device,
-    Dtype,
-    Force,
-    Model,
-    Portable,
-    Seed,
-    TokenLimit,
-    TrustRemoteCode,
-    indices,
-)
 from excise.errors import InputError
+from excise.settings import Loading, Porting, Printing, Replacing, Sampling, changed, indices, names, names_in, option
 
 if TYPE_CHECKING:
     from excise.models.loading import Loaded
-    from excise.repair.repair_stage import Removal, Repairs
+    from excise.repair.several import Removal, Repairs
 
 
-def prune(
-    model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, or a .gguf file.", show_default=False)],
-    removed: Annotated[str, typer.Option(help="Blocks to remove, such as 12-18,26.")] = "",
-    removed_sublayers: Annotated[
-        str,
-        typer.Option(
-            help="Sublayers to remove, such as 3.attention,5.feed-forward: set to 0, so no smaller or faster."
-        ),
-    ] = "",
-    spectrum: Annotated[Path | None, typer.Option(help="Or a spectrum of `excise solve`, …")] = None,
-    state: Annotated[int, typer.Option(min=0, help="… and which of its states (0: the ground state).")] = 0,
-    merge: Annotated[
-        str, typer.Option(help="Merge each run of removed blocks into the block kept, by rule figure or code.")
-    ] = "",
-    repair: Annotated[
-        bool | None,
-        typer.Option(
-            "--repair/--no-repair",
-            help="Refit one matrix below each cut in closed form, where that helps; on where --data is given.",
-        ),
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Source of the samples to repair with (default starter).")] = None,
-    samples: Annotated[int, typer.Option(min=2, help="Samples to fit the repair on.")] = 64,
-    held_out: Annotated[int, typer.Option("--held-out", min=1, help="Samples kept apart to judge it by.")] = 16,
-    tokens: TokenLimit = 256,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    portable: Portable = "",
-    test: Annotated[
-        bool, typer.Option("--self-test/--no-self-test", help="Load what was written; only what fits in memory.")
-    ] = True,
-    as_json: AsJson = False,
-    force: Force = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PruneSettings(Replacing, Printing, Porting, Loading):
+    """Settings of `excise prune`."""
+
+    out: Path = option(..., "Folder for the checkpoint, or a .gguf file.", group="Output")
+    removed: tuple[int, ...] = option((), "Blocks to remove, such as 12-18,26.", group="What to remove", parse=indices)
+    removed_sublayers: tuple[str, ...] = option(
+        (),
+        "Sublayers to remove, such as 3.attention,5.feed-forward: set to 0, so no smaller or faster.",
+        group="What to remove",
+        parse=names,
+    )
+    spectrum: Path | None = option(None, "Or a spectrum of `excise solve`, …", group="What to remove")
+    state: int = option(0, "… and which of its states (0: the ground state).", group="What to remove", least=0)
+    merge: str = option(
+        "",
+        "Merge each run of removed blocks into the block kept, by rule figure or code.",
+        choices=names_in("excise.surgery.merge:RULES"),
+    )
+    repair: bool | None = option(
+        None, "Refit one matrix below each cut in closed form, where that helps; on where --data is given."
+    )
+    data: str | None = option(None, "Source of the samples to repair with (default starter).", group="Data")
+    samples: int = changed(Sampling, "samples", default=64, help="Samples to fit the repair on.", least=2)
+    held_out: int = option(16, "Samples kept apart to judge it by.", group="Data", least=1)
+    tokens: int = changed(Sampling, "tokens", default=256)
+    seed: int = changed(Sampling, "seed")
+    test: bool = option(True, "Load what was written; only what fits in memory.", flag="--self-test", group="Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.removed or self.removed_sublayers) == (self.spectrum is not None):
+            raise InputError(
+                "expected either --removed 12-18,26 (or --removed-sublayers 3.attention, or both) or --spectrum FILE, "
+                "got both or neither"
+            )
+        if self.repair is False and self.data is not None:
+            raise InputError("--data is read by --repair alone; leave out --no-repair or --data")
+
+    @property
+    def repairs(self) -> bool:
+        """Whether a repair is fitted."""
+        return bool(self.repair) or self.data is not None
+
+
+def prune(settings: PruneSettings) -> None:
     """Write a model without some of its blocks as a checkpoint that stock transformers loads.
 
     A folder is pruned on disk, whatever its size and quantisation; a .gguf file into a .gguf file, if --out is one.
     """
-    if bool(removed or removed_sublayers) == (spectrum is not None):
-        raise InputError(
-            "expected either --removed 12-18,26 (or --removed-sublayers 3.attention, or both) or --spectrum FILE, "
-            "got both or neither"
-        )
-
     from excise.cli.terminal import output
-    from excise.models.portable import readers_named
-    from excise.provenance import provenance
-    from excise.surgery.merge import RULES
 
-    if merge and merge not in RULES:
-        raise InputError(f"expected --merge in {', '.join(RULES)}, got '{merge}'")
-    readers = readers_named(portable)
-    proposed_by = "given" if spectrum is None else f"{spectrum.stem.removeprefix('spectrum-')}:{state}"
-    names = [name for name in removed_sublayers.split(",") if name.strip()]
-    blocks, names = (indices(removed, "--removed"), names) if spectrum is None else _of_state(spectrum, state)
-    origin = provenance()
-    card: dict[str, Any] = {
-        "original": model,
-        "proposed_by": proposed_by,
-        "versions": origin["versions"],
-        "command": origin["command"],
-    }
-    options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
-    drawing = _drawing(repair, data, samples, held_out, tokens, seed)
-    if drawing and (merge or names or out.suffix == ".gguf"):
-        raise InputError(
-            "--repair makes up for whole blocks that are dropped, in a checkpoint folder; leave out --merge, "
-            "sublayers and .gguf, or --repair and --data"
-        )
-    if out.suffix == ".gguf":
-        if Path(model).suffix != ".gguf" or merge or names:
-            raise InputError(
-                f"a GGUF file is pruned from a GGUF file, whole blocks only and without --merge, got {model}; name a "
-                f"folder with --out, and convert that with llama.cpp"
-            )
-        if set(readers) - {"llama.cpp"}:
-            raise InputError(f"a GGUF file is for llama.cpp; expected no other reader in --portable, got {portable}")
-        result = _from_gguf_to_gguf(model, blocks, out, test, force, options)
-    elif Path(model).suffix != ".gguf" and not merge and not names and not drawing:
-        result = _from_folder_to_folder(model, blocks, out, card, readers, test, force, options)
+    blocks, sublayers = settings.removed, settings.removed_sublayers
+    if settings.spectrum is not None:
+        blocks, sublayers = _of_state(settings.spectrum, settings.state)
+    _check_together(settings, sublayers)
+    in_memory = settings.merge or sublayers or settings.repairs
+    if settings.out.suffix == ".gguf":
+        result = _from_gguf_to_gguf(settings, blocks)
+    elif Path(settings.model).suffix != ".gguf" and not in_memory:
+        result = _from_folder_to_folder(settings, blocks)
     else:
-        result = _in_memory(model, blocks, names, out, card, readers, merge, drawing, test, force, options)
-    result = {"out": str(out), **result}
-    if as_json:
+        result = _in_memory(settings, blocks, sublayers)
+    result = {"out": str(settings.out), **result}
+    if settings.as_json:
         typer.echo(json.dumps(result, default=str))
         return
     unit = "parameters" if "parameters" in result else "bytes"
     before, after = result[unit]["before"], result[unit]["after"]
-    output.print(f"wrote {out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
+    output.print(f"wrote {settings.out}: {after:,} of {before:,} {unit} ({after / before:.1%})")
     for name, reason in result.get("left_out", {}).items():
         output.print(f"left out {name}: {reason}")
     _print_readers(result)
@@ -128,11 +96,41 @@ def prune(
         output.print(
             f"{', '.join(result['zeroed_sublayers'])}: weights set to 0, which makes nothing smaller or faster"
         )
-    if test:
+    if settings.test:
         print_self_test(result["self_test"])
 
 
-def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], list[str]]:
+def _check_together(settings: PruneSettings, sublayers: Sequence[str]) -> None:
+    """Refuse what does not go together with the sublayers that are removed, which a spectrum may have named."""
+    gguf = settings.out.suffix == ".gguf"
+    if settings.repairs and (settings.merge or sublayers or gguf):
+        raise InputError(
+            "--repair makes up for whole blocks that are dropped, in a checkpoint folder; leave out --merge, "
+            "sublayers and .gguf, or --repair and --data"
+        )
+    if gguf and (Path(settings.model).suffix != ".gguf" or settings.merge or sublayers):
+        raise InputError(
+            f"a GGUF file is pruned from a GGUF file, whole blocks only and without --merge, got {settings.model}; "
+            f"name a folder with --out, and convert that with llama.cpp"
+        )
+    if gguf and set(settings.portable) - {"llama.cpp"}:
+        others = ", ".join(settings.portable)
+        raise InputError(f"a GGUF file is for llama.cpp; expected no other reader in --portable, got {others}")
+
+
+def _card(settings: PruneSettings) -> dict[str, Any]:
+    from excise.provenance import provenance
+
+    origin, spectrum = provenance(), settings.spectrum
+    return {
+        "original": settings.model,
+        "proposed_by": "given" if spectrum is None else f"{spectrum.stem.removeprefix('spectrum-')}:{settings.state}",
+        "versions": origin["versions"],
+        "command": origin["command"],
+    }
+
+
+def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Blocks and names of sublayers that a state of a spectrum removes."""
     from excise.ising.spectrum import Spectrum
 
@@ -140,71 +138,55 @@ def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], list[str]]:
     if state >= len(states):
         raise InputError(f"--state must be between 0 and {len(states) - 1}, got {state}")
     removed = states[state].removed
-    return ((), [states.labels[i] for i in removed]) if states.labels else (removed, [])
+    return ((), tuple(states.labels[i] for i in removed)) if states.labels else (removed, ())
 
 
-def _from_gguf_to_gguf(
-    model: str, blocks: Sequence[int], out: Path, test: bool, force: bool, options: dict[str, Any]
-) -> dict[str, Any]:
+def _from_gguf_to_gguf(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
     from excise.cli.terminal import status
     from excise.surgery.gguf import prune_gguf
 
-    with status(f"writing {out}"):
-        result = prune_gguf(model, blocks, out, overwrite=force)
-    return {**result, **_tested(model, result["removed"], out, test, options)}
+    with status(f"writing {settings.out}"):
+        result = prune_gguf(settings.model, blocks, settings.out, overwrite=settings.force)
+    return {**result, **_tested(settings, result["removed"])}
 
 
-def _from_folder_to_folder(
-    model: str,
-    blocks: Sequence[int],
-    out: Path,
-    card: dict[str, Any],
-    readers: Sequence[str],
-    test: bool,
-    force: bool,
-    options: dict[str, Any],
-) -> dict[str, Any]:
+def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
     """Without loading the model, whatever its size; a hub id's folder lies in the hub's cache."""
     from excise.cli.terminal import status
     from excise.models.loading import checkpoint_folder
     from excise.surgery.on_disk import prune_folder
 
-    with status(f"writing {out}"):
-        folder = checkpoint_folder(model)
+    with status(f"writing {settings.out}"):
+        folder = checkpoint_folder(settings.model)
         assert folder is not None  # no GGUF file
-        recipe = prune_folder(folder, blocks, out, card=card, portable=readers, overwrite=force)
-    return {**recipe, **_tested(str(folder), recipe["removed"], out, test, options)}
+        recipe = prune_folder(
+            folder,
+            blocks,
+            settings.out,
+            card=_card(settings),
+            portable=settings.portable,
+            overwrite=settings.force,
+        )
+    return {**recipe, **_tested(settings, recipe["removed"], folder)}
 
 
-def _tested(model: str, removed: Sequence[int], out: Path, test: bool, options: dict[str, Any]) -> dict[str, Any]:
-    if not test:
+def _tested(settings: PruneSettings, removed: Sequence[int], folder: Path | None = None) -> dict[str, Any]:
+    if not settings.test:
         return {}
     from excise.cli.terminal import status
     from excise.surgery.check import check_pruned
 
     with status("loading it"):
-        return {"self_test": check_pruned(model, removed, out, **options)}
+        return {"self_test": check_pruned(str(folder or settings.model), removed, settings.out, **settings.loading())}
 
 
-def _in_memory(
-    model: str,
-    blocks: Sequence[int],
-    names: Sequence[str],
-    out: Path,
-    card: dict[str, Any],
-    readers: Sequence[str],
-    merge: str,
-    drawing: dict[str, Any] | None,
-    test: bool,
-    force: bool,
-    options: dict[str, Any],
-) -> dict[str, Any]:
+def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequence[str]) -> dict[str, Any]:
     """For GGUF files written as safetensors, and what makes new weights: sublayers, merging, repair."""
     from dataclasses import asdict
 
     from excise.cli.terminal import load_model, status
     from excise.models.loading import checkpoint_folder
-    from excise.repair.repair_stage import Repairs
+    from excise.repair.several import Repairs
     from excise.surgery.checkpoint import write_pruned
     from excise.surgery.destination import check_destination
     from excise.surgery.feasible import require_writable
@@ -212,15 +194,17 @@ def _in_memory(
     from excise.surgery.self_test import self_test
     from excise.surgery.sublayers import as_removal, named_sublayers
 
-    check_destination(out, model, force)
-    require_writable(checkpoint_folder(model), out, blocks, portable=readers, overwrite=force)
-    loaded = load_model(model, **options)
-    removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, names))
+    out, merge, card = settings.out, settings.merge, _card(settings)
+    check_destination(out, settings.model, settings.force)
+    original = checkpoint_folder(settings.model)
+    require_writable(original, out, blocks, portable=settings.portable, overwrite=settings.force)
+    loaded = load_model(settings.model, **settings.loading())
+    removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, sublayers))
     blocks, gates = removal.blocks, removal.zeroed
-    require_writable(loaded.folder, out, blocks, changes=loaded.stack.model, overwrite=force)
+    require_writable(loaded.folder, out, blocks, changes=loaded.stack.model, overwrite=settings.force)
     if merge:
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
-    repairs = _repaired(loaded, blocks, drawing, card) if drawing else Repairs()
+    repairs = _repaired(loaded, blocks, settings, card) if settings.repairs else Repairs()
     with merging(loaded.stack, blocks, merge or None), repairs.applied(loaded.stack, blocks):
         with status(f"writing {out}"):
             result = write_pruned(
@@ -232,45 +216,42 @@ def _in_memory(
                 tokenizer=loaded.tokenizer,
                 dtype=loaded.stored_dtype,
                 card=card,
-                portable=readers,
-                overwrite=force,
+                portable=settings.portable,
+                overwrite=settings.force,
             )
-        if test:
+        if settings.test:
             with status("loading it in a fresh process"):
                 report = self_test(loaded.stack, blocks, out, sublayers=gates)
                 result["self_test"] = {"level": "logits", **report}
     return result
 
 
-def _drawing(
-    repair: bool | None, data: str | None, samples: int, held_out: int, tokens: int, seed: int
-) -> dict[str, Any] | None:
-    """How to draw the samples to repair with; None where nothing is repaired."""
-    if repair is False and data is not None:
-        raise InputError("--data is read by --repair alone; leave out --no-repair or --data")
-    if not repair and data is None:
-        return None
-    return {"data": data or "starter", "samples": samples, "held_out": held_out, "tokens": tokens, "seed": seed}
-
-
-def _repaired(loaded: Loaded, blocks: Removal, drawing: dict[str, Any], card: dict[str, Any]) -> Repairs:
+def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: dict[str, Any]) -> Repairs:
     """Fit the repair, and put what it brought on the card."""
     from excise.cli.terminal import tokens_progress
-    from excise.data import split_samples
+    from excise.context import Context
+    from excise.data import Fit, split_samples
     from excise.errors import ArchitectureError
-    from excise.repair.repair_stage import repair_removals
+    from excise.progress import Progress
+    from excise.repair.several import repair_removals
 
-    source = drawing["data"]
-    options = {name: value for name, value in drawing.items() if name != "data"}
-    calibration, apart = split_samples(source, loaded.tokenizer, loss_on="content", **options)
-    repairs = repair_removals(
-        loaded, [blocks], calibration, apart, None, tokens=calibration.tokens, progress=tokens_progress
+    calibration, apart = split_samples(
+        settings.data or "starter",
+        loaded.tokenizer,
+        samples=settings.samples,
+        held_out=settings.held_out,
+        tokens=settings.tokens,
+        seed=settings.seed,
+        loss_on="content",
+        fit=Fit.of(loaded.stack),
     )
+    context = Context(loaded, progress=Progress(tokens_progress))
+    repairs = repair_removals(context, [blocks], calibration, apart, tokens=calibration.tokens)
     if blocks in repairs.refused:
         raise ArchitectureError(f"cannot repair this removal: {repairs.refused[blocks]}")
     fitted = repairs.fitted[blocks]
     assert fitted.losses is not None  # held-out samples were given
-    card |= {"base_loss": fitted.losses.intact, "pruned_loss": fitted.losses.pruned, "seed": drawing["seed"]}
+    card |= {"base_loss": fitted.losses.intact, "pruned_loss": fitted.losses.pruned, "seed": settings.seed}
     if repairs.helpful(blocks):
         card |= {"repaired_loss": fitted.losses.repaired, "repair": fitted.describe()}
     else:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from excise.settings import Checked, option
 
 if TYPE_CHECKING:
     from excise.report.material import Material
 
 
-def report(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder of `excise run` or `excise compare`, or of several.", show_default=False)
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="The page; by default report.html in the folder.", show_default=False)
-    ] = None,
-    figures: Annotated[
-        bool, typer.Option("--figures/--no-figures", help="Write each figure as an SVG file too.")
-    ] = True,
-    card: Annotated[bool, typer.Option("--card/--no-card", help="Add spectrum and scores to the model cards.")] = True,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportSettings(Checked):
+    """Settings of `excise report`."""
+
+    folder: Path = option(..., "Folder of `excise run` or `excise compare`, or of several.", argument=True)
+    out: Path | None = option(None, "The page; by default report.html in the folder.", group="Output")
+    figures: bool = option(True, "Write each figure as an SVG file too.", group="Output")
+    card: bool = option(True, "Add spectrum and scores to the model cards.", group="Output")
+
+
+def report(settings: ReportSettings) -> None:
     """Write one HTML page of everything a folder holds: what was removed, what it costs, what else was possible."""
     from excise.cli.terminal import output
     from excise.report.figures import write_report_figures
@@ -30,12 +30,12 @@ def report(
     from excise.report.page import write_page
     from excise.text import human_bytes
 
-    material = gather(folder)
-    page = write_page(material, out)
-    if figures:
+    material = gather(settings.folder)
+    page = write_page(material, settings.out)
+    if settings.figures:
         written = write_report_figures(material)
-        output.print(f"figures: {len(written)} in {folder / 'figures'}")
-    for checkpoint in _updated_cards(material) if card else ():
+        output.print(f"figures: {len(written)} in {settings.folder / 'figures'}")
+    for checkpoint in _updated_cards(material) if settings.card else ():
         output.print(f"model card: {checkpoint / 'README.md'}")
     output.print(f"report: {page} ({human_bytes(page.stat().st_size)})")
 

@@ -2,77 +2,58 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from excise.cli.options import (
-    BatchTokens,
-    Checkpointing,
-    Data,
-    Device,
-    Dtype,
-    Force,
-    LossOn,
-    Model,
-    SampleCount,
-    Seed,
-    TokenLimit,
-    TrustRemoteCode,
-    check_new,
-)
+from excise.cli.options import check_new
 from excise.errors import InputError
+from excise.settings import BackwardPass, Loading, Replacing, Sampling, option
 
 
-def score(
-    model: Model,
-    out: Annotated[Path, typer.Option(help="File for the gradients.")] = Path("gradients.safetensors"),
-    data: Data = "starter",
-    samples: SampleCount = 128,
-    tokens: TokenLimit = 512,
-    seed: Seed = 0,
-    loss_on: LossOn = "content",
-    part: Annotated[
-        str, typer.Option(help="RANK/PARTS: do one part of the batches, for processes that share the output's folder.")
-    ] = "0/1",
-    batch_tokens: BatchTokens = None,
-    checkpointing: Checkpointing = False,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    force: Force = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(Replacing, BackwardPass, Sampling, Loading):
+    """Settings of `excise score`."""
+
+    out: Path = option(Path("gradients.safetensors"), "File for the gradients.", group="Output")
+    part: str = option(
+        "0/1",
+        "RANK/PARTS: do one part of the batches, for processes that share the output's folder.",
+        group="Machine",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _part(self.part)
+
+
+def score(settings: ScoreSettings) -> None:
     """Measure the gradients A [samples, gates] of the loss with respect to the gates; an interrupted pass resumes."""
-    check_new(out, force)
-    rank, parts = _part(part)
+    out = settings.out
+    check_new(out, settings.force)
+    rank, parts = _part(settings.part)
 
     from excise.cli.terminal import console, load_model, tokens_progress
-    from excise.data import load_samples
+    from excise.context import Context
+    from excise.data import Fit, load_samples
+    from excise.measuring.passes import UnfinishedError
     from excise.measuring.score import score as score_gradients
     from excise.models.portable import patterns_of
+    from excise.progress import Progress
+    from excise.store import Store
 
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    drawn = load_samples(data, loaded.tokenizer, samples=samples, tokens=tokens, seed=seed, loss_on=loss_on)
-    journal = out.with_name(f".{out.name}.work")
-    with tokens_progress("gradients", drawn.tokens // parts) as advance:
-        gradients = score_gradients(
-            loaded.stack,
-            drawn,
-            batch_tokens=batch_tokens,
-            checkpointing=checkpointing,
-            journal=journal,
-            part=(rank, parts),
-            advance=advance,
-        )
-    if gradients is None:
-        console.print(f"part {part} is done and kept in {journal}; the last part to finish writes {out}")
+    loaded = load_model(settings.model, **settings.loading())
+    drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
+    store = Store(out.with_name(f".{out.name}.work"))
+    context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens, (rank, parts))
+    try:
+        gradients = score_gradients(context, drawn, checkpointing=settings.checkpointing)
+    except UnfinishedError:
+        console.print(f"part {settings.part} is done and kept in {store.folder}; the last part to finish writes {out}")
         return
     patterns = patterns_of(loaded.stack.architecture, loaded.stack.model.config, loaded.raw_config)
     allowed = {reader: None if pattern is None else pattern.allowed for reader, pattern in patterns.items()}
     gradients.with_provenance(patterns=allowed).save(out)
-    shutil.rmtree(journal, ignore_errors=True)
+    store.delete()
     m, gates = gradients.A.shape
     skipped = f", {len(gradients.skipped)} skipped as not finite" if gradients.skipped else ""
     console.print(

@@ -3,21 +3,105 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from excise.cli.options import AsJson, Portable, Protect, Seed, budgets, check_new, indices
+from excise.cli.options import check_new
 from excise.errors import InputError
+from excise.settings import Fixing, Porting, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
 
 if TYPE_CHECKING:
     from excise.ising.energies import Energy
     from excise.ising.pattern import Pattern
     from excise.ising.problem import Constraint, Problem
     from excise.ising.spectrum import Spectrum
+
+METRICS = ("hamming", "pearson")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolveSettings(Porting, Printing):
+    """Settings of `excise solve`."""
+
+    gradients: Path | None = option(None, "Gradients that `excise score` wrote.", argument=True)
+    hessian: Path | None = option(
+        None, "Instead of gradients, any symmetric matrix (.npy), or J and h (.npz, .safetensors)."
+    )
+    remove: tuple[int, ...] = option(
+        (), "Number M of units to remove, or several: 3..27, or 4,8,12.", group="What to remove", parse=budgets
+    )
+    remove_params: str = option(
+        "",
+        "Instead of M: at least these parameters, such as 25% or 30000000, and at most a unit more.",
+        group="What to remove",
+    )
+    remove_bytes: str = option("", "Likewise in bytes.", group="What to remove")
+    weights: Path | None = option(None, "With --hessian: one weight per unit (.npy), for …", group="What to remove")
+    remove_weight: str = option("", "… removing at least this weight, such as 25% or 7.5.", group="What to remove")
+    energy: str = option(
+        "fisher",
+        "Energy built from gradients: fisher or fisher+linear.",
+        choices=names_in("excise.ising.energies:ENERGIES"),
+    )
+    granularity: str = option(
+        "block",
+        "Units of the gradients: block, sublayer, attention, feed-forward or kind=moe, …",
+        group="What to remove",
+    )
+    kinds: tuple[str, ...] = option(
+        (), "Remove only units of these kinds, such as moe or attention.", group="What to remove", parse=names
+    )
+    at_most: tuple[str, ...] = option(
+        (), "At most so many of a kind, such as attention=2,moe=3.", group="What to remove", parse=names
+    )
+    states: int = option(20, "Number K of lowest states.", least=1)
+    solver: str = option(
+        "auto",
+        "auto, branch-and-bound, exhaustive, tabu, annealing, or a bridge (docs/bridges.md).",
+        choices=names_in("excise.ising.solvers:SOLVERS", "auto"),
+    )
+    protect: tuple[int, ...] = changed(Fixing, "protect")
+    force_blocks: tuple[int, ...] = changed(
+        Fixing,
+        "force_blocks",
+        flag=("--force-blocks", "--force"),
+        help="Units always removed; they count towards --remove.",
+    )
+    min_distance: int = option(1, "Smallest Hamming distance between states.", least=1)
+    choose: int | None = option(None, "Keep this many of the K states, far apart by --by.", least=1)
+    by: str = option("hamming", "hamming, or pearson (correlation of the masks).", choices=METRICS)
+    touching: int | None = option(None, "Name the first state that removes this unit.")
+    time_limit: float | None = option(None, "Seconds, after which the best known is returned.", above=0)
+    seed: int = changed(Sampling, "seed", group="Options")
+    out: Path | None = option(None, "File for the spectrum, or spectra (JSON).", group="Output")
+    figure: Path | None = option(None, "Several M: ground-state energy and its bound against M (SVG).", group="Output")
+    overwrite: bool = option(False, "Replace the output file.", group="Output", recipe=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.gradients is None) == (self.hessian is None):
+            raise InputError("expected either a gradients file or --hessian FILE, got both or neither")
+        if bool(self.remove) + len(self.goals()) != 1:
+            raise InputError("expected one of --remove, --remove-params, --remove-bytes and --remove-weight")
+        if self.portable and (self.granularity != "block" or self.gradients is None):
+            raise InputError(
+                "--portable is a condition on whole blocks of a model; leave out --granularity and --hessian"
+            )
+        check_fixed(self.protect, self.force_blocks, min(self.remove, default=None))
+        for text in self.goals().values():
+            _amount(text)
+        for text in self.at_most:
+            _count(text)
+
+    def goals(self) -> dict[str, str]:
+        """What is to be removed in other measures than units, by measure."""
+        goals = {"parameters": self.remove_params, "bytes": self.remove_bytes, "weight": self.remove_weight}
+        return {measure: text for measure, text in goals.items() if text}
 
 
 @dataclass(frozen=True)
@@ -28,117 +112,61 @@ class _Units:
     kinds: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     sizes: Mapping[str, Sequence[float]] | None = None
-    patterns: Mapping[str, Sequence[Sequence[bool]] | None] | None = None
+    patterns: Mapping[str, Sequence[Sequence[bool]] | None] = field(default_factory=dict)
 
 
-def solve(
-    gradients: Annotated[
-        Path | None, typer.Argument(help="Gradients that `excise score` wrote.", show_default=False)
-    ] = None,
-    hessian: Annotated[
-        Path | None,
-        typer.Option(help="Instead of gradients, any symmetric matrix (.npy), or J and h (.npz, .safetensors)."),
-    ] = None,
-    remove: Annotated[
-        str, typer.Option(help="Number M of units to remove, or several: 3..27, or 4,8,12.", show_default=False)
-    ] = "",
-    remove_params: Annotated[
-        str,
-        typer.Option(help="Instead of M: at least these parameters, such as 25% or 30000000, and at most a unit more."),
-    ] = "",
-    remove_bytes: Annotated[str, typer.Option(help="Likewise in bytes.")] = "",
-    weights: Annotated[Path | None, typer.Option(help="With --hessian: one weight a unit (.npy), for …")] = None,
-    remove_weight: Annotated[str, typer.Option(help="… removing at least this weight, such as 25% or 7.5.")] = "",
-    energy: Annotated[str, typer.Option(help="Energy built from gradients: fisher or fisher+linear.")] = "fisher",
-    granularity: Annotated[
-        str, typer.Option(help="Units of the gradients: block, sublayer, attention, feed-forward or kind=moe, …")
-    ] = "block",
-    kinds: Annotated[str, typer.Option(help="Remove only units of these kinds, such as moe or attention.")] = "",
-    at_most: Annotated[str, typer.Option(help="At most so many of a kind, such as attention=2,moe=3.")] = "",
-    portable: Portable = "",
-    states: Annotated[int, typer.Option(min=1, help="Number K of lowest states.")] = 20,
-    solver: Annotated[
-        str, typer.Option(help="auto, branch-and-bound, exhaustive, tabu, annealing, or a bridge (docs/bridges.md).")
-    ] = "auto",
-    protect: Protect = "",
-    force_blocks: Annotated[
-        str, typer.Option("--force-blocks", "--force", help="Units always removed; they count towards --remove.")
-    ] = "",
-    min_distance: Annotated[int, typer.Option(min=1, help="Smallest Hamming distance between states.")] = 1,
-    choose: Annotated[
-        int | None, typer.Option(min=1, help="Keep this many of the K states, far apart by --by.")
-    ] = None,
-    by: Annotated[str, typer.Option(help="hamming, or pearson (correlation of the masks).")] = "hamming",
-    touching: Annotated[int | None, typer.Option(help="Name the first state that removes this unit.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds, after which the best known is returned.")] = None,
-    seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="File for the spectrum, or spectra (JSON).")] = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="Several M: ground-state energy and its bound against M (SVG).")
-    ] = None,
-    as_json: AsJson = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
-) -> None:
+def solve(settings: SolveSettings) -> None:
     """Find the lowest states of an energy that remove exactly M units, from gradients or from any matrix."""
-    for path in (out, figure):
+    for path in (settings.out, settings.figure):
         if path is not None:
-            check_new(path, overwrite)
-    if figure is not None:
+            check_new(path, settings.overwrite)
+    if settings.figure is not None:
         from excise.drawing.chart import require_svg
 
-        require_svg(figure)
-    units = _units(gradients, hessian, weights, energy, granularity)
-    goals = {"parameters": remove_params, "bytes": remove_bytes, "weight": remove_weight}
-    asked = [name for name, goal in goals.items() if goal]
-    if bool(remove) + len(asked) != 1:
-        raise InputError("expected one of --remove, --remove-params, --remove-bytes and --remove-weight")
-    constraints = _at_most(units, at_most)
-    if asked:
-        constraints = (*constraints, *_weight_budget(units, asked[0], goals[asked[0]]))
+        require_svg(settings.figure)
+    units = _units(settings)
+    constraints = _at_most(units, settings.at_most)
+    for measure, text in settings.goals().items():
+        constraints = (*constraints, *_weight_budget(units, measure, text))
 
     from excise.ising.problem import Problem
     from excise.ising.solvers import solve as solve_problem
     from excise.ising.solvers import solve_all
 
-    protected = (*indices(protect, "--protect"), *_of_other_kinds(units, kinds))
-    wanted: list[int | None] = [*budgets(remove)] if remove else [None]
-    forced = indices(force_blocks, "--force-blocks")
-    pattern = _pattern(units, portable, granularity)
-    problem = Problem(units.energy, wanted[0], protected, forced, constraints, pattern)
-    options: dict[str, Any] = {"states": states, "solver": solver, "seed": seed}
-    options |= {"time_limit": time_limit, "min_distance": min_distance}
-    if len(wanted) == 1:
+    protected = (*settings.protect, *_of_other_kinds(units, settings.kinds))
+    budget = settings.remove[0] if settings.remove else None
+    pattern = _pattern(units, settings.portable)
+    problem = Problem(units.energy, budget, protected, settings.force_blocks, constraints, pattern)
+    options: dict[str, Any] = {
+        name: getattr(settings, name) for name in ("states", "solver", "seed", "time_limit", "min_distance")
+    }
+    if len(settings.remove) < 2:
         spectrum = replace(solve_problem(problem, **options), labels=units.labels)
-        if choose is not None:
-            spectrum = replace(spectrum, states=spectrum.select(choose, by=by), complete=False)
-        _show(spectrum, problem, touching, out, as_json)
+        if settings.choose is not None:
+            kept = spectrum.select(settings.choose, by=settings.by)
+            spectrum = replace(spectrum, states=kept, complete=False)
+        _show(spectrum, problem, settings)
     else:
-        spectra = solve_all(problem, [m for m in wanted if m is not None], **options)
-        spectra = {m: replace(spectrum, labels=units.labels) for m, spectrum in spectra.items()}
-        _show_all(spectra, out, figure, as_json)
+        spectra = solve_all(problem, settings.remove, **options)
+        _show_all({m: replace(spectrum, labels=units.labels) for m, spectrum in spectra.items()}, settings)
 
 
-def _units(gradients: Path | None, hessian: Path | None, weights: Path | None, name: str, granularity: str) -> _Units:
+def _units(settings: SolveSettings) -> _Units:
     from excise.ising.energies import ENERGIES, Energy
-
-    if (gradients is None) == (hessian is None):
-        raise InputError("expected either a gradients file or --hessian FILE, got both or neither")
-    if hessian is not None:
-        energy = Energy.load(hessian)
-        sizes = None if weights is None else {"weight": _weights(weights, len(energy))}
-        return _Units(energy, sizes=sizes)
-    if name not in ENERGIES:
-        raise InputError(f"expected --energy in {', '.join(ENERGIES)}, got '{name}'")
     from excise.ising.gradients import Gradients
     from excise.ising.units import units_of
 
-    assert gradients is not None
-    measured = Gradients.load(gradients)
-    units = units_of(measured.gate_blocks, measured.gate_kinds, granularity)
-    labels = units.labels if granularity != "block" else ()
-    patterns = (measured.provenance or {}).get("patterns")
-    energy = ENERGIES[name](units.columns(measured.A), units.labels)
-    return _Units(energy, units.kinds, labels, units.sizes(measured), patterns)
+    if settings.hessian is not None:
+        energy = Energy.load(settings.hessian)
+        sizes = None if settings.weights is None else {"weight": _weights(settings.weights, len(energy))}
+        return _Units(energy, sizes=sizes)
+    assert settings.gradients is not None  # one of the two was given
+    measured = Gradients.load(settings.gradients)
+    units = units_of(measured.gate_blocks, measured.gate_kinds, settings.granularity)
+    labels = units.labels if settings.granularity != "block" else ()
+    shown = ENERGIES[settings.energy](units.columns(measured.A), units.labels)
+    patterns = (measured.provenance or {}).get("patterns", {})
+    return _Units(shown, units.kinds, labels, units.sizes(measured), patterns)
 
 
 def _weights(path: Path, n: int) -> list[float]:
@@ -149,12 +177,12 @@ def _weights(path: Path, n: int) -> list[float]:
     except (OSError, ValueError) as error:
         raise InputError(f"--weights expects a .npy file of {n} numbers, got {path} ({error})") from None
     if values.shape != (n,):
-        raise InputError(f"--weights expects {n} numbers, one a unit, got shape {values.shape}")
+        raise InputError(f"--weights expects {n} numbers, one per unit, got shape {values.shape}")
     return values.tolist()
 
 
-def _of_other_kinds(units: _Units, kinds: str) -> list[int]:
-    wanted = {kind.strip() for kind in kinds.split(",") if kind.strip()}
+def _of_other_kinds(units: _Units, kinds: Sequence[str]) -> list[int]:
+    wanted = set(kinds)
     unknown = sorted(wanted - set(units.kinds))
     if unknown:
         raise InputError(f"--kinds {','.join(unknown)}: expected kinds in {_known_kinds(units)}")
@@ -165,40 +193,41 @@ def _known_kinds(units: _Units) -> str:
     return ", ".join(sorted(set(units.kinds))) or "none: a plain matrix has no kinds, use --protect"
 
 
-def _at_most(units: _Units, text: str) -> tuple[Constraint, ...]:
+def _at_most(units: _Units, counts: Sequence[str]) -> tuple[Constraint, ...]:
     from excise.ising.problem import at_most
 
     constraints = []
-    for part in filter(None, text.split(",")):
-        kind, equals, count = part.strip().partition("=")
-        if not equals or not count.isdigit() or kind not in units.kinds:
-            raise InputError(f"--at-most expects KIND=COUNT with kinds in {_known_kinds(units)}, got '{part}'")
+    for text in counts:
+        kind, count = _count(text)
+        if kind not in units.kinds:
+            raise InputError(f"--at-most expects kinds in {_known_kinds(units)}, got '{text}'")
         members = [i for i, other in enumerate(units.kinds) if other == kind]
-        constraints.append(at_most(members, int(count), len(units.energy), name=f"at most {count} of kind {kind}"))
+        constraints.append(at_most(members, count, len(units.energy), name=f"at most {count} of kind {kind}"))
     return tuple(constraints)
 
 
-def _pattern(units: _Units, portable: str, granularity: str) -> Pattern | None:
+def _count(text: str) -> tuple[str, int]:
+    kind, _, count = text.partition("=")
+    if not (kind and count.isdecimal()):
+        raise InputError(f"--at-most expects KIND=COUNT such as attention=2, got '{text}'")
+    return kind, int(count)
+
+
+def _pattern(units: _Units, readers: Sequence[str]) -> Pattern | None:
     from excise.ising.pattern import Pattern
     from excise.models.architectures.readers import READERS
-    from excise.models.portable import combined, readers_named
+    from excise.models.portable import combined
 
-    readers = readers_named(portable)
-    if not readers:
-        return None
-    if granularity != "block" or units.patterns is None:
-        raise InputError(
-            "--portable needs gradients in which `excise score` noted what readers take from the index of a block, and "
-            "blocks as units; score the model again, and leave out --granularity"
-        )
-    unknown = [reader for reader in readers if reader not in units.patterns]
-    if unknown:
-        raise InputError(f"{READERS[unknown[0]].title} does not know this model; leave {unknown[0]} out of --portable")
-    found = {reader: allowed for reader in readers if (allowed := units.patterns[reader]) is not None}
-    return combined(
-        Pattern(tuple(map(tuple, allowed)), name=f"the pattern of {READERS[reader].title}")
-        for reader, allowed in found.items()
-    )
+    found = []
+    for reader in readers:
+        if reader not in units.patterns:
+            raise InputError(
+                f"these gradients do not say what {READERS[reader].title} takes from the index of a block: it does not "
+                f"know this model, or they are older than --portable. Leave {reader} out, or score the model again"
+            )
+        if (allowed := units.patterns[reader]) is not None:
+            found.append(Pattern(tuple(map(tuple, allowed)), name=f"the pattern of {READERS[reader].title}"))
+    return combined(found)
 
 
 def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...]:
@@ -209,10 +238,8 @@ def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...
     if sizes is None:
         known = "use --weights FILE with --remove-weight" if units.kinds == () else "score the model again"
         raise InputError(f"nothing is known of the {what} of the units; {known}")
-    try:
-        target = float(text.removesuffix("%")) / 100 * sum(sizes) if text.endswith("%") else float(text)
-    except ValueError:
-        raise InputError(f"expected a share such as 25% or a number of {what}, got '{text}'") from None
+    amount = _amount(text)
+    target = amount / 100 * sum(sizes) if text.endswith("%") else amount
     name = f"{text} of {sum(sizes):,} {what} in all units"
     return (
         weigh_at_least(sizes, target, name=f"remove at least {name}"),
@@ -220,11 +247,22 @@ def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...
     )
 
 
-def _show(spectrum: Spectrum, problem: Problem, touching: int | None, out: Path | None, as_json: bool) -> None:
-    if out is not None:
-        spectrum.save(out)
+def _amount(text: str) -> float:
+    try:
+        amount = float(text.removesuffix("%"))
+    except ValueError:
+        amount = math.nan
+    if not math.isfinite(amount):
+        raise InputError(f"expected to remove a share such as 25%, or a number, got '{text}'")
+    return amount
+
+
+def _show(spectrum: Spectrum, problem: Problem, settings: SolveSettings) -> None:
+    touching = settings.touching
+    if settings.out is not None:
+        spectrum.save(settings.out)
     first = spectrum.first_touching(touching % spectrum.units) if touching is not None else None
-    if as_json:
+    if settings.as_json:
         found = {} if touching is None else {"first_touching": first and spectrum.states.index(first)}
         typer.echo(json.dumps(spectrum.to_json() | found))
         return
@@ -240,18 +278,18 @@ def _show(spectrum: Spectrum, problem: Problem, touching: int | None, out: Path 
         output.print(note)
 
 
-def _show_all(spectra: Mapping[int, Spectrum], out: Path | None, figure: Path | None, as_json: bool) -> None:
+def _show_all(spectra: Mapping[int, Spectrum], settings: SolveSettings) -> None:
     values = {"spectra": [spectrum.to_json() for spectrum in spectra.values()]}
-    if out is not None:
+    if settings.out is not None:
         from excise.artefacts import write_json
 
-        write_json(out, values)
-    if figure is not None:
+        write_json(settings.out, values)
+    if settings.figure is not None:
         from excise.drawing.chart import write_chart
         from excise.report.spectra import budget_chart
 
-        write_chart(budget_chart(spectra), figure)
-    if as_json:
+        write_chart(budget_chart(spectra), settings.figure)
+    if settings.as_json:
         typer.echo(json.dumps(values))
         return
     from excise.cli.terminal import output

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from excise.errors import InputError
+from excise.settings import Checked, names_in, option
 
 
-def table(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Folders of `excise run`, `compare` and `evaluate`.", show_default=False)
-    ],
-    style: Annotated[str, typer.Option("--format", help="markdown, latex or csv.")] = "markdown",
-    which: Annotated[str, typer.Option(help="1: scores; 2: blocks removed; both.")] = "both",
-    metric: Annotated[
-        list[str] | None, typer.Option(help="TASK=METRIC to show, such as hellaswag=acc; repeatable.")
-    ] = None,
-    random: Annotated[bool, typer.Option("--random", help="List random removals in Table 2 too.")] = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TableSettings(Checked):
+    """Settings of `excise table`."""
+
+    folders: tuple[Path, ...] = option(..., "Folders of `excise run`, `compare` and `evaluate`.", argument=True)
+    format: str = option(
+        "markdown", "markdown, latex or csv.", flag="--format", choices=names_in("excise.report.paper_tables:FORMATS")
+    )
+    which: str = option("both", "1: scores; 2: blocks removed; both.", choices=("1", "2", "both"))
+    metric: tuple[str, ...] = option((), "TASK=METRIC to show, such as hellaswag=acc; repeatable.")
+    random: bool = option(False, "List random removals in Table 2 too.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for text in self.metric:
+            _pair(text)
+
+
+def table(settings: TableSettings) -> None:
     """Print the paper's tables; the best of a column is bold only where its lead exceeds the error."""
-    metrics = dict(_pair(text) for text in metric or ())
-    if which not in ("1", "2", "both"):
-        raise InputError(f"expected --which 1, 2 or both, got '{which}'")
+    metrics = dict(map(_pair, settings.metric))
 
     from excise.report.material import gather
     from excise.report.paper_tables import benchmark_rows, benchmark_table, removal_rows, removal_table
 
-    found = [gather(folder) for folder in folders]
+    found = [gather(folder) for folder in settings.folders]
     parts = []
-    if which != "2":
-        parts.append(benchmark_table(benchmark_rows(found, metrics), style))
-    if which != "1":
-        parts.append(removal_table(removal_rows(found, random=random), style))
+    if settings.which != "2":
+        parts.append(benchmark_table(benchmark_rows(found, metrics), settings.format))
+    if settings.which != "1":
+        parts.append(removal_table(removal_rows(found, random=settings.random), settings.format))
     typer.echo("\n".join(parts), nl=False)
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from excise.context import Context
+    from excise.data import Samples
 
 console = Console(stderr=True)
 output = Console(width=None if sys.stdout.isatty() else 140)
@@ -45,15 +49,14 @@ def status(text: str) -> Iterator[None]:
         yield
 
 
-def announce_cost(stack: Any, samples: Any, tokens: float) -> None:
+def announce_cost(context: Context, samples: Samples, tokens: float) -> None:
     """Say what a stage will cost before it starts, from the speed of one batch."""
     import time
 
     import torch
 
-    from excise.data.batches import default_batch_tokens, make_batches
-
-    batch = make_batches(samples.first_tokens(default_batch_tokens(stack)), default_batch_tokens(stack))[0]
+    stack = context.stack
+    batch = context.batches(samples.first_tokens(context.tokens_per_batch))[0]
     with torch.no_grad():
         stack.hidden(batch.to(stack.device).input_ids)  # the first pass allocates
         started = time.perf_counter()

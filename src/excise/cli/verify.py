@@ -3,95 +3,83 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from excise.cli.options import (
-    AsJson,
-    BatchTokens,
-    Data,
-    Device,
-    Dtype,
-    Force,
-    LossOn,
-    Model,
-    SampleCount,
-    TokenLimit,
-    TrustRemoteCode,
-    check_new,
-    indices,
-)
+from excise.cli.options import check_new
 from excise.errors import InputError
+from excise.settings import Batching, Loading, Printing, Replacing, Sampling, changed, indices, names_in, option
 
 
-def verify(
-    model: Model,
-    gradients: Annotated[
-        Path | None, typer.Option(help="Gradients whose energy is shown beside the measured loss.")
-    ] = None,
-    energy: Annotated[str, typer.Option(help="Energy built from them: fisher or fisher+linear.")] = "fisher",
-    spectrum: Annotated[
-        list[Path] | None, typer.Option(help="Spectrum of `excise solve` whose states are measured; repeatable.")
-    ] = None,
-    lowest: Annotated[int, typer.Option(min=1, help="How many of each spectrum's states.")] = 4,
-    removed: Annotated[
-        list[str] | None, typer.Option(help="A removal to measure, such as 12-18,26; repeatable.")
-    ] = None,
-    data: Data = "starter",
-    samples: SampleCount = 32,
-    tokens: TokenLimit = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the draw; take another than for the gradients.")] = 1,
-    loss_on: LossOn = "content",
-    out: Annotated[Path, typer.Option(help="File for the result (JSON).")] = Path("verified.json"),
-    batch_tokens: BatchTokens = None,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    as_json: AsJson = False,
-    force: Force = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(Replacing, Printing, Batching, Sampling, Loading):
+    """Settings of `excise verify`."""
+
+    gradients: Path | None = option(None, "Gradients whose energy is shown beside the measured loss.")
+    energy: str = option(
+        "fisher", "Energy built from them: fisher or fisher+linear.", choices=names_in("excise.ising.energies:ENERGIES")
+    )
+    spectrum: tuple[Path, ...] = option(
+        (), "Spectrum of `excise solve` whose states are measured; repeatable.", group="What to remove"
+    )
+    lowest: int = option(4, "How many of each spectrum's states.", group="What to remove", least=1)
+    removed: tuple[str, ...] = option((), "A removal to measure, such as 12-18,26; repeatable.", group="What to remove")
+    samples: int = changed(Sampling, "samples", default=32)
+    seed: int = changed(Sampling, "seed", default=1, help="Seed of the draw; take another than for the gradients.")
+    out: Path = option(Path("verified.json"), "File for the result (JSON).", group="Output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.spectrum and not self.removed:
+            raise InputError("nothing to verify: give --spectrum FILE or --removed 3,4")
+        for text in self.removed:
+            indices(text, "--removed")
+
+
+def verify(settings: VerifySettings) -> None:
     """Measure the loss of candidate removals, sharing the computation of the blocks that they keep in common."""
-    check_new(out, force)
-    if not spectrum and not removed:
-        raise InputError("nothing to verify: give --spectrum FILE or --removed 3,4")
-
-    import shutil
+    out = settings.out
+    check_new(out, settings.force)
 
     from excise.artefacts import write_json
+    from excise.choosing.proposal import Proposal
     from excise.choosing.verify import verify as verify_proposals
     from excise.cli.terminal import load_model, output, tokens_progress
-    from excise.data import load_samples
+    from excise.context import Context
+    from excise.data import Fit, load_samples
     from excise.ising.energies import ENERGIES, Energy
     from excise.ising.gradients import Gradients
     from excise.ising.spectrum import Spectrum
+    from excise.models.stack import block_indices
+    from excise.progress import Progress
     from excise.provenance import provenance
     from excise.report.tables import candidates_table
+    from excise.store import Store
 
-    if energy not in ENERGIES:
-        raise InputError(f"expected --energy in {', '.join(ENERGIES)}, got '{energy}'")
     proposals: list[tuple[str, tuple[int, ...]]] = []
-    for path in spectrum or ():
-        states = Spectrum.load(path).states[:lowest]
+    for path in settings.spectrum:
+        states = Spectrum.load(path).states[: settings.lowest]
         proposals += [(f"{path.stem.removeprefix('spectrum-')}:{k}", s.removed) for k, s in enumerate(states)]
-    proposals += [(f"given:{text}", indices(text, "--removed")) for text in removed or ()]
+    proposals += [(f"given:{text}", indices(text, "--removed")) for text in settings.removed]
 
-    loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loaded = load_model(settings.model, **settings.loading())
     n = len(loaded.stack.blocks)
-    shown = ENERGIES[energy](Gradients.load(gradients).blocks()) if gradients else Energy(None, [[0.0] * n] * n)
+    shown = Energy(None, [[0.0] * n] * n)
+    if settings.gradients is not None:
+        shown = ENERGIES[settings.energy](Gradients.load(settings.gradients).blocks())
     if len(shown) != n:
-        raise InputError(f"the gradients are of a model with {len(shown)} blocks, {model} has {n}")
-    drawn = load_samples(data, loaded.tokenizer, samples=samples, tokens=tokens, seed=seed, loss_on=loss_on)
-    ledger = out.with_name(f".{out.name}.work")
-    with tokens_progress("verify", drawn.tokens * (len({r for _, r in proposals}) + 1)) as advance:
-        verified = verify_proposals(
-            loaded.stack, drawn, proposals, shown, batch_tokens=batch_tokens, ledger=ledger, advance=advance
-        )
-    facts = {"model": model, "held_out": drawn.describe(), **verified.to_json(), "provenance": provenance()}
+        raise InputError(f"the gradients are of a model with {len(shown)} blocks, {settings.model} has {n}")
+    drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
+    store = Store(out.with_name(f".{out.name}.work"))
+    context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens)
+    asked = [Proposal(method, block_indices(loaded.stack, removed)) for method, removed in proposals]
+    verified = verify_proposals(context, drawn, asked, shown)
+    facts = {"model": settings.model, "held_out": drawn.describe(), **verified.to_json(), "provenance": provenance()}
     write_json(out, facts)
-    shutil.rmtree(ledger, ignore_errors=True)
-    if as_json:
+    store.delete()
+    if settings.as_json:
         typer.echo(json.dumps(facts, default=str))
         return
     total = sum(p.numel() for p in loaded.stack.model.parameters())

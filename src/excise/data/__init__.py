@@ -1,6 +1,7 @@
 """Calibration: from a data source to tokenised samples, and from samples to batches of similar length."""
 
 from excise.data.batches import Batch, make_batches
+from excise.data.fit import Fit
 from excise.data.samples import Sample, Samples, load_samples, split_samples
 
-__all__ = ["Batch", "Sample", "Samples", "load_samples", "make_batches", "split_samples"]
+__all__ = ["Batch", "Fit", "Sample", "Samples", "load_samples", "make_batches", "split_samples"]

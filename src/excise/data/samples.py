@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 
-from excise.data.sources import Row, draw_rows
+from excise.data.dates import TEMPLATE_DATE, asks_for_date, dated_template
+from excise.data.files import BadRowError
+from excise.data.fit import Fit
+from excise.data.rows import Row
+from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of
 from excise.errors import InputError
+from excise.settings import LOSS_ON
 
 DEFAULT_TOKENS = 512
-LOSS_ON = ("content", "all", "responses")
+PROBES = ("a", "b")  # two first messages that differ in their first character
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,69 +129,147 @@ def load_samples(
     tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
     loss_on: str = "content",
+    fit: Fit | None = None,
 ) -> Samples:
     """Draw and tokenise samples.
 
-    Chats go through the tokenizer's chat template where it has one, else their turns are joined by blank lines. A text
-    file is cut into windows of `tokens` tokens, of which a seeded draw is taken.
+    Chats go through the tokenizer's chat template where it has one, else their turns are joined by blank lines; a
+    template that asks for today's date gets `TEMPLATE_DATE`. A text file is cut into windows of `tokens` tokens, of
+    which a seeded draw is taken; each begins as the tokenizer begins a text. Rows that give no sample are skipped,
+    counted and warned of.
 
     Args:
-        data: see `excise.data.sources.draw_rows`.
+        data: see `excise.data.sources.draw_rows`; several sources with commas between them are mixed, in equal shares
+            of the samples or as `a.jsonl:3,b.txt:1` says (see `excise.data.sources.places_of`).
         tokenizer: of the model.
         samples: number wanted; fewer come where the source has fewer.
         tokens: longest sample, in tokens; longer ones are cut; 0 for no limit (windows of text are then 2,048 long).
         seed: of the draw.
         loss_on: `all` counts every token after the first (as the paper does); `content` all but what the chat template
             puts before a chat's first message, which is the same for every chat; `responses` only assistant turns.
+        fit: what the model can take; longer samples are cut to it, others that do not fit are skipped.
 
     Raises:
-        InputError: an option is out of range, or not one usable sample comes out.
+        InputError: an option is out of range, or a source gives not one usable sample.
 
     """
     if samples < 1 or tokens < 0 or loss_on not in LOSS_ON:
         raise InputError(
             f"expected samples >= 1, tokens >= 0 and loss_on in {LOSS_ON}, got {samples}, {tokens}, {loss_on!r}"
         )
-    source = draw_rows(data, samples, seed)
-    tokenised: list[Sample] = []
-    skipped: list[str] = []
-    for row in source.rows:
-        if row.text is not None and source.is_text_file and loss_on != "responses":
-            tokenised += _windows(row, tokenizer, tokens or 2048, samples, seed)
-            continue
-        try:
-            sample = _tokenise(row, tokenizer, tokens, loss_on)
-        except _UnusableError as reason:
-            skipped.append(f"{row.name}: {reason}")
-            continue
-        tokenised.append(sample)
-    if not tokenised:
-        reasons = "; ".join(skipped[:3]) or "the source holds no rows"
+    places = places_of(data)
+    draws = [_drawn(place.data, tokenizer, _share_of(samples, place), tokens, seed, loss_on, fit) for place in places]
+    skipped = Skipped(
+        sum(draw.skipped.rows for draw in draws), [r for draw in draws for r in draw.skipped.first][:TOLD]
+    )
+    if empty := next((place.data for place, draw in zip(places, draws, strict=True) if not draw.items), None):
+        reasons = "; ".join(skipped.first[:3]) or "the source holds no rows"
         raise InputError(
-            f"no usable samples in '{data}': {reasons}. A sample needs two tokens and one that counts in the loss"
+            f"no usable samples in '{empty}': {reasons}. A sample needs two tokens and one that counts in the loss"
         )
+    if skipped.rows:
+        warnings.warn(f"{skipped.rows} rows of '{data}' were skipped, such as {skipped.first[0]}", stacklevel=2)
+    items = draws[0].items if len(places) == 1 else _mixed([draw.items for draw in draws], places, samples)
     template = getattr(tokenizer, "chat_template", None)
+    facts: dict[str, Any] = (
+        draws[0].provenance
+        if len(places) == 1
+        else {
+            "data": data,
+            "seed": seed,
+            "sources": [{**draw.provenance, "share": place.share} for place, draw in zip(places, draws, strict=True)],
+        }
+    )
     provenance = {
-        **source.provenance,
+        **facts,
         "tokens": tokens,
         "loss_on": loss_on,
         "chat_template_sha256": hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None,
-        "unusable": skipped,
+        "skipped": {"rows": skipped.rows, "first": skipped.first},
     }
-    return Samples(tuple(tokenised), provenance)
+    if asks_for_date(tokenizer):
+        provenance["template_date"] = TEMPLATE_DATE.isoformat()
+    return Samples(tuple(items), provenance)
+
+
+def _share_of(samples: int, place: Place) -> int:
+    """Samples to draw of one place; exact where it has the whole share, which a float of the largest number is not."""
+    return samples if place.share == 1 else math.ceil(samples * place.share)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    items: list[Sample]
+    skipped: Skipped
+    provenance: dict[str, Any]
+
+
+def _drawn(data: str, tokenizer: Any, count: int, tokens: int, seed: int, loss_on: str, fit: Fit | None) -> _Draw:
+    """Samples of one place."""
+    source = draw_rows(data, count, seed)
+    items: list[Sample] = []
+    if fit is not None and fit.positions is not None:
+        tokens = min(tokens or fit.positions, fit.positions)
+    for row in source.rows:
+        try:
+            if row.text is not None and source.is_text_file and loss_on != "responses":
+                made = _windows(row, tokenizer, tokens or 2048, count, seed)
+            else:
+                made = [_tokenise(row, tokenizer, tokens, loss_on)]
+        except BadRowError as reason:
+            source.skipped.add(row.name, reason)
+            continue
+        for sample in made:
+            if fit is not None and (refusal := fit.refusal(sample.input_ids)):
+                source.skipped.add(sample.name, refusal)
+            else:
+                items.append(sample)
+    return _Draw(items, source.skipped, dict(source.provenance))
+
+
+def _mixed(draws: Sequence[Sequence[Sample]], places: Sequence[Place], samples: int) -> list[Sample]:
+    """Samples of several sources in their shares, evenly spread, so that every part of the list has the shares too.
+
+    Where a source has too few for its share, the whole is smaller, and the shares stay.
+    """
+    most = min(len(items) / place.share for items, place in zip(draws, places, strict=True))
+    total = min(samples, math.floor(most + 1e-9))
+    if total < samples < sys.maxsize:
+        short = min(zip(places, draws, strict=True), key=lambda pair: len(pair[1]) / pair[0].share)[0]
+        warnings.warn(
+            f"'{short.data}' has too few samples for its share of {samples}; {total} are drawn, in the shares given",
+            stacklevel=3,
+        )
+    counts = [math.floor(total * place.share + 1e-9) for place in places]
+    rests = sorted(range(len(places)), key=lambda i: (counts[i] - total * places[i].share, i))
+    for i in rests[: total - sum(counts)]:
+        counts[i] += len(draws[i]) > counts[i]
+    placed = [
+        ((number + 0.5) / count, source, sample)
+        for source, (items, count) in enumerate(zip(draws, counts, strict=True))
+        for number, sample in enumerate(items[:count])
+    ]
+    return [sample for _, _, sample in sorted(placed, key=lambda entry: entry[:2])]
+
+
+class Drawing(TypedDict):
+    """How samples are drawn, see `load_samples`."""
+
+    samples: int
+    tokens: int
+    seed: int
+    loss_on: str
 
 
 def split_samples(
     data: str,
     tokenizer: Any,
     *,
-    samples: int,
     held_out: int,
     held_out_data: str | None = None,
     held_out_tokens: int | None = None,
-    tokens: int,
-    seed: int,
-    loss_on: str,
+    fit: Fit | None = None,
+    **drawing: Unpack[Drawing],
 ) -> tuple[Samples, Samples]:
     """Calibration samples, and others kept apart to measure damage on.
 
@@ -195,25 +279,27 @@ def split_samples(
     Args:
         data: source of the calibration samples (see `load_samples`).
         tokenizer: of the model.
-        samples: calibration samples wanted.
         held_out: held-out samples wanted.
         held_out_data: their own source, if not `data`.
         held_out_tokens: longest of those, if they have their own source and not the length of the others.
-        tokens: longest sample.
-        seed: of the draws.
-        loss_on: tokens that count.
+        fit: what the model can take.
+        drawing: as for `load_samples`; `samples` are those for calibration.
 
     Raises:
         InputError: too few samples for both.
 
     """
+    samples = drawing["samples"]
     if held_out_data is not None:
-        draw = partial(load_samples, tokenizer=tokenizer, seed=seed, loss_on=loss_on)
-        longest = tokens if held_out_tokens is None else held_out_tokens
-        return draw(data, samples=samples, tokens=tokens), draw(held_out_data, samples=held_out, tokens=longest)
+        longest = drawing["tokens"] if held_out_tokens is None else held_out_tokens
+        apart: Drawing = {**drawing, "samples": held_out, "tokens": longest}
+        return load_samples(data, tokenizer, fit=fit, **drawing), load_samples(
+            held_out_data, tokenizer, fit=fit, **apart
+        )
     if held_out_tokens is not None:
         raise InputError("a length of their own needs a source of their own: give held-out samples both or neither")
-    drawn = load_samples(data, tokenizer, samples=samples + held_out, tokens=tokens, seed=seed, loss_on=loss_on)
+    both: Drawing = {**drawing, "samples": samples + held_out}
+    drawn = load_samples(data, tokenizer, fit=fit, **both)
     if len(drawn) < 2:
         raise InputError(
             f"'{data}' gives one usable sample; expected at least two, one to calibrate and one to measure on"
@@ -227,14 +313,10 @@ def split_samples(
     return drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
 
 
-class _UnusableError(Exception):
-    """A row gives no sample; the reason is its message."""
-
-
 def _tokenise(row: Row, tokenizer: Any, tokens: int, loss_on: str) -> Sample:
     if row.text is not None:
         if loss_on == "responses":
-            raise _UnusableError("plain text has no responses (use --loss-on all)")
+            raise BadRowError("plain text has no responses (use --loss-on all)")
         ids = tokenizer(row.text, verbose=False)["input_ids"]
         counted = [True] * len(ids)
     else:
@@ -244,19 +326,17 @@ def _tokenise(row: Row, tokenizer: Any, tokens: int, loss_on: str) -> Sample:
         row.name, np.array(ids[:limit], dtype=np.int64), np.array(counted[:limit], dtype=bool), row.category
     )
     if len(sample.input_ids) < 2 or sample.targets == 0:
-        raise _UnusableError(f"{len(sample.input_ids)} tokens, {sample.targets} of them counted in the loss")
+        raise BadRowError(f"{len(sample.input_ids)} tokens, {sample.targets} of them counted in the loss")
     return sample
 
 
-def _tokenise_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, loss_on: str) -> tuple[list[int], list[bool]]:
+def _tokenise_chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any, loss_on: str) -> tuple[list[int], list[bool]]:
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    text = _render(messages, tokenizer)
     special = {"add_special_tokens": not has_template, "verbose": False}
+    messages, text = _rendered(messages, tokenizer)
     if loss_on != "responses":
         ids = tokenizer(text, **special)["input_ids"]
-        first = messages[0]["content"].strip() if messages else ""
-        opening = text[: max(0, text.find(first))] if loss_on == "content" else ""
-        uncounted = min(len(ids), len(tokenizer(opening, **special)["input_ids"])) if has_template and opening else 0
+        uncounted = _opening(ids, messages, tokenizer, special) if has_template and loss_on == "content" else 0
         return ids, [False] * uncounted + [True] * (len(ids) - uncounted)
     spans = list(_response_spans(messages, text, tokenizer))
     encoded = tokenizer(text, return_offsets_mapping=True, **special)
@@ -266,34 +346,93 @@ def _tokenise_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any, loss_o
     return encoded["input_ids"], counted
 
 
-def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt: bool = False) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        return "\n\n".join(message["content"] for message in messages) + ("\n\n" if prompt and messages else "")
+def _opening(ids: Sequence[int], messages: Sequence[Mapping[str, Any]], tokenizer: Any, special: Any) -> int:
+    """Tokens that every chat of this form begins with: those that stay when its first message says something else.
+
+    The message itself is not searched for: what it says may stand in the opening too.
+    """
+    for i, message in enumerate(messages):
+        probes = [_render([*messages[:i], {**message, "content": p}, *messages[i + 1 :]], tokenizer) for p in PROBES]
+        if probes[0] != probes[1]:  # a template may leave out a message
+            others = [tokenizer(probe, **special)["input_ids"] for probe in probes]
+            return sum(1 for _ in itertools.takewhile(lambda t: t[0] == t[1] == t[2], zip(ids, *others, strict=False)))
+    return 0
+
+
+def _rendered(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> tuple[Sequence[Mapping[str, Any]], str]:
+    """A chat as its template takes it, and the text: templates differ in what a call of a tool has for a content."""
+    if all(message["content"] is not None for message in messages):
+        return messages, _render(messages, tokenizer)
+    empty = [{**message, "content": message["content"] or ""} for message in messages]
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt)
+        text = _render(messages, tokenizer)
+    except BadRowError:
+        return empty, _render(empty, tokenizer)
+    plain = _render(empty, tokenizer)
+    if text != plain and text.replace("None", "") == plain.replace("None", ""):  # it wrote the absence down
+        return empty, plain
+    return messages, text
+
+
+def _render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, prompt: bool = False) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        text = "\n\n".join(message["content"] or "" for message in messages)
+        return text + ("\n\n" if prompt and messages else "")
+    try:
+        dated = {"chat_template": dated_template(tokenizer)} if asks_for_date(tokenizer) else {}
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
     except Exception as error:  # templates raise whatever they like on roles they do not accept
-        raise _UnusableError(f"the chat template refused it ({type(error).__name__}: {error})") from None
+        raise BadRowError(f"the chat template refused it ({type(error).__name__}: {error})") from None
 
 
-def _response_spans(messages: Sequence[Mapping[str, str]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
+def _response_spans(messages: Sequence[Mapping[str, Any]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
     """Character spans of assistant turns, found by rendering the chat up to each."""
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         before, after = _render(messages[:i], tokenizer, prompt=True), _render(messages[: i + 1], tokenizer)
         if not (text.startswith(before) and text.startswith(after)):
-            raise _UnusableError("the chat template rewrites earlier turns, so its responses cannot be located")
+            raise BadRowError("the chat template rewrites earlier turns, so its responses cannot be located")
         yield len(before), len(after)
 
 
+def beginning(tokenizer: Any) -> list[int]:
+    """Tokens that a tokenizer puts before every text, such as the one for the beginning of a text; mostly one or none.
+
+    Models that were trained with such a token make nothing of a text without it.
+    """
+    plain, whole = (tokenizer("a", add_special_tokens=added, verbose=False)["input_ids"] for added in (False, True))
+    places = range(len(whole) - len(plain) + 1)
+    return list(whole[: next((i for i in places if whole[i : i + len(plain)] == plain), 0)])
+
+
+def windows_of(text: str, tokenizer: Any, width: int) -> list[tuple[int, list[int]]]:
+    """A text's tokens in windows that do not overlap, each begun as the tokenizer begins a text.
+
+    Args:
+        text: as one piece.
+        tokenizer: of the model.
+        width: tokens of a window, its beginning counted.
+
+    Returns:
+        For each window the place of its first token in the text, and its ids; the last may be shorter.
+
+    """
+    first = beginning(tokenizer)
+    ids = tokenizer(text, verbose=False)["input_ids"][len(first) :]
+    step = max(1, width - len(first))
+    return [(start, [*first, *ids[start : start + step]]) for start in range(0, len(ids), step)]
+
+
 def _windows(row: Row, tokenizer: Any, width: int, count: int, seed: int) -> list[Sample]:
-    ids = tokenizer(row.text, verbose=False)["input_ids"]
-    starts = list(range(0, max(1, len(ids) - width + 1), width))
-    random.Random(seed).shuffle(starts)
-    windows = []
-    for start in starts[:count]:
-        piece = np.array(ids[start : start + width], dtype=np.int64)
-        if len(piece) >= 2:
-            span, counted = (start, start + len(piece)), np.ones(len(piece), dtype=bool)
-            windows.append(Sample(f"{row.name}[{span[0]}:{span[1]}]", piece, counted, window=span))
-    return windows
+    whole = windows_of(row.text or "", tokenizer, width)
+    windows = [window for window in whole if len(window[1]) == width] or whole[:1]
+    random.Random(seed).shuffle(windows)
+    first = len(beginning(tokenizer))
+    samples = []
+    for start, ids in windows[:count]:
+        if len(ids) >= 2:
+            span = (start, start + len(ids) - first)
+            piece, counted = np.array(ids, dtype=np.int64), np.ones(len(ids), dtype=bool)
+            samples.append(Sample(f"{row.name}[{span[0]}:{span[1]}]", piece, counted, window=span))
+    return samples

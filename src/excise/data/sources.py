@@ -1,51 +1,52 @@
-"""Rows of text or chat from the starter set, a file, or a data set of the hub; a seeded draw of them."""
+"""Rows of text or chat from the starter set, files, folders and the hub; a seeded draw of them."""
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import hashlib
 import io
-import json
+import itertools
 import random
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from excise.data.files import BadRowError, Parsed, is_json, objects_of, read_objects, read_text, sha256_of
+from excise.data.rows import Row, row_of
 from excise.errors import InputError
 
 STARTER = "starter"
 SHUFFLE_BUFFER = 10_000
-FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz", ".txt", ".md")
-FORMATS = "`messages`, `conversations` (ShareGPT), `prompt`/`response`, or `text`"
-SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
+TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}  # and the reader of each in datasets
+FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz", ".txt", ".md", *TABLES)
+TOLD = 5  # rows skipped that are told one by one
+SHARE = re.compile(r"(.+):(\d*\.?\d+(?:[eE]-?\d+)?)")
+EXPECTED = "'starter', a file, a folder, or a hub id such as teknium/OpenHermes-2.5; offline, a file"
+
+
+@dataclass
+class Skipped:
+    """Rows that could not be used: how many, and the first few with their reasons."""
+
+    rows: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, name: str, reason: object) -> None:
+        """Count a row."""
+        self.rows += 1
+        if len(self.first) < TOLD:
+            self.first.append(f"{name}: {reason}")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a source: `messages` for a chat, else `text`.
+class Place:
+    """One source of several, and its share of the samples (all shares together are 1)."""
 
-    Attributes:
-        name: where it stands in the source, for error messages (`data.jsonl:17`).
-        messages: list of {"role", "content"}, or None.
-        text: plain text, or None.
-        category: the row's own `category`, where it has one.
-
-    """
-
-    name: str
-    messages: tuple[Mapping[str, str], ...] | None = None
-    text: str | None = None
-    category: str | None = None
+    data: str
+    share: float
 
 
 @dataclass(frozen=True)
@@ -56,94 +57,135 @@ class Source:
         rows: in random order.
         provenance: the place, its hash and the seed.
         is_text_file: the one row is a whole text file, to be cut into windows.
+        skipped: rows that could not be read.
 
     """
 
     rows: tuple[Row, ...]
     provenance: Mapping[str, Any]
     is_text_file: bool = False
+    skipped: Skipped = field(default_factory=Skipped)
+
+
+def places_of(data: str) -> tuple[Place, ...]:
+    """The sources that an option names: one, or several with commas between them, each with `:SHARE` or none.
+
+    What exists under a name is that file, commas and colons in its name or not. A number after the last colon is a
+    share; shares are taken relative to their sum, and are equal where none is given.
+
+    Raises:
+        InputError: a source without a name, some shares given and others not, or a share of 0.
+
+    Examples:
+        >>> places_of("starter:1,org/name:config@test:3")
+        (Place(data='starter', share=0.25), Place(data='org/name:config@test', share=0.75))
+
+    """
+    if _stands(data):
+        return (Place(data, 1.0),)
+    names = [_named(part) for part in _parts(data)]
+    if not all(name for name, _ in names):
+        raise InputError(f"a source without a name in '{data}'; expected sources with commas between them")
+    shares = [share for _, share in names if share is not None]
+    if shares and len(shares) < len(names):
+        missing = next(name for name, share in names if share is None)
+        raise InputError(f"'{data}' gives no share for {missing}; expected a share for each source, or for none")
+    if any(share <= 0 for share in shares):
+        raise InputError(f"'{data}' has a share of 0; leave that source out")
+    if len({name for name, _ in names}) < len(names):
+        raise InputError(f"'{data}' names a source twice; name it once, with the sum of its shares")
+    total = sum(shares) or len(names)
+    return tuple(Place(name, (1.0 if share is None else share) / total) for name, share in names)
 
 
 def draw_rows(data: str, count: int, seed: int) -> Source:
-    """Draw `count` rows of chat or text at random.
+    """Draw `count` rows of chat or text at random from one place.
+
+    Rows that cannot be read are skipped and counted.
 
     Args:
-        data: `starter`, a `.jsonl`/`.jsonl.gz`/`.json` lines file, a text file (one row, to be cut into windows later),
-            a folder or a hub id (`org/name`), either with `@split` if need be, read as a stream through `datasets`.
+        data: `starter`; a file: JSON lines or one JSON list (.jsonl, .ndjson, .json), a table (.parquet, .csv, .tsv),
+            or any other as text (one row, to be cut into windows later), plain or .gz; a folder or a hub id
+            (`org/name`), with `:configuration` and `@split` if need be, read through `datasets`.
         count: rows wanted; fewer come where the source has fewer.
         seed: of the draw.
 
     Raises:
-        InputError: no such file, a row of no known form, broken JSON, or the hub cannot be reached.
+        InputError: no such file, not one row can be read, or the hub cannot be reached.
 
     """
     path = Path(data).expanduser()
+    skipped = Skipped()
     if data == STARTER:
         content = resources.files("excise.data").joinpath("starter.jsonl").read_bytes()
-        rows = _reservoir(_json_rows(io.BytesIO(content), STARTER), count, seed)
+        rows = _reservoir(_rows(objects_of(io.BytesIO(content), STARTER), skipped), count, seed)
         return Source(rows, {"data": STARTER, "sha256": hashlib.sha256(content).hexdigest(), "seed": seed})
     if path.is_file():
-        provenance = {"data": str(data), "sha256": _sha256(path), "seed": seed}
-        if _is_json_lines(path):
-            return Source(_reservoir(_json_rows(_lines(path), path.name), count, seed), provenance)
-        return Source((Row(path.name, text="".join(_lines(path))),), provenance, is_text_file=True)
-    if not _folder_of(data).is_dir() and (path.suffix in FILE_SUFFIXES or data.startswith((".", "/", "~"))):
-        raise InputError(
-            f"no data file {data}; expected 'starter', a .jsonl/.jsonl.gz or text file, or a hub data set id"
-        )
-    return _from_datasets(data, count, seed)
+        source = _from_file(path, count, seed, skipped)
+        source = replace(source, provenance={"data": str(data), "sha256": sha256_of(path), "seed": seed})
+    else:
+        if not _folder_of(data)[0].is_dir() and (
+            path.suffix in FILE_SUFFIXES or data.startswith((".", "/", "~")) or not data.strip()
+        ):
+            raise InputError(
+                f"no data file {data}; expected 'starter', a .jsonl, table or text file (plain or .gz), a folder, or a "
+                f"hub data set id"
+            )
+        source = _from_datasets(data, count, seed, skipped)
+    if not source.rows and skipped.rows:
+        raise InputError(f"none of the {skipped.rows} rows of '{data}' can be read: {skipped.first[0]}")
+    return source
 
 
-def row_of(record: Mapping[str, Any], name: str) -> Row:
-    """Read one JSON object as a row, whatever of the known forms it has.
-
-    Raises:
-        InputError: none of them; names the keys that were there.
-
-    Examples:
-        >>> row_of({"conversations": [{"from": "human", "value": "Hi"}]}, "a:1").messages
-        ({'role': 'user', 'content': 'Hi'},)
-
-    """
-    category = record.get("category") if isinstance(record.get("category"), str) else None
-    if isinstance(messages := record.get("messages"), list):
-        turns = tuple(_turn(m, "role", "content", name) for m in messages)
-        return Row(name, messages=turns, category=category)
-    if isinstance(conversations := record.get("conversations"), list):
-        keys = (
-            ("from", "value")
-            if all(isinstance(c, Mapping) and "from" in c for c in conversations)
-            else ("role", "content")
-        )
-        return Row(name, messages=tuple(_turn(c, *keys, name) for c in conversations), category=category)
-    if isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str):
-        turns = ({"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["response"]})
-        return Row(name, messages=turns, category=category)
-    if isinstance(record.get("text"), str):
-        return Row(name, text=record["text"], category=category)
-    raise InputError(f"{name}: expected {FORMATS}, got keys {sorted(record)}; rename the fields of your data")
+def _parts(data: str) -> list[str]:
+    """Split at commas, but not within the name of a file that exists."""
+    pieces, parts = data.split(","), []
+    while pieces:
+        taken = next((n for n in range(len(pieces), 1, -1) if _is_known(",".join(pieces[:n]).strip())), 1)
+        parts.append(",".join(pieces[:taken]).strip())
+        pieces = pieces[taken:]
+    return parts
 
 
-def _turn(message: Any, role_key: str, content_key: str, name: str) -> dict[str, str]:
-    if not isinstance(message, Mapping) or role_key not in message or not isinstance(message.get(content_key), str):
-        got = sorted(message) if isinstance(message, Mapping) else type(message).__name__
-        raise InputError(f"{name}: each turn needs text fields '{role_key}' and '{content_key}', got {got}")
-    role = str(message[role_key])
-    return {"role": SHAREGPT_ROLES.get(role, role), "content": message[content_key]}
+def _named(part: str) -> tuple[str, float | None]:
+    """A source and its share."""
+    match = None if _stands(part) else SHARE.fullmatch(part)
+    return (part, None) if match is None else (match[1], float(match[2]))
 
 
-def _json_rows(stream: Any, name: str) -> Iterator[Row]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        place = f"{name}:{number}"
+def _is_known(part: str) -> bool:
+    return _stands(_named(part)[0])
+
+
+def _stands(data: str) -> bool:
+    return data == STARTER or (
+        bool(data.strip()) and (Path(data).expanduser().exists() or _folder_of(data)[0].is_dir())
+    )
+
+
+def _from_file(path: Path, count: int, seed: int, skipped: Skipped) -> Source:
+    if is_json(path):
+        return Source(_reservoir(_rows(read_objects(path), skipped), count, seed), {}, skipped=skipped)
+    if reader := _table_reader(path):
+        options = {"sep": "\t"} if ".tsv" in path.suffixes else {}  # the reader of CSV takes it
+        records = _streamed(path.name, None, reader, data_files=str(path), split="train", **options)
+        named = ((f"{path.name}[{i}]", record) for i, record in enumerate(_guarded(records, path.name, None)))
+        return Source(_reservoir(_rows(named, skipped), count, seed), {}, skipped=skipped)
+    return Source((Row(path.name, text=read_text(path)),), {}, is_text_file=True)
+
+
+def _table_reader(path: Path) -> str | None:
+    return TABLES.get(Path(path.name.removesuffix(".gz")).suffix.lower())
+
+
+def _rows(parsed: Iterable[Parsed], skipped: Skipped) -> Iterator[Row]:
+    for name, record in parsed:
         try:
-            record = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"{place}: not a JSON object ({error}); expected one JSON object a line") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{place}: expected a JSON object with {FORMATS}, got {type(record).__name__}")
-        yield row_of(record, place)
+            if isinstance(record, BadRowError):
+                raise record
+            yield row_of(record, name)
+        except BadRowError as reason:
+            skipped.add(name, reason)
 
 
 def _reservoir(rows: Iterator[Row], count: int, seed: int) -> tuple[Row, ...]:
@@ -159,49 +201,71 @@ def _reservoir(rows: Iterator[Row], count: int, seed: int) -> tuple[Row, ...]:
     return tuple(kept)
 
 
-def _from_datasets(data: str, count: int, seed: int) -> Source:
+def _from_datasets(data: str, count: int, seed: int, skipped: Skipped) -> Source:
+    """A folder's files of JSON go through the reader of files, bad rows and all; the rest is streamed."""
+    folder, configuration, split = _folder_of(data)
+    is_folder, name = folder.is_dir(), str(folder)
+    facts = {"data": name, "split": split, "seed": seed}
+    if configuration is not None:
+        facts["configuration"] = configuration
+    if is_folder and (files := _files_of_json(name, configuration, split)):
+        parsed = (row for file in files for row in read_objects(file))
+        rows = _reservoir(_rows(parsed, skipped), count, seed)
+        digest = hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
+        return Source(rows, {**facts, "sha256": digest}, skipped=skipped)
+    stream = _streamed(name, split, name, configuration, split=split)
+    shuffled = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+    named = ((f"{name}@{split}:{i}", record) for i, record in enumerate(_guarded(shuffled, name, split)))
+    rows = tuple(itertools.islice(_rows(named, skipped), count))
+    fingerprint = hashlib.sha256(repr(rows).encode()).hexdigest()
+    return Source(rows, {**facts, "sha256": fingerprint, "shuffle_buffer": SHUFFLE_BUFFER}, skipped=skipped)
+
+
+def _files_of_json(name: str, configuration: str | None, split: str) -> list[str]:
+    """The files of a folder's split where they hold JSON, sorted; empty where another format needs `datasets`."""
     import datasets
 
-    name, _, split = data.partition("@")
-    split = split or "train"
-    if (folder := _folder_of(data)).is_dir():
-        name = str(folder)
+    with _as_input_error(name, split):
+        builder = datasets.load_dataset_builder(name, configuration)
+        files = dict(builder.config.data_files or {})
+        if files and split not in files:
+            raise ValueError(
+                f"it has the splits {', '.join(map(str, files))}; name one as '{name}@{next(iter(files))}'"
+            )
+    paths = sorted(str(file) for file in files.get(split, ()))
+    return paths if paths and all(is_json(Path(path)) and Path(path).is_file() for path in paths) else []
+
+
+def _streamed(place: str, told: str | None, /, *arguments: Any, **options: Any) -> Any:
+    import datasets
+
+    with _as_input_error(place, told):
+        return datasets.load_dataset(*arguments, streaming=True, **options)
+
+
+def _guarded(stream: Iterable[Any], name: str, split: str | None) -> Iterator[Any]:
+    with _as_input_error(name, split):
+        yield from stream
+
+
+@contextlib.contextmanager
+def _as_input_error(name: str, split: str | None) -> Iterator[None]:
     try:
-        stream = datasets.load_dataset(name, split=split, streaming=True)
-        shuffled = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER).take(count)
-        rows = tuple(row_of(record, f"{name}@{split}:{i}") for i, record in enumerate(shuffled))
-    except InputError:
-        raise
-    except Exception as error:
+        yield
+    except Exception as error:  # whatever datasets, its readers and the hub raise
+        place = f"'{name}'" if split is None else f"'{name}' (split '{split}')"
+        hint = "" if "onfig name is missing" not in str(error) else f". Name one as '{name}:CONFIGURATION'"
         raise InputError(
-            f"cannot read data set '{name}' (split '{split}') through datasets: {type(error).__name__}: {error}. "
-            f"Expected 'starter', a file, a folder, or a hub id such as teknium/OpenHermes-2.5; offline, a file"
+            f"cannot read data set {place} through datasets: {type(error).__name__}: {error}{hint}. Expected {EXPECTED}"
         ) from error
-    fingerprint = hashlib.sha256(repr(rows).encode()).hexdigest()
-    provenance = {"data": name, "split": split, "sha256": fingerprint, "seed": seed, "shuffle_buffer": SHUFFLE_BUFFER}
-    return Source(rows, provenance)
 
 
-def _folder_of(data: str) -> Path:
-    return Path(data.partition("@")[0]).expanduser()
-
-
-def _is_json_lines(path: Path) -> bool:
-    suffixes = [s for s in path.suffixes if s != ".gz"]
-    return bool(suffixes) and suffixes[-1] in (".jsonl", ".ndjson", ".json")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
-            yield from stream
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}); expected a text or JSONL file, plain or .gz") from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def _folder_of(data: str) -> tuple[Path, str | None, str]:
+    """Folder or hub id, configuration and split of `name`, `name:configuration`, `name@split`, or both."""
+    if Path(data).expanduser().is_dir():
+        return Path(data).expanduser(), None, "train"
+    whole, _, split = data.partition("@")
+    if Path(whole).expanduser().is_dir():
+        return Path(whole).expanduser(), None, split or "train"
+    name, _, configuration = whole.partition(":")
+    return Path(name).expanduser(), configuration or None, split or "train"

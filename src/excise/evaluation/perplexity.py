@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from excise.data.files import read_text
+from excise.data.samples import beginning, windows_of
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
 
@@ -25,7 +27,7 @@ def text_settings(path: str | Path, window: int | None, limit: int | None) -> di
     """What the perplexity of a text depends on beside the model.
 
     Args:
-        path: a UTF-8 text file.
+        path: a text file, see `excise.data.files.read_text`.
         window: tokens of a window; None takes 2,048, or as many as the model has positions.
         limit: number of windows; None takes all.
 
@@ -48,13 +50,14 @@ def perplexity(
 ) -> Result:
     """Measure the perplexity of a text.
 
-    The text is tokenised as one piece and cut into windows; the first token of each has no context and is not
-    predicted. `bits_per_byte` compares models with different tokenizers.
+    The text is tokenised as one piece and cut into windows, each begun as the tokenizer begins a text: models that were
+    trained with a token for that make nothing of a text without it. The first token of each window has no context and
+    is not predicted. `bits_per_byte` compares models with different tokenizers.
 
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
-        path: a UTF-8 text file.
+        path: a text file, see `excise.data.files.read_text`.
         fingerprint: the model's hash.
         window: tokens of a window; None takes 2,048, or as many as the model has positions.
         limit: number of windows; None takes all.
@@ -76,7 +79,8 @@ def perplexity(
             advance(len(ids))
     sums = np.array([loss.sum() for loss in losses])
     counts = np.array([len(loss) for loss in losses])
-    read = sum(len(tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode()) for ids in windows)
+    first = len(beginning(tokenizer))
+    read = sum(len(tokenizer.decode(ids[first:], clean_up_tokenization_spaces=False).encode()) for ids in windows)
     mean, error = _ratio(sums, counts)
     bits, bits_error = (value and value * counts.sum() / math.log(2) / read for value in (mean, error))
     assert bits is not None
@@ -97,10 +101,7 @@ def perplexity(
 
 
 def _read(path: str | Path) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--perplexity expects a text file in UTF-8, got {path} ({error})") from None
+    text = read_text(path)
     if not text.strip():
         raise InputError(f"{path} is empty; expected a text to measure the perplexity of")
     return text
@@ -112,11 +113,11 @@ def _width(model: Any, window: int | None) -> int:
 
 
 def _windows(tokenizer: Any, text: str, width: int) -> list[list[int]]:
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    windows = [ids[start : start + width] for start in range(0, len(ids), width)]
-    windows = [piece for piece in windows if len(piece) >= 2]
+    windows = [ids for _, ids in windows_of(text, tokenizer, width) if len(ids) >= 2]
     if not windows:
-        raise InputError(f"the text has {len(ids)} tokens in windows of {width}; expected two tokens or more in each")
+        raise InputError(
+            f"the text has no two tokens together in windows of {width}; expected a longer text, or window"
+        )
     return windows
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from excise.artefacts import atomic_path, read_json, write_json
+from excise.context import Context
 from excise.data.batches import longest_together
 from excise.data.samples import Samples
 from excise.drawing.chart import write_chart
@@ -22,11 +22,12 @@ from excise.drawing.loss_curves import loss_curves
 from excise.errors import InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
-from excise.healing.trainer import Origin, Progress, last_whole, train
+from excise.healing.trainer import Origin, Watching, last_whole, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
 from excise.provenance import provenance
+from excise.store import Store
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.checkpoint import RECIPE, write_pruned
 from excise.surgery.feasible import require_writable
@@ -43,16 +44,15 @@ def heal(
     out: str | Path,
     settings: Settings,
     *,
-    work: str | Path | None = None,
+    store: Store | None = None,
     further: Mapping[str, Any] | None = None,
     force: bool = False,
-    report: Callable[[Progress], None] | None = None,
-    tensorboard: Path | None = None,
+    watching: Watching | None = None,
 ) -> dict[str, Any]:
     """Train a pruned model to predict what its original does, and write it as an ordinary checkpoint.
 
-    The folder appears when all is done: the checkpoint, `heal.json` and the loss curve. Until then the work lies beside
-    it in `.NAME.work`; the same call goes on from there.
+    The folder appears when all is done: the checkpoint, `heal.json` and the loss curve. Until then the training lies
+    in the store; the same call goes on from there.
 
     Args:
         student: the pruned model as loaded from its checkpoint, in float32; its weights change.
@@ -61,17 +61,17 @@ def heal(
         held_out: other samples, on which the loss is measured before and after.
         out: folder to write.
         settings: hyper-parameters.
-        work: folder of an unfinished training to go on from (a race's), in place of `.NAME.work`.
+        store: for the unfinished training, deleted at the end; by default `.NAME.work` beside `out`. That of a race
+            lets the winner go on.
         further: other facts for `heal.json`.
         force: replace a checkpoint in `out`.
-        report: called after every optimiser step.
-        tensorboard: folder for TensorBoard's event files.
+        watching: who is told of its progress.
 
     Returns:
         What is written to `heal.json`. In a process other than the first of several: an empty dictionary.
 
     Raises:
-        OutputError: `out` exists, or the unfinished work beside it is of other settings.
+        OutputError: `out` exists.
         HealingError: training cannot go on; names the last whole checkpoint.
         InputError: see `excise.healing.trainer.train`.
 
@@ -80,9 +80,12 @@ def heal(
     check_destination(out, student.source, force)
     require_writable(student.folder, out, changes=student.stack.model, overwrite=force)
     recipe = recipe_of(student.source)
-    work = out.with_name(f".{out.name}.work") if work is None else Path(work)
-    losses = {} if not isinstance(teacher, OnlineTeacher) else {"original": _loss(teacher.stack, held_out)}
-    losses["pruned"] = _loss(student.stack, held_out)
+    store = store or Store(out.with_name(f".{out.name}.work"))
+    work = training_place(store, student.stack, teacher, samples, settings)
+    losses = {}
+    if isinstance(teacher, OnlineTeacher):
+        losses["original"] = _loss(Loaded.of(teacher.stack), held_out)
+    losses["pruned"] = _loss(student, held_out)
     curve = train(
         student.stack,
         teacher,
@@ -90,14 +93,13 @@ def heal(
         work,
         settings,
         origin=Origin.of(recipe),
-        report=report,
-        tensorboard=tensorboard,
+        watching=watching,
     )
     if not PartialState().is_main_process:
         PartialState().wait_for_everyone()
         return {}
     student = _whole(student, work)
-    losses["healed"] = _loss(student.stack, held_out)
+    losses["healed"] = _loss(student, held_out)
     facts = {
         "student": student.source,
         "losses": losses,
@@ -111,7 +113,7 @@ def heal(
         "provenance": provenance(),
     }
     facts = _write(student, recipe, facts, out, longest_together(held_out), started)
-    shutil.rmtree(work, ignore_errors=True)
+    store.delete()
     PartialState().wait_for_everyone()
     return facts
 
@@ -147,8 +149,8 @@ def check_destination(out: Path, student: str, force: bool) -> None:
         raise OutputError(f"{out} exists; choose another --out, or pass --force to replace it")
 
 
-def _loss(stack: Stack, samples: Samples) -> float:
-    return measure(stack, samples, [()]).loss()
+def _loss(loaded: Loaded, samples: Samples) -> float:
+    return measure(Context(loaded), samples, [()]).loss()
 
 
 def _write(

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.healing.heal import heal
 from excise.healing.race import Race, race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.healing.trainer import Progress, planned_steps
-from excise.models.identity import model_identity
+from excise.healing.trainer import Progress, Watching, planned_steps
+from excise.ising.problem import Removal
 from excise.models.loading import Loaded
-from excise.repair.repair_stage import Removal, Repairs, write_removal
+from excise.repair.several import Repairs, write_removal
+from excise.store import Store
 from excise.text import ranges
 
 FOLDER = "healed"
@@ -71,30 +71,29 @@ class Healing:
 
 
 def race_removals(
-    healing: Healing, loaded: Loaded, removals: Sequence[Removal], repairs: Repairs, held_out: Samples, work: Path
+    healing: Healing, context: Context, removals: Sequence[Removal], repairs: Repairs, held_out: Samples
 ) -> tuple[Race, dict[str, Removal]]:
     """Race removals, each repaired where that helps; an interrupted race goes on.
 
     Args:
         healing: how.
-        loaded: the original.
+        context: the original, and the store, which needs a folder.
         removals: at least two, best guess first.
         repairs: of some of them.
         held_out: samples on which entrants are compared.
-        work: folder of the run's unfinished work.
 
     Returns:
         The race, and the removal that each of its checkpoints stands for.
 
     """
-    entrants = {str(_entrant(loaded, removed, repairs, work)): removed for removed in removals}
+    entrants = {str(_entrant(context, removed, repairs)): removed for removed in removals}
     with healing.watch() as report:
         result = race(
             list(entrants),
             healing.teacher,
             healing.samples,
             held_out,
-            work / "race",
+            _trainings(context.store),
             healing.settings,
             open_student=healing.open_student,
             report=lambda name, progress: report(progress, ranges(entrants[name])),
@@ -102,18 +101,25 @@ def race_removals(
     return result, entrants
 
 
-def _entrant(loaded: Loaded, removed: Removal, repairs: Repairs, work: Path) -> Path:
+def _entrant(context: Context, removed: Removal, repairs: Repairs) -> Path:
     """The checkpoint of an entrant, written if it is not there."""
-    with repairs.applied(loaded.stack, removed):
-        identity = f"{model_identity(loaded.stack.model)} {removed}"
-    folder = work / "entrants" / hashlib.sha256(identity.encode()).hexdigest()[:16]
-    if not folder.exists():
-        write_removal(loaded, removed, repairs, folder)
-    return folder
+    with repairs.applied(context.stack, removed):
+        key = {"model_hash": context.identity, "removed": list(removed)}
+    place = context.store.place("entrants", key)
+    assert place is not None  # the race needs a folder, too
+    if not (place / "model").exists():
+        write_removal(context.loaded, removed, repairs, place / "model")
+    return place / "model"
+
+
+def _trainings(store: Store) -> Store:
+    """The part of a run's store that goes when the training is done."""
+    assert store.folder is not None
+    return Store(store.folder / "healing")
 
 
 def heal_pruned(
-    healing: Healing, pruned: Path, held_out: Samples, out: Path, work: Path, *, won: Race | None, force: bool
+    healing: Healing, pruned: Path, held_out: Samples, out: Path, store: Store, *, won: Race | None, force: bool
 ) -> dict[str, Any]:
     """Heal the checkpoint of a run; where it won a race, its training goes on from there.
 
@@ -122,7 +128,7 @@ def heal_pruned(
         pruned: the checkpoint's folder.
         held_out: samples on which the loss is measured before and after.
         out: folder to write.
-        work: folder of the run's unfinished work.
+        store: of the run; it needs a folder.
         won: the race that it won.
         force: replace a checkpoint in `out`.
 
@@ -138,12 +144,11 @@ def heal_pruned(
             held_out,
             out,
             healing.settings,
-            work=won.winner.work if won else work / "heal",
+            store=_trainings(store),
             further={"race": won.describe()} if won else None,
             force=force,
-            report=lambda progress: report(progress, "healing"),
+            watching=Watching(lambda progress: report(progress, "healing")),
         )
-    for name in ("entrants", "race"):
-        shutil.rmtree(work / name, ignore_errors=True)
+    store.delete("entrants")
     told = ("losses", "steps", "settings", "teacher", "samples", "self_test", "seconds")
     return {"checkpoint": out.name, **{name: facts[name] for name in told}}

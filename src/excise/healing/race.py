@@ -11,20 +11,20 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.healing.heal import recipe_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.healing.trainer import Origin, Progress, planned_steps, train
-from excise.measuring.journal import Journal
+from excise.healing.trainer import Origin, Progress, Watching, planned_steps, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
+from excise.store import Store
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,11 @@ class Standing:
     Attributes:
         student: its checkpoint.
         losses: step → held-out loss after it, nats per token; infinite where the model overflowed.
-        work: folder of its training.
 
     """
 
     student: str
     losses: Mapping[int, float]
-    work: Path
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Race:
 
     @property
     def winner(self) -> Standing:
-        """The entrant that is left; `excise.healing.heal.heal` takes its checkpoint and its `work`."""
+        """The entrant that is left; `excise.healing.heal.heal` with the same store takes its training up."""
         return self.standings[0]
 
 
@@ -76,7 +74,7 @@ def race(
     teacher: Teacher,
     samples: Samples,
     held_out: Samples,
-    work: str | Path,
+    store: Store,
     settings: Settings,
     *,
     open_student: Callable[[str], Loaded] | None = None,
@@ -89,7 +87,7 @@ def race(
         teacher: shared by all; a recorded one spares its passes.
         samples: to train on.
         held_out: other samples, on which entrants are compared.
-        work: folder for the trainings and the results.
+        store: for the trainings and the results; it needs a folder.
         settings: of the whole training that the winner is to have; its seed is everyone's.
         open_student: loads an entrant; by default `load` in float32.
         report: called with the checkpoint and its progress after every step.
@@ -99,34 +97,36 @@ def race(
 
     Raises:
         InputError: fewer than two entrants, the same one twice, or too few steps to stop on the way.
-        OutputError: `work` holds another race.
 
     """
     if len(students) < 2 or len(set(students)) < len(students):
         raise InputError(f"expected at least two different checkpoints to race, got {list(students)}")
     open_student = open_student or partial(load, dtype="float32")
-    work, rungs = Path(work), rungs_of(len(students), planned_steps(settings, len(samples)))
+    rungs = rungs_of(len(students), planned_steps(settings, len(samples)))
     facts = {"students": list(students), "settings": asdict(settings), "teacher": teacher.describe()}
-    record = Journal(work, {"stage": "race", **facts, "samples": samples.hash, "held_out": held_out.hash})
+    record = store.journal("race", {**facts, "samples": samples.hash, "held_out": held_out.hash})
     losses: list[dict[int, float]] = [{} for _ in students]
-    places = [work / f"entrant-{number}" for number in range(len(students))]
     alive = list(range(len(students)))
     order: list[int] = []
     for rung, step in enumerate(rungs):
         for number in alive:
             entry = rung * len(students) + number
-            if entry not in record:
+            reached = record.get(entry)
+            if reached is None:
                 student = open_student(students[number])
                 origin = Origin.of(recipe_of(students[number]))
                 tell = partial(report, students[number]) if report else None
-                train(student.stack, teacher, samples, places[number], settings, origin=origin, until=step, report=tell)
-                record.write(entry, loss=np.array(measure(student.stack, held_out, [()]).loss()))
-            loss = record.read(entry)["loss"].item()
+                place = training_place(store, student.stack, teacher, samples, settings)
+                watching = Watching(tell)
+                train(student.stack, teacher, samples, place, settings, origin=origin, until=step, watching=watching)
+                reached = {"loss": np.array(measure(Context(student), held_out, [()]).loss())}
+                record.write(entry, **reached)
+            loss = reached["loss"].item()
             losses[number][step] = loss if math.isfinite(loss) else math.inf
         ranked = sorted(alive, key=lambda number: losses[number][step])
         alive = ranked[: (len(ranked) + 1) // 2]
         order = ranked[len(alive) :] + order
-    standings = (Standing(students[n], losses[n], places[n]) for n in (*alive, *order))
+    standings = (Standing(students[n], losses[n]) for n in (*alive, *order))
     return Race(tuple(standings), sum(max(reached) for reached in losses))
 
 

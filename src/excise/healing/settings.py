@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from excise.errors import InputError
+from excise.settings import MOST_SEED, check, option
 
 TRAIN = ("all", "lora", "cuts")
 PRECISIONS = ("float32", "bf16-mixed")
@@ -12,71 +12,57 @@ PRECISIONS = ("float32", "bf16-mixed")
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """How to train; every field says what it is, and is checked, by its `option`."""
 
-    Attributes:
-        learning_rate: peak of AdamW's, after warm-up; it then falls to 0 along a cosine.
-        batch: samples an optimiser step, over all processes and accumulation.
-        micro_batch: most samples that a process pushes through at once.
-        epochs: passes over the samples, where `steps` is not given.
-        steps: optimiser steps.
-        warmup: steps of linear warm-up; below 1, a share of all steps.
-        weight_decay: AdamW's.
-        clip: largest norm of the gradient.
-        temperature: T of the divergence.
-        cross_entropy: weight of the next token's cross-entropy beside the divergence.
-        hidden: weight of the relative squared distance of residual streams, see `excise.healing.losses.hidden_loss`.
-        train: "all" parameters; "lora", low-rank updates of every matrix in the blocks, merged at the end; or "cuts",
-            the blocks next to a cut.
-        lora_rank: of each update.
-        precision: "float32", or "bf16-mixed": weights in float32, products in bfloat16.
-        checkpointing: recompute blocks in the backward pass to save memory.
-        seed: of the order of the samples and of LoRA's start.
-        save_every: optimiser steps between checkpoints.
-
-    """
-
-    learning_rate: float = 2e-4
-    batch: int = 8
-    micro_batch: int = 4
-    epochs: float = 1.0
-    steps: int | None = None
-    warmup: float = 0.05
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    temperature: float = 1.0
-    cross_entropy: float = 0.0
-    hidden: float = 0.0
-    train: str = "all"
-    lora_rank: int = 16
-    precision: str = "float32"
-    checkpointing: bool = False
-    seed: int = 0
-    save_every: int = 50
+    learning_rate: float = option(
+        2e-4,
+        "Peak learning rate of AdamW, after warm-up; it then falls to 0 along a cosine.",
+        flag="--lr",
+        group="Healing",
+        above=0,
+    )
+    batch: int = option(8, "Samples per optimiser step, over all processes and accumulation.", group="Healing", least=1)
+    micro_batch: int = option(4, "Most samples that a process pushes through at once.", group="Healing", least=1)
+    epochs: float = option(1.0, "Passes over the samples, where --steps is not given.", group="Healing", above=0)
+    steps: int | None = option(None, "Optimiser steps, instead of --epochs.", group="Healing", least=1)
+    warmup: float = option(0.05, "Steps of linear warm-up; below 1, a share of all steps.", group="Healing", least=0)
+    weight_decay: float = option(1e-4, "AdamW's weight decay.", group="Healing", least=0)
+    clip: float = option(1.0, "Largest norm of the gradient.", group="Healing", above=0)
+    temperature: float = option(1.0, "Temperature of the divergence.", group="Healing", above=0)
+    cross_entropy: float = option(
+        0.0,
+        "Weight of the next token's cross-entropy beside the divergence.",
+        group="Healing",
+        least=0,
+    )
+    hidden: float = option(
+        0.0,
+        "Weight of the relative squared distance of residual streams.",
+        group="Healing",
+        least=0,
+    )
+    train: str = option(
+        "all",
+        "all parameters; lora, low-rank updates of every matrix in the blocks, merged at the end; or cuts, the blocks "
+        "next to a cut.",
+        group="Healing",
+        choices=TRAIN,
+    )
+    lora_rank: int = option(16, "Rank of LoRA's updates.", group="Healing", least=1)
+    precision: str = option(
+        "float32",
+        "float32, or bf16-mixed: weights in float32, products in bfloat16.",
+        group="Healing",
+        choices=PRECISIONS,
+    )
+    checkpointing: bool = option(False, "Recompute blocks in the backward pass to save memory.", group="Healing")
+    seed: int = option(
+        0, "Seed of the draw and order of the samples, and of LoRA's start.", group="Healing", least=0, most=MOST_SEED
+    )
+    save_every: int = option(50, "Optimiser steps between checkpoints.", group="Healing", least=1)
 
     def __post_init__(self) -> None:
-        positive = {
-            "learning_rate": self.learning_rate,
-            "batch": self.batch,
-            "micro_batch": self.micro_batch,
-            "epochs": self.epochs,
-            "steps": 1 if self.steps is None else self.steps,
-            "clip": self.clip,
-            "temperature": self.temperature,
-            "lora_rank": self.lora_rank,
-            "save_every": self.save_every,
-        }
-        wrong = {name: value for name, value in positive.items() if not value > 0}
-        not_negative = ("warmup", "weight_decay", "cross_entropy", "hidden")
-        wrong |= {name: getattr(self, name) for name in not_negative if not getattr(self, name) >= 0}
-        if wrong:
-            raise InputError(
-                f"healing settings must be positive (warmup, decay and loss weights may be 0), got {wrong}"
-            )
-        if self.train not in TRAIN or self.precision not in PRECISIONS:
-            raise InputError(
-                f"expected train in {TRAIN} and precision in {PRECISIONS}, got '{self.train}' and '{self.precision}'"
-            )
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +15,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from excise.artefacts import read_json, write_json
-from excise.data.batches import default_batch_tokens, make_batches
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError, MissingExtraError
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
-from excise.measuring.journal import Journal
 from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.measuring.passes import over_batches
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
 from excise.repair.streams import recorded_streams
+from excise.store import Journal
 
 FORMAT = "excise teacher 1"
 INDEX = "teacher.json"
@@ -177,14 +178,7 @@ class OfflineTeacher:
 
 
 def record_teacher(
-    stack: Stack,
-    samples: Samples,
-    folder: str | Path,
-    *,
-    k: int = 64,
-    temperature: float = 1.0,
-    batch_tokens: int | None = None,
-    advance: Callable[[int], None] | None = None,
+    context: Context, samples: Samples, folder: str | Path, *, k: int = 64, temperature: float = 1.0
 ) -> dict[str, Any]:
     """Write the teacher's k most probable tokens at every counted position, once for any number of students.
 
@@ -192,13 +186,11 @@ def record_teacher(
     on where it stopped; the folder counts as a teacher only when its index is there.
 
     Args:
-        stack: the original.
+        context: the original.
         samples: what healing will train on.
         folder: for the shards.
         k: tokens kept at each position.
         temperature: by which the logits are divided; healing then uses the same.
-        batch_tokens: padded tokens a batch.
-        advance: called with the tokens of each finished batch.
 
     Returns:
         The index: `k`, `temperature`, `kept_mass` (mean probability of the kept tokens), `positions`, `shards`, hashes.
@@ -208,35 +200,35 @@ def record_teacher(
         OutputError: the folder holds another recording.
 
     """
+    stack = context.stack
     vocabulary = stack.model.config.get_text_config().vocab_size
     if not 1 <= k <= vocabulary or temperature <= 0:
         raise InputError(f"expected k between 1 and {vocabulary} and a temperature > 0, got {k} and {temperature}")
     folder = Path(folder)
-    batch_tokens = batch_tokens or default_batch_tokens(stack)
-    batches = make_batches(samples, batch_tokens)
     facts = {
         "format": FORMAT,
-        "model_hash": model_identity(stack.model),
+        "model_hash": context.identity,
         "samples_hash": samples.hash,
         "k": k,
         "temperature": temperature,
-        "batch_tokens": batch_tokens,  # other batches can be as many: an interrupted recording must not mix the two
-        "shards": len(batches),
+        # Other batches can be as many: an interrupted recording must not mix the two.
+        "batch_tokens": context.tokens_per_batch,
+        "shards": len(context.batches(samples)),
     }
     journal = Journal(folder, {"stage": "teacher", **facts})
-    for number, batch in enumerate(batches):
-        if number not in journal:
-            there = batch.to(stack.device)
+    rests = []
+    for number, batch in over_batches(context, samples, "recording the teacher"):
+        shard = journal.get(number)
+        if shard is None:
             with torch.no_grad():
-                hidden = stack.hidden(there.input_ids)[counted_rows(there.labels)]
+                hidden = stack.hidden(batch.input_ids)[counted_rows(batch.labels)]
             tokens, log_probs, rest = _top(stack, hidden, k, temperature)
             counts = (batch.labels >= 0).sum(dim=1)
             arrays = {"tokens": tokens, "log_probs": log_probs, "rest": rest, "counts": counts}
             shard = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
             journal.write(number, **shard, samples=np.array(batch.indices))
-        if advance:
-            advance(batch.tokens)
-    remainders = np.concatenate([journal.read(number)["rest"] for number in range(len(batches))])
+        rests.append(shard["rest"])
+    remainders = np.concatenate(rests)
     kept_mass = float(1 - remainders.mean(dtype=np.float64))
     index = {**facts, "positions": len(remainders), "kept_mass": kept_mass}
     write_json(folder / INDEX, index)

@@ -28,14 +28,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from excise.artefacts import write_json
 from excise.data.batches import pad
+from excise.data.fit import require_fit
 from excise.data.samples import Sample, Samples
 from excise.errors import HealingError, InputError, OutputError
 from excise.healing.settings import Settings
 from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
 from excise.healing.teachers import OfflineTeacher, Teacher
-from excise.measuring.journal import Journal
 from excise.models.identity import model_identity
 from excise.models.stack import Stack
+from excise.store import Journal, Store
 
 MARK = "whole.json"
 
@@ -80,6 +81,20 @@ class Origin:
         return None if kept is None or removed is None else Origin(tuple(kept), len(kept) + len(removed))
 
 
+@dataclass(frozen=True)
+class Watching:
+    """Who is told of a training's progress.
+
+    Attributes:
+        report: called after every optimiser step.
+        tensorboard: folder for TensorBoard's event files.
+
+    """
+
+    report: Callable[[Progress], None] | None = None
+    tensorboard: Path | None = None
+
+
 def train(
     student: Stack,
     teacher: Teacher,
@@ -89,8 +104,7 @@ def train(
     *,
     origin: Origin | None = None,
     until: int | None = None,
-    report: Callable[[Progress], None] | None = None,
-    tensorboard: Path | None = None,
+    watching: Watching | None = None,
 ) -> list[dict[str, float]]:
     """Train a student in place, going on from the last whole checkpoint in `work` if there is one.
 
@@ -105,11 +119,10 @@ def train(
         settings: hyper-parameters.
         origin: the student's place in the original; needed for the hidden-state term and for training cuts alone.
         until: stop after this step, with a checkpoint from which a later call goes on as if it had not stopped.
-        report: called after every optimiser step.
-        tensorboard: folder for TensorBoard's event files.
+        watching: who is told of its progress.
 
     Returns:
-        The curve: one entry an optimiser step, with "step", "loss" (nats per token), "learning_rate" and "grad_norm".
+        The curve: one entry per optimiser step, with "step", "loss" (nats per token), "learning_rate" and "grad_norm".
 
     Raises:
         HealingError: the loss is not finite, or a checkpoint could not be written; names the last whole one.
@@ -117,15 +130,14 @@ def train(
         OutputError: `work` holds a run with other settings, another model or other data.
 
     """
-    work = Path(work)
+    work, watching = Path(work), watching or Watching()
     _check(student, teacher, samples, settings, origin)
-    facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
-    Journal(work, {"stage": "heal", "student": model_identity(student.model), **facts})
+    Journal(work, training_key(student, teacher, samples, settings))  # refuses the folder of another training
     whole = samples[: len(samples) - len(samples) % settings.batch]
     counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
     with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
-        total = planned_steps(settings, len(samples))
-        arguments = _arguments(student, work, settings, total, tensorboard)
+        total, tokens_per_step = planned_steps(settings, len(samples)), whole.tokens / len(whole) * settings.batch
+        arguments = _arguments(student, work, settings, total, watching.tensorboard)
         blocks = (origin.original_blocks, origin.teacher_blocks) if origin else (None, len(student.blocks))
         model = trainable(student, settings, *blocks)
         trainer = Trainer(
@@ -133,7 +145,7 @@ def train(
             args=arguments,
             train_dataset=_Numbered(whole),
             data_collator=_side_by_side,
-            callbacks=[_Mark(), _Report(whole.tokens / len(whole) * settings.batch, report), _StopAfter(until)],
+            callbacks=[_Mark(), _Report(tokens_per_step, watching.report), _StopAfter(until)],
         )
         trainer.remove_callback(PrinterCallback)
         if settings.train == "lora" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
@@ -150,12 +162,32 @@ def train(
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
+def training_key(student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> dict[str, Any]:
+    """Everything that a training depends on; the student as it is before."""
+    facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
+    return {"stage": "heal", "student": model_identity(student.model), **facts}
+
+
+def training_place(store: Store, student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> Path:
+    """Where a store keeps a training.
+
+    Raises:
+        InputError: the store has no folder.
+
+    """
+    place = store.place("trainings", training_key(student, teacher, samples, settings))
+    if place is None:
+        raise InputError("a training writes checkpoints; expected a store with a folder")
+    return place
+
+
 def planned_steps(settings: Settings, samples: int) -> int:
     """Optimiser steps that `train` takes on so many samples."""
     return settings.steps or math.ceil(settings.epochs * (samples // settings.batch))
 
 
 def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Settings, origin: Origin | None) -> None:
+    require_fit(samples, student)
     if len(samples) < settings.batch:
         raise InputError(f"expected at least one batch of {settings.batch} samples to train on, got {len(samples)}")
     if settings.batch % _processes():
@@ -260,8 +292,8 @@ class _Mark(TrainerCallback):
 class _Report(TrainerCallback):
     """Reports progress after every step; tokens are counted by the samples' mean length."""
 
-    def __init__(self, tokens_a_step: float, report: Callable[[Progress], None] | None) -> None:
-        self.tokens_a_step, self.report = tokens_a_step, report
+    def __init__(self, tokens_per_step: float, report: Callable[[Progress], None] | None) -> None:
+        self.tokens_per_step, self.report = tokens_per_step, report
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.first, self.started = state.global_step, time.perf_counter()
@@ -271,7 +303,7 @@ class _Report(TrainerCallback):
             return
         speed = (state.global_step - self.first) / (time.perf_counter() - self.started)
         left = (state.max_steps - state.global_step) / speed
-        self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_a_step, left))
+        self.report(Progress(state.global_step, state.max_steps, logs["loss"], speed * self.tokens_per_step, left))
 
 
 class _StopAfter(TrainerCallback):

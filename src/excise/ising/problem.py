@@ -13,6 +13,9 @@ from excise.errors import InputError
 from excise.ising.energies.energy import Energy
 from excise.ising.pattern import Pattern, completions, open_places
 
+Removal = tuple[int, ...]
+"""Sorted original indices of the units that go: of blocks, unless said otherwise."""
+
 
 @dataclass(frozen=True)
 class Constraint:

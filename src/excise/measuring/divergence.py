@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from excise.measuring.losses import CHUNK_ELEMENTS
 from excise.models.stack import Stack
 
 KEPT_ELEMENTS = 1 << 25  # intact probabilities kept from candidate to candidate: 128 MiB of float32
-KEPT_BYTES = 1 << 28  # intact hidden states kept from measurement to measurement
 
 
 class Divergence:
@@ -71,23 +70,3 @@ class Divergence:
             log_p = torch.log_softmax(self._stack.logits(self.intact[start : start + self._chunk]), dim=-1)
             p = log_p.exp()
             yield start, p, torch.einsum("tv,tv->t", p, log_p)
-
-
-class IntactStates:
-    """Hidden states of the intact model, kept from one measurement on some samples to the next; the oldest go first."""
-
-    def __init__(self) -> None:
-        self._states: dict[Hashable, Tensor] = {}
-
-    def get(self, key: Hashable) -> Tensor | None:
-        """What was kept under a key."""
-        return self._states.get(key)
-
-    def keep(self, key: Hashable, states: Tensor) -> None:
-        """Keep states, and forget the oldest while all take more than `KEPT_BYTES`."""
-        self._states[key] = states
-        while len(self._states) > 1 and sum(s.numel() * s.element_size() for s in self._states.values()) > KEPT_BYTES:
-            self._states.pop(next(iter(self._states)))
-
-
-INTACT = IntactStates()

@@ -6,9 +6,8 @@ several of them; each may be taken by domain (`Sample.category`), as the mean or
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from excise.context import Context
+from excise.data.files import BadRowError, read_objects
+from excise.data.rows import text_of
 from excise.data.samples import Sample, Samples
+from excise.data.sources import Skipped
 from excise.errors import InputError
-from excise.measuring.ledger import Removal
+from excise.ising.problem import Removal
 from excise.measuring.measure import Statistic, known_removals, measure
-from excise.models.stack import Stack
+from excise.settings import Objecting, weighted_kinds
 
-KINDS = ("loss", "kl", "choices")
 DOMAINS = ("mean", "worst")
 Floats = NDArray[np.float64]
 
@@ -121,34 +123,25 @@ class Objective:
         total = self.tokens
         return Objective(tuple(t.first_tokens(max(1, round(tokens * t.samples.tokens / total))) for t in self.terms))
 
-    def damages(
-        self,
-        stack: Stack,
-        removals: Sequence[Sequence[int]],
-        *,
-        ledger: Path | None = None,
-        advance: Callable[[int], None] | None = None,
-    ) -> Damages:
+    def damages(self, context: Context, removals: Sequence[Sequence[int]]) -> Damages:
         """Measure the damage of removals of whole blocks.
 
         Args:
-            stack: the model.
+            context: the model and the store.
             removals: block indices of each.
-            ledger: folder in which measurements are kept and found again.
-            advance: called with tokens × removals done.
 
         """
         wanted = [tuple(sorted(removed)) for removed in removals]
         total: Damages | None = None
         for term in self.terms:
-            one = _term_damages(term, stack, wanted, ledger, advance)
+            one = _term_damages(term, context, wanted)
             total = one if total is None else _add(total, one)
         assert total is not None
         return total
 
-    def known(self, stack: Stack, ledger: Path | None) -> list[Removal]:
-        """Removals of blocks that a ledger holds already for all terms, the intact model not counted."""
-        found = [known_removals(stack, t.samples, statistic=_statistic(t), ledger=ledger) for t in self.terms]
+    def known(self, context: Context) -> list[Removal]:
+        """Removals of blocks that the store holds already for all terms, the intact model not counted."""
+        found = [known_removals(context, term.samples, statistic=_statistic(term)) for term in self.terms]
         return sorted(set.intersection(*map(set, found)) - {()})
 
 
@@ -156,16 +149,10 @@ def _statistic(term: Term) -> Statistic:
     return "divergence" if term.kind == "kl" else "loss"
 
 
-def _term_damages(
-    term: Term,
-    stack: Stack,
-    removals: Sequence[Removal],
-    ledger: Path | None,
-    advance: Callable[[int], None] | None,
-) -> Damages:
+def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> Damages:
     asked = list(dict.fromkeys(removals))
     rows = [(), *(removed for removed in asked if removed)]
-    run = partial(measure, stack, term.samples, statistic=_statistic(term), ledger=ledger, advance=advance)
+    run = partial(measure, context, term.samples, statistic=_statistic(term))
     if term.kind == "kl":  # the intact model's from itself is 0, and not measured
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
@@ -214,92 +201,88 @@ def parse_objective(text: str, samples: Samples, questions: Samples | None = Non
     if domains not in DOMAINS:
         raise InputError(f"expected domains in {DOMAINS}, got '{domains}'")
     terms = []
-    for part in text.split(","):
-        kind, colon, weight_text = (piece.strip() for piece in part.partition(":"))
-        if kind not in KINDS:
-            raise InputError(
-                f"expected an objective of {', '.join(KINDS)}, such as kl or kl:0.7,choices:0.3; got '{text}'"
-            )
-        try:
-            weight = float(weight_text) if colon else 1.0
-        except ValueError:
-            weight = 0.0
-        if not (weight > 0 and np.isfinite(weight)):
-            raise InputError(f"the weight of {kind} must be a number above 0, got '{weight_text}'")
+    for kind, weight in weighted_kinds(text):
         if kind == "choices" and questions is None:
             raise InputError("the objective 'choices' needs questions: pass --questions FILE (JSONL)")
         terms.append(Term(kind, questions if kind == "choices" and questions else samples, weight, domains))
     return Objective(tuple(terms))
 
 
-def load_objective(
-    text: str,
-    samples: Samples,
-    tokenizer: Any,
-    *,
-    questions: str | Path | None = None,
-    domains: str = "mean",
-    seed: int = 0,
-) -> Objective:
+def load_objective(asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0) -> Objective:
     """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
 
+    Args:
+        asked: settings of a verb.
+        samples: for `loss` and `kl`.
+        tokenizer: of the model.
+        seed: of the draw of questions.
+
     Raises:
-        InputError: as those, or questions were given that no part of the objective asks for.
+        InputError: as those.
 
     """
-    asked = "choices" in text
-    if questions is not None and not asked:
-        raise InputError(f"--questions was given, but the objective '{text}' has no choices; add it, or leave them out")
-    loaded = load_questions(questions, tokenizer, seed=seed) if questions is not None else None
-    return parse_objective(text, samples, loaded, domains)
+    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed)
+    return parse_objective(asked.objective, samples, questions, asked.domains)
 
 
 def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0) -> Samples:
     """Multiple-choice questions, one sample an option, those of a question side by side and the right one first.
 
     Args:
-        path: JSONL(.gz) with `question` (or `ctx`), the options (`choices` as a list or {"text": […], "label": […]},
-            or `endings`) and the right one (`answer`, `answerKey` or `label`: an index or one of the labels).
+        path: JSON lines or a list (see `excise.data.files.read_objects`), with `question` (or `ctx`), the options
+            (`choices` as a list or {"text": […], "label": […]}, or `endings`) and the right one (`answer`, `answerKey`
+            or `label`: an index or one of the labels).
         tokenizer: of the model.
         count: questions drawn at random.
         seed: of the draw.
 
     Raises:
-        InputError: no such file, or a row of another form.
+        InputError: no such file, or not one question in it; other rows are skipped and counted.
 
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"no file of questions {path}")
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as stream:
-        rows = [(number, line) for number, line in enumerate(stream, start=1) if line.strip()]
-    order = np.random.default_rng(seed).permutation(len(rows))[:count]
-    items: list[Sample] = []
-    for place in order:
-        number, line = rows[place]
-        name = f"{file.name}:{number}"
+    questions: list[tuple[str, str, list[str]]] = []
+    skipped = Skipped()
+    for name, row in read_objects(path):
         try:
-            question, options, right = _question(json.loads(line))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f"{name}: expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, "
-                f"`answerKey` or `label` ({type(error).__name__}: {error})"
-            ) from None
-        items += _option_samples(name, question, [options[right], *options[:right], *options[right + 1 :]], tokenizer)
-    return Samples(tuple(items), {"data": str(path), "questions": len(order), "seed": seed})
+            question, options, right = _question(row)
+            questions.append((name, question, [options[right], *options[:right], *options[right + 1 :]]))
+        except BadRowError as reason:
+            skipped.add(name, reason)
+    if not questions:
+        raise InputError(f"no questions in {path}: {skipped.first[0] if skipped.rows else 'the file is empty'}")
+    if skipped.rows:
+        warnings.warn(f"{skipped.rows} questions of {path} were skipped, such as {skipped.first[0]}", stacklevel=2)
+    order = np.random.default_rng(seed).permutation(len(questions))[:count]
+    drawn = [questions[place] for place in order]
+    items = [sample for name, asked, options in drawn for sample in _option_samples(name, asked, options, tokenizer)]
+    facts = {"data": str(path), "questions": len(order), "seed": seed}
+    return Samples(tuple(items), {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
 
 
-def _question(row: Mapping[str, Any]) -> tuple[str, list[str], int]:
-    if "ctx" in row:
-        return row["ctx"], list(row["endings"]), int(row["label"])
-    choices = row["choices"]
-    texts = list(choices["text"]) if isinstance(choices, Mapping) else list(choices)
-    labels = list(choices["label"]) if isinstance(choices, Mapping) else [chr(65 + i) for i in range(len(texts))]
-    answer = row["answerKey"] if "answerKey" in row else row["answer"] if "answer" in row else row["label"]
-    right = labels.index(answer) if answer in labels else int(answer)
-    if len(texts) < 2 or not 0 <= right < len(texts):
-        raise ValueError(f"{len(texts)} options, the right one {answer!r}")
-    return f"Question: {row['question']}\nAnswer:", texts, right
+def _question(row: Mapping[str, Any] | BadRowError) -> tuple[str, list[str], int]:
+    """Question, options and which of them is right."""
+    if isinstance(row, BadRowError):
+        raise row
+    try:
+        choices = row["endings"] if "ctx" in row else row["choices"]
+        options = list(choices["text"]) if isinstance(choices, Mapping) else list(choices)
+        labels = list(choices["label"]) if isinstance(choices, Mapping) else [chr(65 + i) for i in range(len(options))]
+        answer = next(row[key] for key in ("answerKey", "answer", "label") if row.get(key) is not None)
+        right = labels.index(answer) if answer in labels else int(answer)
+        asked = row["ctx"] if "ctx" in row else row["question"]
+        if len(options) < 2 or not 0 <= right < len(options):
+            raise ValueError(f"{len(options)} options, the right one {answer!r}")
+    except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        raise BadRowError(
+            f"expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, `answerKey` or "
+            f"`label` ({type(error).__name__}: {error})"
+        ) from None
+    question = text_of(asked, "the question")
+    return (
+        question if "ctx" in row else f"Question: {question}\nAnswer:",
+        [text_of(o, "an option") for o in options],
+        right,
+    )
 
 
 def _option_samples(name: str, question: str, options: Sequence[str], tokenizer: Any) -> list[Sample]:

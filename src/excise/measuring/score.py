@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,76 +13,59 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from excise.data.batches import Batch, default_batch_tokens, make_batches
+from excise.context import Context
+from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.ising.gradients import Gradients
-from excise.measuring.journal import Journal
 from excise.measuring.losses import sample_losses
-from excise.models.identity import model_identity
+from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import Stack, first, override_forward, replace_first
 
 MOST_SKIPPED = 0.1
 
 
 def score(
-    stack: Stack,
-    samples: Samples,
-    *,
-    batch_tokens: int | None = None,
-    checkpointing: bool = False,
-    journal: Path | None = None,
-    part: tuple[int, int] = (0, 1),
-    positions: np.ndarray | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Gradients | None:
-    """Measure the gates' gradients on every sample, one gate a sublayer.
+    context: Context, samples: Samples, *, checkpointing: bool = False, positions: np.ndarray | None = None
+) -> Gradients:
+    """Measure the gates' gradients on every sample, one gate per sublayer.
 
     No gate is multiplied: at α = 1 the derivative with respect to a gate is the inner product of its sublayer's output
     with the gradient that arrives there, so the forward stays what it was to the last bit. Weights are frozen: the
     backward pass carries activation gradients only.
 
     Args:
-        stack: the model.
+        context: the model and the store, in which the gradients of finished batches are kept.
         samples: calibration samples.
-        batch_tokens: padded tokens a batch; by default what keeps the device busy.
         checkpointing: recompute each block in the backward pass; memory of one block instead of all, a third more time.
-        journal: folder that makes the pass resumable (deleted by the caller once the result is kept).
         positions: [samples, blocks], y = 1 − α at which each sample's gradient is taken (see
             `excise.ising.energies.path`); None for the intact model, y = 0. A block's gates share its α.
-        part: (rank, parts): do only batches rank, rank + parts, …, for several processes that share a journal.
-        advance: called with the number of tokens of each finished batch.
-
-    Returns:
-        Gradients, or None while other parts of the journal are missing.
 
     Raises:
         InputError: more than a tenth of the samples give a loss or gradient that is not finite.
+        UnfinishedError: other processes (`context.part`) have not done their part.
 
     """
-    batch_tokens = batch_tokens or default_batch_tokens(stack)
-    rank, parts = part
-    if not 0 <= rank < parts:
-        raise InputError(f"expected a part (rank, parts) with 0 <= rank < parts, got {part}")
-    settings: dict[str, Any] = {"batch_tokens": batch_tokens, "checkpointing": checkpointing}
+    stack = context.stack
     alpha = None if positions is None else _gates(stack, samples, positions)
+    settings: dict[str, Any] = {"checkpointing": checkpointing}
     if alpha is not None:
         settings["positions"] = hashlib.sha256(alpha.numpy().tobytes()).hexdigest()
-    facts = {"model_hash": model_identity(stack.model), "samples": samples.describe(), **settings}
-    record = Journal(journal, {"stage": "gradients", **facts})
-    batches = make_batches(samples, batch_tokens)
+
+    def gradients_of(number: int, batch: Batch) -> Rows:
+        here = None if alpha is None else alpha[list(batch.indices)]
+        rows, losses = gate_gradients(stack, batch, alpha=here, checkpointing=checkpointing)
+        return {"A": rows.cpu().numpy(), "losses": losses.cpu().numpy()}
+
     with frozen(stack):
-        for number in range(rank, len(batches), parts):
-            if number not in record:
-                batch = batches[number]
-                here = None if alpha is None else alpha[list(batch.indices)]
-                rows, losses = gate_gradients(stack, batch, alpha=here, checkpointing=checkpointing)
-                record.write(number, A=rows.cpu().numpy(), losses=losses.cpu().numpy())
-            if advance:
-                advance(batches[number].tokens)
-    if any(number not in record for number in range(len(batches))):
-        return None
-    return _join(stack, samples, batches, record, facts, positions)
+        rows = each_batch(context, samples, "gradients", settings, gradients_of)
+    facts = {
+        "model_hash": context.identity,
+        "samples": samples.describe(),
+        "batch_tokens": context.tokens_per_batch,
+        **settings,
+    }
+    return _joined(stack, samples, rows, facts, positions)
 
 
 def _gates(stack: Stack, samples: Samples, positions: np.ndarray) -> Tensor:
@@ -164,18 +146,10 @@ def frozen(stack: Stack) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _join(
-    stack: Stack,
-    samples: Samples,
-    batches: Sequence[Batch],
-    record: Journal,
-    facts: Mapping[str, Any],
-    positions: np.ndarray | None,
+def _joined(
+    stack: Stack, samples: Samples, rows: Rows, facts: Mapping[str, Any], positions: np.ndarray | None
 ) -> Gradients:
-    pieces = [record.read(number) for number in range(len(batches))]
-    order = np.argsort([i for batch in batches for i in batch.indices])
-    A = np.concatenate([piece["A"] for piece in pieces])[order]
-    losses = np.concatenate([piece["losses"] for piece in pieces])[order]
+    A, losses = rows["A"], rows["losses"]
     finite = np.isfinite(A).all(axis=1) & np.isfinite(losses)
     names = np.array([sample.name for sample in samples], dtype=object)
     skipped = tuple(names[~finite])

@@ -24,8 +24,8 @@ from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
+from excise.settings import DTYPES
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite",
@@ -57,6 +57,21 @@ class Loaded:
     def raw_config(self) -> dict[str, Any] | None:
         """What stands in its config.json, also what transformers drops; None for a GGUF file."""
         return None if self.folder is None else read_json(self.folder / "config.json")
+
+    @staticmethod
+    def of(model: Any, tokenizer: Any = None) -> Loaded:
+        """A causal language model that is in memory already.
+
+        Args:
+            model: of transformers, or its stack.
+            tokenizer: its own, for whoever needs one.
+
+        Raises:
+            ArchitectureError: see `excise.models.stack.find_stack`.
+
+        """
+        stack = model if isinstance(model, Stack) else find_stack(model)
+        return Loaded(stack, tokenizer, stack.model.config.name_or_path or "", stack.model.dtype)
 
 
 def load(

@@ -151,20 +151,6 @@ def combined(patterns: Iterable[Pattern | None]) -> Pattern | None:
     return reduce(lambda both, pattern: both.both(pattern) if both else pattern, filter(None, patterns), None)
 
 
-def readers_named(text: str) -> tuple[str, ...]:
-    """Names of readers in a list such as "vllm,llama.cpp".
-
-    Raises:
-        InputError: no such reader.
-
-    """
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in READERS]
-    if unknown:
-        raise InputError(f"expected readers in {', '.join(READERS)}, got '{unknown[0]}'")
-    return names
-
-
 @dataclass(frozen=True)
 class _Places:
     """What a reader takes the block at each place for."""
@@ -194,8 +180,10 @@ def _kinds(placement: Placement, config: Any) -> list[Any] | None:
 
 
 def _known(architecture: Architecture, readers: Iterable[str]) -> tuple[str, ...]:
-    names = readers_named(",".join(readers))
+    names = tuple(dict.fromkeys(readers))
     for name in names:
+        if name not in READERS:
+            raise InputError(f"expected readers in {', '.join(READERS)}, got '{name}'")
         if architecture.model_type in READERS[name].without:
             raise ArchitectureError(f"{READERS[name].title} does not know {architecture.model_type}; leave {name} out")
     return names

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from excise.data.batches import Batch, default_batch_tokens, make_batches
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.measuring.measure import measure
+from excise.measuring.passes import over_batches
 from excise.models.identity import model_identity
 from excise.models.stack import Stack, block_indices
 from excise.repair.cuts import Projection, cuts_of, output_projections
@@ -38,86 +38,116 @@ from excise.surgery.merge import Run
 FEATURES = ("output", "input")
 AUTO = "auto"
 WIDEST_INPUT = 8192  # above it, the eigenvectors of the inputs' normal equations cost more than they bring
+STAGE = "repair"
 EVERY = 5  # one sample in so many chooses the ridge
 
 
-def repair(stack: Stack, removed: Sequence[int], samples: Samples, **options: Any) -> Repair:
-    """Fit the repair of one removal; arguments as for `repair_each`."""
-    return next(repair_each(stack, [removed], samples, **options))
+@dataclass(frozen=True)
+class Folding:
+    """What is folded where, and how it is fitted.
 
-
-def repair_each(
-    stack: Stack,
-    removals: Sequence[Sequence[int]],
-    samples: Samples,
-    *,
-    held_out: Samples | None = None,
-    into: Sequence[str] | None = None,
-    features: str = AUTO,
-    weighting: str = "uniform",
-    ridges: Sequence[float] = RIDGES,
-    dtype: torch.dtype | None = None,
-    batch_tokens: int | None = None,
-    ledger: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Iterator[Repair]:
-    """Fit the repairs of several removals, one after the other; the model itself is left as it was.
-
-    The original runs once over the samples for all cuts of all removals. The student runs from cut to cut: the streams
-    wait on disk, so that memory holds one batch. Every fifth sample is kept out of the fit to choose the ridge, and
-    joins it after.
-
-    Args:
-        stack: the original model.
-        removals: original indices of each.
-        samples: calibration samples, at least two.
-        held_out: other samples on which the loss is measured, without removal, with it, and repaired.
+    Attributes:
         into: kinds of sublayers of the block below a cut to fold into, one after the other, each refitted on the
-            stream that the one before it repaired. By default the last, which in a transformer is the feed-forward,
-            as in ReplaceMe. Before a sequential
-            feed-forward, "attention" is fitted as if the feed-forward did not react; what follows corrects that. It
-            did not pay on the model measured here.
+            stream that the one before it repaired. None takes the last, which in a transformer is the feed-forward, as
+            in ReplaceMe. Before a sequential feed-forward, "attention" is fitted as if the feed-forward did not react;
+            what follows corrects that. It did not pay on the model measured here.
         features: "output" fits a map of the sublayer's output (width² numbers), as ReplaceMe does; "input" refits the
             whole matrix on its inputs (width × inner width), which did better on the model measured here, and whose
             normal equations need 16 bytes × inner width² of memory; "auto" is "input" for inner widths up to 8,192.
         weighting: what a token's error weighs, see `streams.original_streams`.
         ridges: strengths to choose from, relative to the features' mean square, each > 0; an infinite one stands for
             leaving the matrix alone.
-        dtype: of the new weights, in which they will be written; None keeps that of the loaded model.
-        batch_tokens: padded tokens a batch.
-        ledger: folder in which the measured losses are kept and found again.
-        advance: called with the tokens of each batch, once for the original and once for each fitted matrix.
+
+    Raises:
+        InputError: one of them is out of range.
+
+    """
+
+    into: tuple[str, ...] | None = None
+    features: str = AUTO
+    weighting: str = "uniform"
+    ridges: tuple[float, ...] = RIDGES
+
+    def __post_init__(self) -> None:
+        if self.features not in (AUTO, *FEATURES) or self.weighting not in WEIGHTINGS:
+            raise InputError(
+                f"expected features in {(AUTO, *FEATURES)} and weighting in {WEIGHTINGS}, "
+                f"got '{self.features}' and '{self.weighting}'"
+            )
+        if not self.ridges or not all(ridge > 0 for ridge in self.ridges):
+            raise InputError(f"expected ridges > 0, at least one, got {list(self.ridges)}")
+
+
+def repair(
+    context: Context,
+    removed: Sequence[int],
+    samples: Samples,
+    *,
+    held_out: Samples | None = None,
+    folding: Folding | None = None,
+) -> Repair:
+    """Fit the repair of one removal; arguments as for `repair_each`."""
+    return next(repair_each(context, [removed], samples, held_out=held_out, folding=folding))
+
+
+def repair_each(
+    context: Context,
+    removals: Sequence[Sequence[int]],
+    samples: Samples,
+    *,
+    held_out: Samples | None = None,
+    folding: Folding | None = None,
+) -> Iterator[Repair]:
+    """Fit the repairs of several removals, one after the other; the model itself is left as it was.
+
+    The original runs once over the samples for all cuts of all removals. The student runs from cut to cut: the streams
+    wait on disk, so that memory holds one batch. Every fifth sample is kept out of the fit to choose the ridge, and
+    joins it after. New weights have the dtype in which the checkpoint will be written.
+
+    Args:
+        context: the original model, and the store for measured losses.
+        removals: original indices of each.
+        samples: calibration samples, at least two.
+        held_out: other samples on which the loss is measured, without removal, with it, and repaired.
+        folding: what is folded where; by default the last matrix below each cut.
 
     Yields:
         New weights, to be used with `repaired`, in the order of the removals. The original's pass is part of the cost
         of the first.
 
     Raises:
-        InputError: an option is out of range, or there are fewer than two samples.
+        InputError: there are fewer than two samples.
         ArchitectureError: folding would not be exact, or there is no kept block below a cut.
 
     """
-    _check_options(samples, features, weighting, ridges)
+    if len(samples) < 2:
+        raise InputError(
+            f"expected at least two samples, one to fit and one to choose the ridge on, got {len(samples)}"
+        )
     if not removals:
         return
-    targets = [_Target.of(stack, removed, into) for removed in removals]
-    batches = [b.to(stack.device) for b in make_batches(samples, batch_tokens or default_batch_tokens(stack))]
-    n, report = len(stack.blocks), advance or (lambda _: None)
+    stack, folding = context.stack, folding or Folding()
+    targets = [_Target.of(stack, removed, folding.into) for removed in removals]
+    n = len(stack.blocks)
     tops = sorted({cut.removed[-1] for target in targets for cut in target.cuts})
-    blocks_run = n + 2 * (n - tops[0]) if weighting == "gradient" else tops[-1] + 1
+    blocks_run = n + 2 * (n - tops[0]) if folding.weighting == "gradient" else tops[-1] + 1
     facts = {
-        "model_hash": model_identity(stack.model),
+        "model_hash": context.identity,
         "samples": samples.describe(),
-        "settings": {"into": into and list(into), "features": features, "weighting": weighting},
+        "settings": {
+            "into": folding.into and list(folding.into),
+            "features": folding.features,
+            "weighting": folding.weighting,
+        },
     }
     with tempfile.TemporaryDirectory(prefix="excise-repair-") as place:
-        scratch = Scratch(Path(place))
-        _keep_targets(stack, batches, tops, weighting, scratch, report)
+        fitting = _Fitting(context, samples, folding, Scratch(Path(place)))
+        fitting.keep_targets(tops)
         for target in targets:
-            weights, steps, student_blocks = _fit(stack, batches, scratch, target, features, ridges, dtype, report)
+            weights, steps, student_blocks = fitting.fit(target)
             cost = samples.tokens * (blocks_run + student_blocks) / n
             fitted = Repair(target.removed, weights, steps, cost, None, facts)
-            yield fitted if held_out is None else _judged(stack, fitted, held_out, batch_tokens, ledger)
+            yield fitted if held_out is None else _judged(context, fitted, held_out)
             blocks_run = 0
 
 
@@ -146,34 +176,75 @@ def require_repairable(stack: Stack, removed: Sequence[int], into: Sequence[str]
     _Target.of(stack, removed, into)
 
 
-def _fit(
-    stack: Stack,
-    batches: Sequence[Batch],
-    scratch: Scratch,
-    target: _Target,
-    features: str,
-    ridges: Sequence[float],
-    dtype: torch.dtype | None,
-    report: Callable[[int], None],
-) -> tuple[dict[str, Tensor], tuple[Step, ...], int]:
-    """New weights of one removal, how they were fitted, and how many blocks the student ran through."""
-    weights: dict[str, Tensor] = {}
-    steps, start, blocks_run = [], 0, 0
-    with contextlib.ExitStack() as folded:
-        for projection in target.projections:
-            cut = next(cut for cut in target.cuts if cut.kept == projection.sublayer.block)
-            fitted = _features_of(projection, features)
-            fit, choice = _gather(stack, batches, scratch, start, target.removed, projection, cut, fitted, report)
-            blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
-            errors = held_out_errors(fit, choice, ridges)
-            best = min(range(len(ridges)), key=errors.__getitem__)
-            new = _folded(projection, (fit + choice).solve(ridges[best]), fitted)
-            new = {name: tensor.to(dtype or tensor.dtype) for name, tensor in new.items()}
-            folded.enter_context(swapped(stack.model, new))
-            weights |= new
-            steps.append(Step(cut.kept, projection.sublayer.kind, cut.removed, fitted, ridges[best], errors[best]))
-            start = cut.kept
-    return weights, tuple(steps), blocks_run
+@dataclass(frozen=True, eq=False)
+class _Fitting:
+    """One fit of several removals on the same samples, whose streams wait in a scratch folder."""
+
+    context: Context
+    samples: Samples
+    folding: Folding
+    scratch: Scratch
+
+    def keep_targets(self, tops: Sequence[int]) -> None:
+        """Write the original's streams and the weights of their real tokens at every cut."""
+        for number, batch in over_batches(self.context, self.samples, STAGE):
+            streams, weights = original_streams(self.context.stack, batch, tops, self.folding.weighting)
+            for top in tops:
+                real = batch.real.to(streams[top].device)
+                kept = {"stream": streams[top][real], "weights": weights[top][real.to(weights[top].device)]}
+                if not all(tensor.isfinite().all() for tensor in kept.values()):
+                    raise InputError(f"the original's stream after block {top} is not finite; try --dtype float32")
+                self.scratch.write(number, f"target-{top}", kept)
+
+    def fit(self, target: _Target) -> tuple[dict[str, Tensor], tuple[Step, ...], int]:
+        """New weights of one removal, how they were fitted, and how many blocks the student ran through."""
+        weights: dict[str, Tensor] = {}
+        steps: list[Step] = []
+        start, blocks_run, ridges = 0, 0, self.folding.ridges
+        stored = self.context.loaded.stored_dtype
+        with contextlib.ExitStack() as folded:
+            for projection in target.projections:
+                cut = next(cut for cut in target.cuts if cut.kept == projection.sublayer.block)
+                features = _features_of(projection, self.folding.features)
+                fit, choice = self._gather(start, target.removed, projection, cut, features)
+                blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
+                errors = held_out_errors(fit, choice, ridges)
+                best = min(range(len(ridges)), key=errors.__getitem__)
+                new = _folded(projection, (fit + choice).solve(ridges[best]), features)
+                new = {name: tensor.to(stored) for name, tensor in new.items()}
+                # The next cut is fitted on the stream as repaired so far, and as rounded to what will be written.
+                folded.enter_context(swapped(self.context.stack.model, new))
+                weights |= new
+                kind = projection.sublayer.kind
+                steps.append(Step(cut.kept, kind, cut.removed, features, ridges[best], errors[best]))
+                start = cut.kept
+        return weights, tuple(steps), blocks_run
+
+    def _gather(
+        self, start: int, removed: Sequence[int], projection: Projection, cut: Run, features: str
+    ) -> tuple[NormalEquations, NormalEquations]:
+        """Normal equations of one matrix, over the samples to fit and over those to choose the ridge by."""
+        stack = self.context.stack
+        inner, width = projection.matrix.shape
+        size, device = (inner if features == "input" else width), projection.module.weight.device
+        fit, choice = (NormalEquations.zeros(size, width, device) for _ in range(2))
+        every = min(EVERY, len(self.samples))
+        for number, batch in over_batches(self.context, self.samples, STAGE):
+            state = self.scratch.read(number, "state").get("state") if start > 0 else None
+            state = None if state is None else state.to(stack.device)
+            before, inputs, outputs, stream = student_streams(stack, batch, start, state, removed, projection)
+            self.scratch.write(number, "state", {"state": before})
+            target = self.scratch.read(number, f"target-{cut.removed[-1]}")
+            real = batch.real.to(stream.device)
+            residual = target["stream"].to(stream.device).double() - stream[real].double()
+            phi = (inputs if features == "input" else outputs)[real.to(outputs.device)]
+            chooses = torch.tensor([i % every == every - 1 for i in batch.indices], device=real.device)
+            row = chooses.unsqueeze(1).expand_as(real)[real]
+            for equations, rows in ((fit, ~row), (choice, row)):
+                equations.add(
+                    phi[rows.to(phi.device)], residual[rows].to(device), target["weights"].to(device)[rows.to(device)]
+                )
+        return fit, choice
 
 
 def _features_of(projection: Projection, features: str) -> str:
@@ -208,76 +279,6 @@ def repaired(stack: Stack, repair: Repair) -> Iterator[tuple[int, ...]]:
         yield repair.removed
 
 
-def _check_options(samples: Samples, features: str, weighting: str, ridges: Sequence[float]) -> None:
-    if features not in (AUTO, *FEATURES) or weighting not in WEIGHTINGS:
-        raise InputError(
-            f"expected features in {(AUTO, *FEATURES)} and weighting in {WEIGHTINGS}, "
-            f"got '{features}' and '{weighting}'"
-        )
-    if not ridges or any(not ridge > 0 for ridge in ridges):
-        raise InputError(f"expected ridges > 0, at least one, got {list(ridges)}")
-    if len(samples) < 2:
-        raise InputError(
-            f"expected at least two samples, one to fit and one to choose the ridge on, got {len(samples)}"
-        )
-
-
-def _keep_targets(
-    stack: Stack,
-    batches: Sequence[Batch],
-    tops: Sequence[int],
-    weighting: str,
-    scratch: Scratch,
-    advance: Callable[[int], None],
-) -> None:
-    """Write the original's streams and the weights of their real tokens at every cut."""
-    for number, batch in enumerate(batches):
-        streams, weights = original_streams(stack, batch, tops, weighting)
-        for top in tops:
-            real = batch.real.to(streams[top].device)
-            kept = {"stream": streams[top][real], "weights": weights[top][real.to(weights[top].device)]}
-            if not all(tensor.isfinite().all() for tensor in kept.values()):
-                raise InputError(f"the original's stream after block {top} is not finite; try --dtype float32")
-            scratch.write(number, f"target-{top}", kept)
-        advance(batch.tokens)
-
-
-def _gather(
-    stack: Stack,
-    batches: Sequence[Batch],
-    scratch: Scratch,
-    start: int,
-    removed: Sequence[int],
-    projection: Projection,
-    cut: Run,
-    features: str,
-    advance: Callable[[int], None],
-) -> tuple[NormalEquations, NormalEquations]:
-    """Normal equations of one matrix, over the samples to fit and over those to choose the ridge by."""
-    inner, width = projection.matrix.shape
-    size, device = (inner if features == "input" else width), projection.module.weight.device
-    fit, choice = (NormalEquations.zeros(size, width, device) for _ in range(2))
-    samples = sum(len(batch.indices) for batch in batches)
-    every = min(EVERY, samples)
-    for number, batch in enumerate(batches):
-        state = scratch.read(number, "state").get("state") if start > 0 else None
-        state = None if state is None else state.to(stack.device)
-        before, inputs, outputs, stream = student_streams(stack, batch, start, state, removed, projection)
-        scratch.write(number, "state", {"state": before})
-        target = scratch.read(number, f"target-{cut.removed[-1]}")
-        real = batch.real.to(stream.device)
-        residual = target["stream"].to(stream.device).double() - stream[real].double()
-        phi = (inputs if features == "input" else outputs)[real.to(outputs.device)]
-        chooses = torch.tensor([i % every == every - 1 for i in batch.indices], device=real.device)
-        row = chooses.unsqueeze(1).expand_as(real)[real]
-        for equations, rows in ((fit, ~row), (choice, row)):
-            equations.add(
-                phi[rows.to(phi.device)], residual[rows].to(device), target["weights"].to(device)[rows.to(device)]
-            )
-        advance(batch.tokens)
-    return fit, choice
-
-
 def _folded(projection: Projection, change: Tensor, features: str) -> dict[str, Tensor]:
     """New weights of a projection, whose output (or matrix) is to change by `change`."""
     matrix = projection.matrix.double()
@@ -292,9 +293,9 @@ def _folded(projection: Projection, change: Tensor, features: str) -> dict[str, 
     return new
 
 
-def _judged(stack: Stack, fitted: Repair, held_out: Samples, batch_tokens: int | None, ledger: Path | None) -> Repair:
-    before = measure(stack, held_out, [(), fitted.removed], batch_tokens=batch_tokens, ledger=ledger)
-    with swapped(stack.model, fitted.weights):
-        after = measure(stack, held_out, [fitted.removed], batch_tokens=batch_tokens, ledger=ledger)
+def _judged(context: Context, fitted: Repair, held_out: Samples) -> Repair:
+    before = measure(context, held_out, [(), fitted.removed])
+    with swapped(context.stack.model, fitted.weights):
+        after = measure(context, held_out, [fitted.removed])
     losses = Losses(before.loss(), before.loss(fitted.removed), after.loss(fitted.removed))
     return replace(fitted, losses=losses, facts={**fitted.facts, "held_out": held_out.describe()})

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
-from yaml import YAMLError  # type: ignore[import-untyped]
+from yaml import YAMLError
 
 from excise.models.architectures.readers import READERS
 

@@ -11,6 +11,7 @@ import torch
 from excise.choosing.criteria import CRITERIA
 from excise.models.stack import find_stack
 from tests.choosing.criteria.naive import FLOAT32_NORM, MODELS, uneven_model
+from tests.contexts import chosen
 from tests.random_samples import random_samples, traces
 
 LAYERS = 6
@@ -43,13 +44,13 @@ def test_the_window_of_smallest_distance_goes(model_type, budget):
     distances = [naive_distance(model, low, low + budget) for low in range(LAYERS - budget + 1)]
     stack = find_stack(model)
     before = traces(model)
-    selection = CRITERIA["angular-distance"](stack, SAMPLES, budget)
+    selection = chosen(CRITERIA["angular-distance"], stack, SAMPLES, budget)
     assert traces(model) == before
     np.testing.assert_allclose(selection.scores[: len(distances)], distances, rtol=FLOAT32_NORM)
     assert selection.scores[len(distances) :] == (None,) * (budget - 1)
     low = int(np.argmin(distances))
     assert selection.removed == tuple(range(low, low + budget))
-    assert selection.forward_tokens == SAMPLES.tokens
+    assert selection.cost.forward_tokens == SAMPLES.tokens
     assert selection.note == ""
 
 
@@ -57,8 +58,8 @@ def test_a_window_reaches_over_protected_blocks_and_says_so():
     model = uneven_model("llama", LAYERS)
     windows = {(0, 2): (0, 3), (2, 3): (2, 4), (3, 5): (3, 6)}
     distances = {window: naive_distance(model, *ends) for window, ends in windows.items()}
-    selection = CRITERIA["angular-distance"](find_stack(model), SAMPLES, 2, protected=(1, 4))
+    selection = chosen(CRITERIA["angular-distance"], find_stack(model), SAMPLES, 2, protected=(1, 4))
     assert selection.removed == min(distances, key=distances.get)
-    selection = CRITERIA["angular-distance"](find_stack(model), SAMPLES, 3, protected=(1, 4))
+    selection = chosen(CRITERIA["angular-distance"], find_stack(model), SAMPLES, 3, protected=(1, 4))
     assert selection.removed in {(0, 2, 3), (2, 3, 5)}
     assert "protected" in selection.note

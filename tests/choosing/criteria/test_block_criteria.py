@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from excise.choosing.brief import Brief
 from excise.choosing.criteria import CRITERIA
 from excise.errors import InputError
 from excise.models.stack import find_stack
+from excise.progress import Progress
+from tests.contexts import Shown, chosen, context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
@@ -78,10 +81,10 @@ def samples():
 
 def test_one_shot_block_influence(model, samples):
     influence = 1 - naive_means(model, samples)[0]
-    selection = CRITERIA["block-influence"](find_stack(model), samples, 3)
+    selection = chosen(CRITERIA["block-influence"], find_stack(model), samples, 3)
     np.testing.assert_allclose(selection.scores, influence, rtol=FLOAT32_NORM)
     assert selection.removed == tuple(sorted(np.argsort(influence)[:3].tolist()))
-    assert selection.forward_tokens == samples.tokens
+    assert selection.cost.forward_tokens == samples.tokens
     assert selection.method == "block-influence"
 
 
@@ -91,26 +94,26 @@ def test_iterative_block_influence(model, samples):
         influence = 1 - naive_means(without(model, order), samples)[0]
         cost += samples.tokens * len(alive) / LAYERS
         order.append(alive.pop(int(np.argmin(influence))))
-    selection = CRITERIA["block-influence-iterative"](find_stack(model), samples, 3)
+    selection = chosen(CRITERIA["block-influence-iterative"], find_stack(model), samples, 3)
     assert selection.order == tuple(order)
     assert selection.removed == tuple(sorted(order))
-    assert selection.forward_tokens == pytest.approx(cost, rel=1e-12)
+    assert selection.cost.forward_tokens == pytest.approx(cost, rel=1e-12)
     np.testing.assert_allclose(selection.scores, 1 - naive_means(model, samples)[0], rtol=FLOAT32_NORM)
 
 
 def test_iterative_measures_again(samples):
     """On this model the two disagree, so neither can pass for the other."""
     stack = find_stack(uneven_model("llama", dtype=torch.float32))
-    one_shot = CRITERIA["block-influence"](stack, samples, 3).removed
-    assert one_shot != CRITERIA["block-influence-iterative"](stack, samples, 3).removed
+    one_shot = chosen(CRITERIA["block-influence"], stack, samples, 3).removed
+    assert one_shot != chosen(CRITERIA["block-influence-iterative"], stack, samples, 3).removed
 
 
 def test_norm_ratio(model, samples):
     ratio = naive_means(model, samples)[1]
-    selection = CRITERIA["norm-ratio"](find_stack(model), samples, 2)
+    selection = chosen(CRITERIA["norm-ratio"], find_stack(model), samples, 2)
     np.testing.assert_allclose(selection.scores, ratio, rtol=FLOAT32_NORM)
     assert selection.removed == tuple(sorted(np.argsort(ratio)[:2].tolist()))
-    assert selection.forward_tokens == samples.tokens
+    assert selection.cost.forward_tokens == samples.tokens
 
 
 @pytest.mark.parametrize("method", CRITERIA)
@@ -119,7 +122,7 @@ def test_exactly_the_budget_is_removed_and_protected_blocks_stay(method, budget,
     stack = find_stack(tiny_model("llama", LAYERS))
     before = traces(stack.model)
     for protected in ((), (0, 5), (1, -2)):
-        selection = CRITERIA[method](stack, samples, budget, protected=protected, seed=budget)
+        selection = chosen(CRITERIA[method], stack, samples, budget, protected=protected, seed=budget)
         assert len(set(selection.removed)) == budget
         assert list(selection.removed) == sorted(selection.removed)
         assert not set(selection.removed) & {i % LAYERS for i in protected}
@@ -130,13 +133,24 @@ def test_exactly_the_budget_is_removed_and_protected_blocks_stay(method, budget,
 @pytest.mark.parametrize("method", CRITERIA)
 def test_a_budget_that_does_not_fit_is_refused(method, samples):
     stack = find_stack(tiny_model("llama", LAYERS))
-    for budget, protected, most in ((0, (), 6), (7, (), 6), (5, (0, 1), 4)):
-        with pytest.raises(InputError, match=rf"between 1 and {most} \(removable blocks\), got {budget}"):
-            CRITERIA[method](stack, samples, budget, protected=protected)
+    for budget, protected, most in ((0, (), 5), (7, (), 5), (6, (), 5), (5, (0, 1), 4)):
+        with pytest.raises(InputError, match=rf"between 1 and {most}: 6 blocks.*got {budget}"):
+            CRITERIA[method](context_of(stack), samples, Brief(budget, protected))
 
 
 @pytest.mark.parametrize("method", ["block-influence", "block-influence-iterative", "norm-ratio"])
 def test_progress_adds_up_to_the_passes(method, samples):
-    stack, done = find_stack(tiny_model("llama", LAYERS)), []
-    CRITERIA[method](stack, samples, 3, advance=done.append)
-    assert sum(done) == samples.tokens * (3 if method.endswith("iterative") else 1)
+    stack, shown = find_stack(tiny_model("llama", LAYERS)), Shown()
+    chosen(CRITERIA[method], stack, samples, 3, progress=Progress(shown))
+    passes = 3 if method.endswith("iterative") else 1
+    assert (sum(shown.announced), sum(shown.done)) == (passes * samples.tokens, passes * samples.tokens)
+
+
+@pytest.mark.parametrize("method", ["block-influence", "norm-ratio", "angular-distance"])
+def test_a_pass_that_the_store_has_is_not_made_again_and_counts_as_if_it_were(method, samples, tmp_path):
+    stack = find_stack(tiny_model("llama", LAYERS))
+    first = chosen(CRITERIA[method], stack, samples, 3, folder=tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert kept
+    assert chosen(CRITERIA[method], stack, samples, 3, folder=tmp_path) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == kept

@@ -8,6 +8,7 @@ import pytest
 from excise.choosing.criteria import SUBLAYER_CRITERIA
 from excise.models.stack import find_stack
 from tests.choosing.criteria.naive import FLOAT32_NORM, MODELS, perplexity, silenced, uneven_model
+from tests.contexts import chosen
 from tests.random_samples import random_samples, traces
 
 LAYERS = 5
@@ -23,18 +24,18 @@ def test_greedy_descent_over_sublayers(model_type):
         intact_scores = intact_scores or scores
         order.append(min(scores, key=scores.get))
     before = traces(model)
-    selection = SUBLAYER_CRITERIA["block-pruner"](find_stack(model), SAMPLES, 2)
+    selection = chosen(SUBLAYER_CRITERIA["block-pruner"], find_stack(model), SAMPLES, 2)
     assert traces(model) == before
     assert selection.order == tuple(order)
     assert selection.sublayers == tuple(sorted(order))
     assert selection.removed == tuple(b for b in range(LAYERS) if {2 * b, 2 * b + 1} <= set(order))
     np.testing.assert_allclose(selection.scores, list(intact_scores.values()), rtol=FLOAT32_NORM)
-    assert 0 < selection.forward_tokens < SAMPLES.tokens * (10 + 9 + 8 + 7)
+    assert 0 < selection.cost.forward_tokens < SAMPLES.tokens * (10 + 9 + 8 + 7)
 
 
 def test_protected_blocks_keep_both_sublayers():
-    selection = SUBLAYER_CRITERIA["block-pruner"](
-        find_stack(uneven_model("llama", LAYERS)), SAMPLES, 2, protected=(0, 1, -1)
+    selection = chosen(
+        SUBLAYER_CRITERIA["block-pruner"], find_stack(uneven_model("llama", LAYERS)), SAMPLES, 2, protected=(0, 1, -1)
     )
     assert selection.sublayers == (4, 5, 6, 7)
     assert selection.removed == (2, 3)

@@ -11,7 +11,9 @@ from excise.choosing.criteria import CRITERIA
 from excise.choosing.criteria.evopress import PUBLISHED, SCALED_DOWN, Schedule, evolve
 from excise.measuring.measure import measure
 from excise.models.stack import find_stack
+from excise.progress import Progress
 from tests.choosing.criteria.naive import FLOAT32_NORM, MODELS, divergence, uneven_model, without
+from tests.contexts import Shown, chosen, context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
@@ -104,9 +106,9 @@ def test_fitness_is_the_divergence_and_the_best_of_all_is_found(model_type):
     expected = [divergence(model, without(model, removal), SAMPLES) for removal in removals]
     stack = find_stack(model)
     before = traces(model)
-    measured = measure(stack, SAMPLES, removals, statistic="divergence")
+    measured = measure(context_of(stack), SAMPLES, removals, statistic="divergence")
     assert measured.losses == pytest.approx(expected, rel=10 * FLOAT32_NORM)
-    assert CRITERIA["evopress"](stack, SAMPLES, 2).removed == removals[expected.index(min(expected))]
+    assert chosen(CRITERIA["evopress"], stack, SAMPLES, 2).removed == removals[expected.index(min(expected))]
     assert traces(model) == before
 
 
@@ -114,15 +116,16 @@ def test_fitness_is_the_divergence_and_the_best_of_all_is_found(model_type):
 def test_seeded(method):
     samples = random_samples((120,) * 6, seed=1)  # more tokens than a first minibatch of the scaled-down schedule
     stack = find_stack(tiny_model("llama", 6))
-    first, again = (CRITERIA[method](stack, samples, 2, seed=4) for _ in range(2))
-    assert first == again
-    assert first.forward_tokens > 0
+    first, again = (chosen(CRITERIA[method], stack, samples, 2, seed=4) for _ in range(2))
+    assert (first.removed, first.cost.forward_tokens) == (again.removed, again.cost.forward_tokens)
+    assert first.cost.forward_tokens > 0
 
 
 def test_minibatches_are_drawn_and_counted():
     samples = random_samples((100,) * 12, seed=1)
-    stack, done = find_stack(tiny_model("llama", 6)), []
-    selection = CRITERIA["evopress-scaled-down"](stack, samples, 1, advance=done.append)
+    stack, shown = find_stack(tiny_model("llama", 6)), Shown()
+    selection = chosen(CRITERIA["evopress-scaled-down"], stack, samples, 1, progress=Progress(shown))
+    done = shown.done
     assert all(tokens % 100 == 0 for tokens in done)
-    assert 600 < selection.forward_tokens < sum(done) + 100 * 12 * 10
+    assert 600 < selection.cost.forward_tokens < sum(done) + 100 * 12 * 10
     assert len(selection.removed) == 1

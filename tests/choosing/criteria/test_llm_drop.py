@@ -12,6 +12,7 @@ from excise.choosing.criteria import SUBLAYER_CRITERIA
 from excise.errors import ArchitectureError, InputError
 from excise.models.stack import find_stack
 from tests.choosing.criteria.naive import FLOAT32_NORM, uneven_model
+from tests.contexts import chosen
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
@@ -55,25 +56,25 @@ def test_the_highest_cosines_go(model_type):
         "llm-drop-joint": range(2 * LAYERS),
     }
     for method, gates in pools.items():
-        selection = SUBLAYER_CRITERIA[method](stack, SAMPLES, 2)
+        selection = chosen(SUBLAYER_CRITERIA[method], stack, SAMPLES, 2)
         np.testing.assert_allclose(selection.scores, cosines, rtol=FLOAT32_NORM)
         assert selection.sublayers == highest(cosines, gates, 4)
         assert selection.removed == tuple(b for b in range(LAYERS) if {2 * b, 2 * b + 1} <= set(selection.sublayers))
         assert selection.method == method
-        assert selection.forward_tokens == SAMPLES.tokens
+        assert selection.cost.forward_tokens == SAMPLES.tokens
     assert traces(model) == before
 
 
 def test_too_few_of_a_kind_is_refused():
     stack = find_stack(tiny_model("llama", LAYERS))
     with pytest.raises(InputError, match="8 sublayers for a budget of 4 blocks, and only 6"):
-        SUBLAYER_CRITERIA["llm-drop-attention"](stack, SAMPLES, 4)
-    assert len(SUBLAYER_CRITERIA["llm-drop-joint"](stack, SAMPLES, 4).sublayers) == 8
+        chosen(SUBLAYER_CRITERIA["llm-drop-attention"], stack, SAMPLES, 4)
+    assert len(chosen(SUBLAYER_CRITERIA["llm-drop-joint"], stack, SAMPLES, 4).sublayers) == 8
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gpt_neox", "gpt2", "qwen3_moe"])
 def test_other_ways_of_adding_add_up(model_type):
-    selection = SUBLAYER_CRITERIA["llm-drop-joint"](find_stack(tiny_model(model_type, LAYERS)), SAMPLES, 1)
+    selection = chosen(SUBLAYER_CRITERIA["llm-drop-joint"], find_stack(tiny_model(model_type, LAYERS)), SAMPLES, 1)
     assert len(selection.sublayers) == 2
 
 
@@ -81,4 +82,4 @@ def test_a_block_that_is_not_the_sum_of_its_sublayers_is_refused():
     stack = find_stack(tiny_model("granite", LAYERS))
     stack.model.config.residual_multiplier = 0.1  # the modules were built with another
     with pytest.raises(ArchitectureError, match="not its input plus"):
-        SUBLAYER_CRITERIA["llm-drop-joint"](stack, SAMPLES, 1)
+        chosen(SUBLAYER_CRITERIA["llm-drop-joint"], stack, SAMPLES, 1)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from excise.choosing.criteria import CRITERIA
-from excise.choosing.criteria.shortened_llama import taylor
+from excise.choosing.criteria.shortened_llama import Taylor
 from excise.data.batches import default_batch_tokens, make_batches
 from excise.errors import ArchitectureError
 from excise.models.stack import find_stack
 from tests.choosing.criteria.naive import FLOAT32_NORM, MODELS, perplexity, uneven_model, without
+from tests.contexts import chosen
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
@@ -25,10 +26,10 @@ SEVERAL_BATCHES = random_samples(range(120, 60, -5), seed=5)
 def test_perplexity_without_each_block(model_type):
     model = uneven_model(model_type, 6)
     perplexities = [perplexity(without(model, [i]), SAMPLES) for i in range(6)]
-    selection = CRITERIA["shortened-llama-perplexity"](find_stack(model), SAMPLES, 3)
+    selection = chosen(CRITERIA["shortened-llama-perplexity"], find_stack(model), SAMPLES, 3)
     np.testing.assert_allclose(selection.scores, perplexities, rtol=FLOAT32_NORM)
     assert selection.removed == tuple(sorted(np.argsort(perplexities)[:3].tolist()))
-    assert selection.forward_tokens < 6 * SAMPLES.tokens
+    assert selection.cost.forward_tokens < 6 * SAMPLES.tokens
 
 
 def naive_taylor(model, samples):
@@ -54,25 +55,25 @@ def test_taylor_against_plain_autograd(model_type, blocks_at_once):
     assert len(make_batches(samples, default_batch_tokens(find_stack(model)))) > 1
     scores = naive_taylor(model, samples)
     before = traces(model)
-    selection = taylor(find_stack(model), samples, 2, blocks_at_once=blocks_at_once)
+    selection = chosen(Taylor(blocks_at_once), find_stack(model), samples, 2)
     assert traces(model) == before
     assert selection.scores[:4] == (None,) * 4
     assert selection.scores[8:] == (None,) * 2
     np.testing.assert_allclose(selection.scores[4:8], scores[4:8], rtol=10 * FLOAT32_NORM)
     assert selection.removed == tuple(sorted(sorted(range(4, 8), key=lambda i: scores[i])[:2]))
     passes = {1: [4, 5, 6, 7], 3: [4, 7], 4: [4]}[blocks_at_once]
-    assert selection.forward_tokens == len(passes) * samples.tokens
-    assert selection.backward_tokens == pytest.approx(sum(10 - low for low in passes) * samples.tokens / 10)
+    assert selection.cost.forward_tokens == len(passes) * samples.tokens
+    assert selection.cost.backward_tokens == pytest.approx(sum(10 - low for low in passes) * samples.tokens / 10)
 
 
 def test_short_stacks_say_that_the_ends_go_too():
     model = uneven_model("llama", 8)
     scores = naive_taylor(model, SAMPLES)
-    selection = taylor(find_stack(model), SAMPLES, 4)
+    selection = chosen(Taylor(), find_stack(model), SAMPLES, 4)
     ends = sorted((0, 1, 2, 3, 6, 7), key=lambda i: scores[i])[:2]
     assert selection.removed == tuple(sorted([4, 5, *ends]))
     assert str(sorted(ends)) in selection.note
-    assert taylor(find_stack(model), SAMPLES, 2).note == ""
+    assert chosen(Taylor(), find_stack(model), SAMPLES, 2).note == ""
 
 
 def test_quantised_weights_are_refused():
@@ -81,4 +82,4 @@ def test_quantised_weights_are_refused():
     stack = find_stack(model)
     model.model.layers[4].mlp.down_proj.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ArchitectureError, match="block 4 are quantised"):
-        taylor(stack, SAMPLES, 1)
+        chosen(Taylor(), stack, SAMPLES, 1)

@@ -8,6 +8,7 @@ import pytest
 from excise.choosing.criteria import CRITERIA
 from excise.models.stack import find_stack
 from tests.choosing.criteria.naive import FLOAT32_NORM, MODELS, token_losses, uneven_model, without
+from tests.contexts import chosen
 from tests.random_samples import random_samples, traces
 
 LAYERS = 6
@@ -28,7 +29,7 @@ def test_greedy_descent(model_type):
         order.append(min(scores, key=scores.get))
         alive.remove(order[-1])
     before = traces(model)
-    selection = CRITERIA["sleb"](find_stack(model), SAMPLES, 3)
+    selection = chosen(CRITERIA["sleb"], find_stack(model), SAMPLES, 3)
     assert traces(model) == before
     assert selection.order == tuple(order)
     assert selection.removed == tuple(sorted(order))
@@ -38,15 +39,15 @@ def test_greedy_descent(model_type):
 
 
 def test_shared_prefixes_make_it_cheaper_than_its_rounds():
-    selection = CRITERIA["sleb"](find_stack(uneven_model("llama", LAYERS)), SAMPLES, 2)
+    selection = chosen(CRITERIA["sleb"], find_stack(uneven_model("llama", LAYERS)), SAMPLES, 2)
     one_by_one = SAMPLES.tokens * (4 * 5 + 3 * 4) / LAYERS
-    assert SAMPLES.tokens < selection.forward_tokens < 0.8 * one_by_one
+    assert SAMPLES.tokens < selection.cost.forward_tokens < 0.8 * one_by_one
 
 
 def test_first_and_last_go_only_when_nothing_else_is_left():
     stack = find_stack(uneven_model("llama", LAYERS))
-    assert CRITERIA["sleb"](stack, SAMPLES, 4).removed == (1, 2, 3, 4)
-    selection = CRITERIA["sleb"](stack, SAMPLES, 3, protected=(1, 2))
+    assert chosen(CRITERIA["sleb"], stack, SAMPLES, 4).removed == (1, 2, 3, 4)
+    selection = chosen(CRITERIA["sleb"], stack, SAMPLES, 3, protected=(1, 2))
     assert set(selection.order[:2]) == {3, 4}
     assert selection.order[2] in {0, 5}
     assert f"[{selection.order[2]}]" in selection.note

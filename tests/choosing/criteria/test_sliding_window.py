@@ -13,8 +13,10 @@ from excise.choosing.criteria import CRITERIA
 from excise.choosing.criteria.sliding_window import Similarity, sweep
 from excise.errors import ArchitectureError
 from excise.models.stack import find_stack
+from excise.progress import Progress
 from excise.surgery.merge import MATRICES, runs_of
 from tests.choosing.criteria.naive import uneven_model
+from tests.contexts import Shown, chosen, context_of
 from tests.random_samples import random_samples, traces
 from tests.tiny import tiny_model
 
@@ -82,7 +84,7 @@ def model():
 def test_sweeps_equal_the_transcription(model, rule):
     stack = find_stack(model)
     before, weights = traces(model), copy.deepcopy(model.state_dict())
-    similarity, outcomes = Similarity(stack, SAMPLES, rule), set()
+    similarity, outcomes = Similarity(context_of(stack), SAMPLES, rule), set()
     for threshold in (1.0, 0.9, 0.8, 0.65, 0.5, 0.3, 0.0, -1.0):
         asked = []
 
@@ -105,7 +107,7 @@ def test_sweeps_equal_the_transcription(model, rule):
 def test_the_threshold_found_leads_there_and_the_rest_is_completed(model, rule):
     stack, found = find_stack(model), 0
     for budget in range(1, 7):
-        selection = CRITERIA[f"swm-{rule}"](stack, SAMPLES, budget)
+        selection = chosen(CRITERIA[f"swm-{rule}"], stack, SAMPLES, budget)
         threshold = float(selection.note.split()[1])
         assert selection.merge == rule
         assert len(selection.removed) == budget
@@ -121,7 +123,8 @@ def test_the_threshold_found_leads_there_and_the_rest_is_completed(model, rule):
 
 
 def test_completion_takes_the_merge_that_leaves_the_output_most_alike(model):
-    selection = CRITERIA["swm-code"](find_stack(model), SAMPLES, LAYERS - 2)  # a sweep never merges block 1 away
+    # A sweep never merges block 1 away.
+    selection = chosen(CRITERIA["swm-code"], find_stack(model), SAMPLES, LAYERS - 2)
     assert "merged one at a time" in selection.note
     assert selection.removed == tuple(range(1, LAYERS - 1))
 
@@ -139,14 +142,14 @@ def test_protected_blocks_are_not_merged_away():
 @pytest.mark.parametrize("method", ["swm-figure", "swm-code"])
 def test_mixtures_of_experts_are_refused(method):
     with pytest.raises(ArchitectureError, match=r"dense pre-norm blocks.*Drop the blocks instead"):
-        CRITERIA[method](find_stack(tiny_model("mixtral", 6)), SAMPLES, 2)
+        chosen(CRITERIA[method], find_stack(tiny_model("mixtral", 6)), SAMPLES, 2)
 
 
 def test_cost_counts_each_distinct_trial_once(model):
-    done = []
-    similarity = Similarity(find_stack(model), SAMPLES, "code", done.append)
+    shown = Shown()
+    similarity = Similarity(context_of(find_stack(model), progress=Progress(shown)), SAMPLES, "code")
     for removed in ((3,), (3, 4), (3,), ()):
         similarity(removed)
-    assert sum(done) == 4 * SAMPLES.tokens
+    assert sum(shown.done) == 4 * SAMPLES.tokens
     assert similarity.forward_tokens == pytest.approx(SAMPLES.tokens * (1 + 8 / 9 + 7 / 9 + 1))
     assert similarity(()) == pytest.approx(1, rel=1e-12)

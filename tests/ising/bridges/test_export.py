@@ -5,6 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from excise.cli.command import command
 from excise.cli.export import export
 from excise.errors import InputError, OutputError
 from excise.ising.bridges.qubo import Ising, Qubo, safe_penalty, soft_penalty
@@ -17,7 +18,7 @@ def run(tmp_path):
     random = np.random.default_rng(0).standard_normal((6, 6))
     np.save(tmp_path / "H.npy", random @ random.T)
     app = typer.Typer()
-    app.command()(export)
+    app.command()(command(export))
 
     def call(*arguments):
         result = CliRunner().invoke(app, [str(tmp_path / "H.npy"), *map(str, arguments)])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
 
+from excise.choosing.brief import Brief
 from excise.choosing.criteria import (
     angular_distance,
     block_influence,
@@ -22,54 +21,39 @@ from excise.choosing.criteria import (
     sleb,
     sliding_window,
 )
-from excise.choosing.criteria.selection import Selection
+from excise.choosing.proposal import Proposal
+from excise.context import Context
 from excise.data.samples import Samples
-from excise.models.stack import Stack
 
-
-class Criterion(Protocol):
-    """The one signature of all criteria."""
-
-    def __call__(
-        self,
-        stack: Stack,
-        samples: Samples,
-        budget: int,
-        *,
-        protected: Sequence[int] = (),
-        seed: int = 0,
-        work: Path | None = None,
-        advance: Callable[[int], None] | None = None,
-    ) -> Selection:
-        """Choose `budget` blocks to remove."""
-
+# Chooses what a brief asks for by looking at samples; where one knows several answers, the best first.
+Criterion = Callable[[Context, Samples, Brief], list[Proposal]]
 
 # Whole blocks. The order is that of tables.
 CRITERIA: dict[str, Criterion] = {
-    "fisher": ground_states.ground_state("fisher"),
-    "fisher+linear": ground_states.ground_state("fisher+linear"),
+    "fisher": ground_states.GroundState("fisher"),
+    "fisher+linear": ground_states.GroundState("fisher+linear"),
     "path": ground_states.path_ground_state,
     "pairs": measured_pairs.measured_pairs,
-    "fisher-verified": ground_states.ground_state("fisher", verified=True),
-    "fisher+linear-verified": ground_states.ground_state("fisher+linear", verified=True),
+    "fisher-verified": ground_states.GroundState("fisher", verified=True),
+    "fisher+linear-verified": ground_states.GroundState("fisher+linear", verified=True),
     "refined": refined.refined,
     "block-influence": block_influence.one_shot,
     "block-influence-iterative": block_influence.iterative,
     "norm-ratio": norm_ratio.norm_ratio,
     "angular-distance": angular_distance.angular_distance,
     "shortened-llama-perplexity": shortened_llama.perplexity,
-    "shortened-llama-taylor": shortened_llama.taylor,
+    "shortened-llama-taylor": shortened_llama.Taylor(),
     "sleb": sleb.sleb,
-    "evopress": evopress.evopress,
-    "evopress-scaled-down": evopress.evopress_scaled_down,
-    "swm-figure": sliding_window.figure,
-    "swm-code": sliding_window.code,
+    "evopress": evopress.EvoPress("evopress", evopress.PUBLISHED),
+    "evopress-scaled-down": evopress.EvoPress("evopress-scaled-down", evopress.SCALED_DOWN),
+    "swm-figure": sliding_window.SlidingWindow("figure"),
+    "swm-code": sliding_window.SlidingWindow("code"),
     "random": random_choice.random_choice,
     "first": ends.first_blocks,
     "last": ends.last_blocks,
 }
 
-# Single sublayers: `Selection.sublayers` names what goes, as many as `budget` blocks have; measured with gates off.
+# Single sublayers: `Proposal.sublayers` names what goes, as many as `budget` blocks have; measured with gates off.
 SUBLAYER_CRITERIA: dict[str, Criterion] = {
     "block-pruner": block_pruner.block_pruner,
     "llm-drop-attention": llm_drop.attention,
@@ -93,4 +77,4 @@ SEARCHING = frozenset(
 )
 EXPENSIVE = frozenset({"evopress"})  # about a hundred times the cost of the next: only by name
 
-__all__ = ["CRITERIA", "EXPENSIVE", "RANDOM", "SEARCHING", "SUBLAYER_CRITERIA", "Criterion", "Selection"]
+__all__ = ["CRITERIA", "EXPENSIVE", "RANDOM", "SEARCHING", "SUBLAYER_CRITERIA", "Criterion"]

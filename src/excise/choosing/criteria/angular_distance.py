@@ -10,73 +10,52 @@ removable blocks; the distance is then across the whole reach.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from excise.choosing.criteria.selection import Selection, block_hooks, removable_blocks
-from excise.data.batches import Batch, default_batch_tokens, make_batches
+from excise.choosing.brief import Brief
+from excise.choosing.criteria.statistics import block_hooks
+from excise.choosing.proposal import Cost, Proposal
+from excise.context import Context
+from excise.data.batches import Batch
 from excise.data.samples import Samples
+from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import Stack
 
 
-def angular_distance(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Remove the `budget` consecutive blocks across which the residual stream turns least.
-
-    Args:
-        stack: the model.
-        samples: calibration samples; the last token of each is looked at.
-        budget: number of blocks to remove, the width of the windows.
-        protected: blocks that stay.
-        seed: not used; nothing here is random.
-        work: not used; one pass is not resumed.
-        advance: called with tokens done.
+def angular_distance(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
+    """Remove the consecutive blocks across which the residual stream turns least at the samples' last tokens.
 
     Returns:
         The window of smallest distance; `scores[ℓ]` is the distance of the window that starts at block ℓ.
 
     """
-    candidates = removable_blocks(stack, budget, protected)
+    stack, budget, candidates = context.stack, brief.budget, brief.candidates(context.stack)
     windows = [candidates[i : i + budget] for i in range(len(candidates) - budget + 1)]
-    distances = np.zeros(len(windows))
-    for batch in make_batches(samples, default_batch_tokens(stack)):
+
+    def angles_of(number: int, batch: Batch) -> Rows:
         streams = _last_token_streams(stack, batch)
-        for i, window in enumerate(windows):
-            distances[i] += _angles(streams[window[0]], streams[window[-1] + 1]).sum().item()
-        if advance:
-            advance(batch.tokens)
-    distances /= len(samples)
+        angles = [_angles(streams[window[0]], streams[window[-1] + 1]).cpu().numpy() for window in windows]
+        return {"angles": np.stack(angles, axis=1)}
+
+    rows = each_batch(context, samples, "angular distance", {"windows": windows}, angles_of)
+    distances = rows["angles"].sum(axis=0) / len(samples)
     chosen = windows[int(np.argmin(np.where(np.isnan(distances), np.inf, distances)))]
     scores: list[float | None] = [None] * len(stack.blocks)
     for window, distance in zip(windows, distances, strict=True):
         scores[window[0]] = float(distance)
     whole = chosen[-1] - chosen[0] + 1 == budget
-    return Selection(
-        "angular-distance",
-        tuple(chosen),
-        tuple(scores),
-        forward_tokens=samples.tokens,
-        note="" if whole else "the window reaches over protected blocks; the original knows none",
-    )
+    note = "" if whole else "the window reaches over protected blocks; the original knows none"
+    cost = Cost(float(samples.tokens))
+    return [Proposal("angular-distance", tuple(chosen), tuple(scores), cost=cost, note=note)]
 
 
 @torch.no_grad()
 def _last_token_streams(stack: Stack, batch: Batch) -> dict[int, Tensor]:
     """Residual stream [batch, width] at the last token: before each block, and after the last under index N."""
-    batch = batch.to(stack.device)
     streams: dict[int, Tensor] = {}
     with block_hooks(stack.blocks, partial(_keep_last_token, streams, batch.lengths - 1)):
         stack.hidden(batch.input_ids)

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from excise.choosing.criteria.selection import Selection, removable_blocks
+from excise.choosing.brief import Brief
+from excise.choosing.proposal import Proposal
+from excise.context import Context
 from excise.data.samples import Samples
-from excise.models.stack import Stack
 
 
-def first_blocks(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Remove the lowest `budget` blocks; `samples`, `seed` and `advance` are not used."""
-    return Selection("first", tuple(removable_blocks(stack, budget, protected)[:budget]))
+def first_blocks(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
+    """Remove the lowest blocks; `samples` are not looked at."""
+    return [Proposal("first", tuple(brief.candidates(context.stack)[: brief.budget]))]
 
 
-def last_blocks(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Remove the highest `budget` blocks; `samples`, `seed` and `advance` are not used."""
-    return Selection("last", tuple(removable_blocks(stack, budget, protected)[-budget:]))
+def last_blocks(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
+    """Remove the highest blocks; `samples` are not looked at."""
+    return [Proposal("last", tuple(brief.candidates(context.stack)[-brief.budget :]))]

@@ -17,14 +17,15 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from excise.choosing.criteria.selection import Selection, removable_blocks
+from excise.choosing.brief import Brief
+from excise.choosing.proposal import Cost, Proposal
+from excise.context import Context
 from excise.data.samples import Samples
-from excise.measuring.measure import Removal, measure
-from excise.models.stack import Stack
+from excise.ising.problem import Removal
+from excise.measuring.measure import measure
 
 Fitness = Callable[
     [Sequence[Removal], int], Sequence[float]
@@ -90,43 +91,25 @@ class Generation:
     survivor_fitness: float
 
 
-def evopress(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Remove the `budget` blocks that evolve under the published schedule.
+@dataclass(frozen=True)
+class EvoPress:
+    """Criterion that removes the blocks that evolve under a schedule.
 
-    Args:
-        stack: the model.
-        samples: calibration samples, of which minibatches are drawn.
-        budget: number of blocks to remove.
-        protected: blocks that stay.
-        seed: of starts, minibatches and swaps.
-        work: folder in which measurements are kept, so that an interrupted search goes on.
-        advance: called with tokens × candidates done.
+    Attributes:
+        method: its name.
+        schedule: hyper-parameters.
 
     """
-    return _evolved("evopress", PUBLISHED, stack, samples, budget, protected, seed, work, advance)
 
+    method: str
+    schedule: Schedule
 
-def evopress_scaled_down(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Remove the `budget` blocks that evolve with fewer offspring, until 280 passes over the samples are spent."""
-    return _evolved("evopress-scaled-down", SCALED_DOWN, stack, samples, budget, protected, seed, work, advance)
+    def __call__(self, context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
+        """Evolve; minibatches are drawn of the samples, and the brief's seed is that of all randomness."""
+        fitness = _Divergence(context, samples, random.Random(f"minibatches {brief.seed}"))
+        candidates, generator = brief.candidates(context.stack), random.Random(brief.seed)
+        generations = evolve(fitness, candidates, brief.budget, self.schedule, generator, fitness.passes)
+        return [Proposal(self.method, generations[-1].survivor, cost=Cost(fitness.forward_tokens))]
 
 
 def evolve(
@@ -199,37 +182,12 @@ def _offspring(
     return offspring
 
 
-def _evolved(
-    method: str,
-    schedule: Schedule,
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    protected: Sequence[int],
-    seed: int,
-    work: Path | None,
-    advance: Callable[[int], None] | None,
-) -> Selection:
-    candidates = removable_blocks(stack, budget, protected)
-    fitness = _Divergence(stack, samples, random.Random(f"minibatches {seed}"), work, advance)
-    generations = evolve(fitness, candidates, budget, schedule, random.Random(seed), fitness.passes)
-    return Selection(method, generations[-1].survivor, forward_tokens=fitness.forward_tokens)
-
-
 class _Divergence:
     """Fitness on minibatches of the samples, counting its cost."""
 
-    def __init__(
-        self,
-        stack: Stack,
-        samples: Samples,
-        generator: random.Random,
-        work: Path | None,
-        advance: Callable[[int], None] | None,
-    ) -> None:
+    def __init__(self, context: Context, samples: Samples, generator: random.Random) -> None:
         self.forward_tokens = 0.0
-        self._stack, self._samples, self._generator = stack, samples, generator
-        self._work, self._advance = work, advance
+        self._context, self._samples, self._generator = context, samples, generator
         self._on_all: dict[Removal, float] = {}
         self._seen: set[str] = set()
 
@@ -255,9 +213,7 @@ class _Divergence:
         return Samples(tuple(drawn))
 
     def _measure(self, removals: Sequence[Removal], samples: Samples) -> list[float]:
-        measured = measure(
-            self._stack, samples, removals, statistic="divergence", ledger=self._work, advance=self._advance
-        )
+        measured = measure(self._context, samples, removals, statistic="divergence")
         self.forward_tokens += measured.forward_tokens
         if samples.hash not in self._seen:  # the intact model's pass
             self._seen.add(samples.hash)

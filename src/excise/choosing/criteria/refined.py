@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from excise.choosing.criteria.selection import Selection, removable_blocks
-from excise.choosing.refine import DEFAULT_EFFORT, refine
+from excise.choosing.brief import Brief
+from excise.choosing.plan import DEFAULT_EFFORT
+from excise.choosing.proposal import Cost, Proposal
+from excise.choosing.refine import refine
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.measuring.objectives import parse_objective
-from excise.models.stack import Stack
 
 
-def refined(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Remove the winner of refinement at its default effort, by the loss.
+def refined(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
+    """Remove the winner of refinement at its default effort, by the divergence from the intact model.
 
-    Args:
-        stack: the model.
-        samples: calibration samples.
-        budget: number of blocks to remove.
-        protected: blocks that stay.
-        seed: of everything random.
-        work: folder in which measurements and proposals are kept, so that an interrupted search goes on.
-        advance: called with tokens × removals measured.
-
+    It starts from nothing: what was measured for other budgets would make it better than its cost says.
     """
-    removable_blocks(stack, budget, protected)
-    found = refine(
-        stack,
-        parse_objective("kl", samples),
-        budget,
-        tokens=DEFAULT_EFFORT * samples.tokens,
-        protected=protected,
-        seed=seed,
-        work=work / f"{budget}-{seed}" if work else None,  # other budgets' measurements would hide the cost
-        advance=advance,
-    )
-    return Selection("refined", found.removed, forward_tokens=found.forward_tokens)
+    objective = parse_objective("kl", samples)
+    found = refine(context, objective, brief, tokens=DEFAULT_EFFORT * samples.tokens, alone=True)
+    return [Proposal("refined", found.removed, cost=Cost(found.forward_tokens))]

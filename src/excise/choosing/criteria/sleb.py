@@ -11,41 +11,21 @@ choose from, they may go, with a note.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
+from excise.choosing.brief import Brief
 from excise.choosing.criteria.greedy import greedy
-from excise.choosing.criteria.selection import Selection, removable_blocks
+from excise.choosing.proposal import Proposal
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.measuring.measure import Measurements
-from excise.models.stack import Stack
 
 
-def sleb(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Remove `budget` blocks one at a time, each the one whose absence costs least likelihood.
-
-    Args:
-        stack: the model.
-        samples: calibration samples.
-        budget: number of blocks to remove.
-        protected: blocks that stay, besides the first and the last.
-        seed: not used; nothing here is random.
-        work: folder in which measurements are kept, so that an interrupted search goes on.
-        advance: called with tokens × candidates done.
-
-    """
-    candidates = removable_blocks(stack, budget, protected)
+def sleb(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
+    """Remove blocks one at a time, each the one whose absence costs least likelihood."""
+    stack, candidates = context.stack, brief.candidates(context.stack)
     lengths = np.array([len(sample.input_ids) for sample in samples])
 
     def total(measured: Measurements) -> np.ndarray:
@@ -56,14 +36,16 @@ def sleb(
         eligible = [i for i in candidates if i in alive[1:-1]]
         return eligible or [i for i in candidates if i in alive]
 
-    result = greedy(stack, samples, budget, pool, total, work=work, advance=advance)
+    result = greedy(context, samples, brief.budget, pool, total)
     ends = [i for i in result.order if i in (0, len(stack.blocks) - 1)]
-    return Selection(
-        "sleb",
-        tuple(sorted(result.order)),
-        tuple(result.scores.get(block.index) for block in stack.blocks),
-        result.order,
-        result.trail[-1].forward_tokens,
-        trail=result.trail,
-        note=f"nothing else was left, so blocks {ends} go, which the original keeps" if ends else "",
-    )
+    return [
+        Proposal(
+            "sleb",
+            tuple(sorted(result.order)),
+            tuple(result.scores.get(block.index) for block in stack.blocks),
+            result.order,
+            result.trail[-1],
+            trail=result.trail,
+            note=f"nothing else was left, so blocks {ends} go, which the original keeps" if ends else "",
+        )
+    ]

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from excise.choosing.criteria.selection import Selection, removable_blocks
-from excise.data.batches import Batch, default_batch_tokens, make_batches
+from excise.choosing.brief import Brief
+from excise.choosing.proposal import Cost, Proposal
+from excise.context import Context
+from excise.data.batches import Batch
 from excise.data.samples import Samples
-from excise.measuring.measure import Removal
-from excise.models.stack import Stack, bypass
+from excise.ising.problem import Removal
+from excise.measuring.passes import over_batches
+from excise.models.stack import bypass
 from excise.surgery.merge import check_mergeable, merged, runs_of
 
 BISECTIONS = 40
@@ -45,49 +47,40 @@ class Sweep:
     left_open: int
 
 
-def figure(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Merge away `budget` blocks by the formula of the paper's figure.
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Criterion that merges blocks away while the final hidden state stays alike.
 
-    Args:
-        stack: the model.
-        samples: calibration samples.
-        budget: number of blocks to merge away.
-        protected: blocks that are never merged into another.
-        seed: not used; nothing here is random.
-        work: not used; similarities are not kept.
-        advance: called with tokens done, for each trial.
-
-    Returns:
-        A selection with `merge` set: its runs are to be merged, not dropped.
-
-    Raises:
-        ArchitectureError: merging is not defined for this model.
+    Attributes:
+        rule: of merging: "figure", the formula of the paper's figure, or "code", as the released code does.
 
     """
-    return _select("figure", stack, samples, budget, protected, advance)
 
+    rule: str
 
-def code(
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    *,
-    protected: Sequence[int] = (),
-    seed: int = 0,
-    work: Path | None = None,
-    advance: Callable[[int], None] | None = None,
-) -> Selection:
-    """Merge away `budget` blocks as the released code does; see `figure`."""
-    return _select("code", stack, samples, budget, protected, advance)
+    def __call__(self, context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
+        """Choose; the proposal's runs are to be merged (`merge` is set), not dropped.
+
+        Raises:
+            ArchitectureError: merging is not defined for this model.
+
+        """
+        stack, budget = context.stack, brief.budget
+        check_mergeable(stack)
+        candidates = brief.candidates(stack)
+        stays = [block.index for block in stack.blocks if block.index not in candidates]
+        similarity = Similarity(context, samples, self.rule)
+        found, threshold = _search(similarity, len(stack.blocks), budget, stays)
+        removed, note = found.removed, f"threshold {threshold:.6g}"
+        if len(removed) < budget:
+            note += (
+                f" removes {len(removed)} blocks and none tried removes {budget}; the other {budget - len(removed)} "
+                f"were merged one at a time into the kept block below, each the one that leaves the output most alike"
+            )
+        while len(removed) < budget:
+            removed = _one_more(similarity, removed, candidates, len(stack.blocks))
+        cost = Cost(similarity.forward_tokens)
+        return [Proposal(f"swm-{self.rule}", removed, cost=cost, merge=self.rule, note=note)]
 
 
 def sweep(
@@ -114,30 +107,6 @@ def sweep(
         else:
             high, low = high - 1, low - 1
     return Sweep(removed, max(0, high - low - 1))
-
-
-def _select(
-    rule: str,
-    stack: Stack,
-    samples: Samples,
-    budget: int,
-    protected: Sequence[int],
-    advance: Callable[[int], None] | None,
-) -> Selection:
-    check_mergeable(stack)
-    candidates = removable_blocks(stack, budget, protected)
-    stays = [block.index for block in stack.blocks if block.index not in candidates]
-    similarity = Similarity(stack, samples, rule, advance)
-    found, threshold = _search(similarity, len(stack.blocks), budget, stays)
-    removed, note = found.removed, f"threshold {threshold:.6g}"
-    if len(removed) < budget:
-        note += (
-            f" removes {len(removed)} blocks and none tried removes {budget}; the other {budget - len(removed)} were "
-            f"merged one at a time into the kept block below, each the one that leaves the output most alike"
-        )
-    while len(removed) < budget:
-        removed = _one_more(similarity, removed, candidates, len(stack.blocks))
-    return Selection(f"swm-{rule}", removed, forward_tokens=similarity.forward_tokens, merge=rule, note=note)
 
 
 def _search(
@@ -173,19 +142,20 @@ class Similarity:
     """s of the model with a removal's runs merged, a function that remembers its values and counts its cost.
 
     Args:
-        stack: the model.
+        context: the model.
         samples: calibration samples; the reference output of each is kept in memory, [tokens, width].
         rule: of merging.
-        advance: called with tokens done.
 
     """
 
-    def __init__(self, stack: Stack, samples: Samples, rule: str, advance: Callable[[int], None] | None = None) -> None:
-        self._stack, self._rule, self._advance, self._samples = stack, rule, advance, len(samples)
-        self._batches = make_batches(samples, default_batch_tokens(stack))
+    def __init__(self, context: Context, samples: Samples, rule: str) -> None:
+        self._context, self._rule, self._samples = context, rule, samples
         self._known: dict[Removal, float] = {}
         self.forward_tokens = 0.0
-        self._references = [self._hidden(batch, len(stack.blocks)).cpu() for batch in self._batches]
+        blocks = len(context.stack.blocks)
+        self._references = [
+            self._hidden(batch, blocks).cpu() for _, batch in over_batches(context, samples, "reference output")
+        ]
 
     def __call__(self, removed: Removal) -> float:
         """Mean over samples of cos(vec R, vec trial) with the runs of `removed` merged."""
@@ -194,21 +164,19 @@ class Similarity:
         return self._known[removed]
 
     def _measure(self, removed: Removal) -> float:
-        total = 0.0
-        with merged(self._stack, runs_of(removed), self._rule), bypass(self._stack, removed):
-            for batch, reference in zip(self._batches, self._references, strict=True):
-                trial = self._hidden(batch, len(self._stack.blocks) - len(removed))
-                total += _flat_cosines(reference.to(trial.device), trial).sum().item()
-        return total / self._samples
+        total, stack = 0.0, self._context.stack
+        with merged(stack, runs_of(removed), self._rule), bypass(stack, removed):
+            for number, batch in over_batches(self._context, self._samples, "merged output"):
+                trial = self._hidden(batch, len(stack.blocks) - len(removed))
+                total += _flat_cosines(self._references[number].to(trial.device), trial).sum().item()
+        return total / len(self._samples)
 
     @torch.no_grad()
     def _hidden(self, batch: Batch, blocks: int) -> Tensor:
         """Final hidden states [batch, tokens, width], zero on the padding."""
-        batch = batch.to(self._stack.device)
-        hidden = self._stack.hidden(batch.input_ids)
-        self.forward_tokens += batch.tokens * blocks / len(self._stack.blocks)
-        if self._advance:
-            self._advance(batch.tokens)
+        stack = self._context.stack
+        hidden = stack.hidden(batch.input_ids)
+        self.forward_tokens += batch.tokens * blocks / len(stack.blocks)
         return hidden * batch.real.unsqueeze(-1).to(hidden.device)
 
 

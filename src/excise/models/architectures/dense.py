@@ -35,6 +35,7 @@ ARCHITECTURES = (
         ),
         index_attributes=("attn.layer_idx",),
         required={"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        learned_positions=True,
     ),
     Architecture(
         "opt",
@@ -44,5 +45,6 @@ ARCHITECTURES = (
             SublayerRecord("feed-forward", "fc2", inner=("fc1",), writes=("fc2",)),
         ),
         required={"do_layer_norm_before": True},
+        learned_positions=True,
     ),
 )

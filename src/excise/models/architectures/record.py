@@ -116,6 +116,8 @@ class Architecture:
         required: config key → the only value under which a block does the same thing wherever it stands. A model with
             another value is refused.
         placements: what other readers than the transformers of this machine take of a block from its index.
+        learned_positions: whether positions are learned, one embedding each, so that no sample can be longer than
+            `max_position_embeddings`.
         logit_divisor, logit_multiplier: config keys by which logits are divided or multiplied.
         logit_softcap: config key c of logits ← c·tanh(logits/c).
 
@@ -141,6 +143,7 @@ class Architecture:
     scale: str | None = None
     required: Mapping[str, object] = field(default_factory=dict)
     placements: tuple[Placement, ...] = ()
+    learned_positions: bool = False
     logit_divisor: str | None = None
     logit_multiplier: str | None = None
     logit_softcap: str | None = None

@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from excise.context import Context
 from excise.measuring.measure import measure
 from excise.models.loading import load
-from excise.progress import silent
+from excise.progress import Progress
 from excise.repair.refitted import Losses
-from excise.repair.repair_stage import Repairs, repair_removals
+from excise.repair.several import Repairs, repair_removals
+from excise.store import Store
+from tests.contexts import Shown, context_of
 from tests.random_samples import random_samples
 from tests.tiny import tiny_folder
 
@@ -30,15 +33,15 @@ def copy_of(model):
 
 def test_what_can_be_repaired_is_and_the_rest_says_why(loaded, tmp_path):
     removals = [(1, 2), (0, 3), (3,)]
-    repairs = repair_removals(loaded, removals, SAMPLES, HELD_OUT, tmp_path, tokens=200)
+    repairs = repair_removals(Context(loaded, Store(tmp_path)), removals, SAMPLES, HELD_OUT, tokens=200)
     assert list(repairs.fitted) == [(1, 2), (3,)]
     assert "run at block 0" in repairs.refused[(0, 3)]
     assert json.loads(json.dumps(repairs.describe()))["refused"][0]["removed"] == [0, 3]
     for removed in repairs.fitted:
-        plain = measure(loaded.stack, HELD_OUT, [removed]).losses[0]
+        plain = measure(context_of(loaded.stack), HELD_OUT, [removed]).losses[0]
         state = copy_of(loaded.stack.model)
         with repairs.applied(loaded.stack, removed):
-            after = measure(loaded.stack, HELD_OUT, [removed]).losses[0]
+            after = measure(context_of(loaded.stack), HELD_OUT, [removed]).losses[0]
             changed = any(not torch.equal(v, state[name]) for name, v in loaded.stack.model.state_dict().items())
         assert after == min(plain, repairs.loss(removed))
         assert changed == (repairs.helpful(removed) is not None) == (repairs.loss(removed) < plain)
@@ -47,22 +50,19 @@ def test_what_can_be_repaired_is_and_the_rest_says_why(loaded, tmp_path):
 
 
 def test_finished_repairs_are_found_again_and_others_are_not_taken_for_them(loaded, tmp_path):
-    stages = []
-
-    def note(stage, tokens):
-        stages.append(tokens)
-        return silent(stage, tokens)
-
-    first = repair_removals(loaded, [(1,)], SAMPLES, HELD_OUT, tmp_path, progress=note)
-    again = repair_removals(loaded, [(1,), (2,)], SAMPLES, HELD_OUT, tmp_path, progress=note)
+    shown = Shown()
+    context = Context(loaded, Store(tmp_path), Progress(shown))
+    first = repair_removals(context, [(1,)], SAMPLES, HELD_OUT)
+    again = repair_removals(context, [(1,), (2,)], SAMPLES, HELD_OUT)
     assert again.fitted[(1,)].describe() == first.fitted[(1,)].describe()
-    repair_removals(loaded, [(1,), (2,)], SAMPLES, HELD_OUT, tmp_path, progress=note)
-    repair_removals(loaded, [(1,)], SAMPLES[:20], HELD_OUT, tmp_path, progress=note)
-    assert stages == [2 * 480, 2 * 480, 0, 2 * 320]
+    repair_removals(context, [(1,), (2,)], SAMPLES, HELD_OUT)
+    repair_removals(context, [(1,)], SAMPLES[:20], HELD_OUT)
+    passes = 2 * 480 + 3 * 84  # of calibration and held-out samples
+    assert shown.announced == [passes, passes, 0, 2 * 320 + 3 * 84]
 
 
 def test_a_repair_that_does_not_help_is_not_applied(loaded):
-    fitted = repair_removals(loaded, [(1,)], SAMPLES, HELD_OUT, None).fitted[(1,)]
+    fitted = repair_removals(Context(loaded), [(1,)], SAMPLES, HELD_OUT).fitted[(1,)]
     state = copy_of(loaded.stack.model)
     for losses, helps in (
         (Losses(1.0, 2.0, 2.5), False),
@@ -81,9 +81,9 @@ def test_models_stored_quantised_single_samples_and_overflows_are_left_as_they_a
     folder = tiny_folder(tmp_path / "model", "llama", layers=3)
     other = load(str(folder))
     config = json.loads((folder / "config.json").read_text())
-    assert "at least two" in repair_removals(other, [(1,)], SAMPLES[:1], HELD_OUT, None).refused[(1,)]
+    assert "at least two" in repair_removals(Context(other), [(1,)], SAMPLES[:1], HELD_OUT).refused[(1,)]
     with torch.no_grad():
         other.stack.blocks[0].module.mlp.down_proj.weight.fill_(float("inf"))
-    assert "not finite" in repair_removals(other, [(1,)], SAMPLES, HELD_OUT, None).refused[(1,)]
+    assert "not finite" in repair_removals(Context(other), [(1,)], SAMPLES, HELD_OUT).refused[(1,)]
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
-    assert "stored quantised" in repair_removals(other, [(1,)], SAMPLES, HELD_OUT, None).refused[(1,)]
+    assert "stored quantised" in repair_removals(Context(other), [(1,)], SAMPLES, HELD_OUT).refused[(1,)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from excise.artefacts import read_json
+from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
-from excise.models.identity import model_identity
+from excise.ising.problem import Removal
+from excise.measuring.passes import pass_key
 from excise.models.loading import Loaded
 from excise.models.stack import Stack
-from excise.progress import Progress, silent
 from excise.repair.cuts import cuts_of
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable
@@ -26,8 +25,6 @@ from excise.surgery.on_disk import prune_folder
 
 REPAIRED = 3
 TOKENS = 4096
-
-Removal = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,63 +64,43 @@ class Repairs:
 
 
 def repair_removals(
-    loaded: Loaded,
-    removals: Sequence[Removal],
-    samples: Samples,
-    held_out: Samples,
-    work: Path | None,
-    *,
-    tokens: int = TOKENS,
-    batch_tokens: int | None = None,
-    ledger: Path | None = None,
-    progress: Progress = silent,
+    context: Context, removals: Sequence[Removal], samples: Samples, held_out: Samples, *, tokens: int = TOKENS
 ) -> Repairs:
     """Repair every removal that can be repaired exactly, in the dtype in which its checkpoint will be written.
 
     Args:
-        loaded: the model.
+        context: the model, and the store, in which finished repairs are kept and found again.
         removals: sorted original indices of each.
         samples: calibration samples; the first of so many `tokens` together are used.
         held_out: other samples, to measure on.
-        work: folder in which finished repairs are kept and found again; None keeps none.
         tokens: of calibration.
-        batch_tokens: padded tokens a batch.
-        ledger: folder of measurements, see `excise.measuring.measure`.
-        progress: shows progress.
 
     """
-    stack, samples = loaded.stack, samples.first_tokens(tokens)
+    loaded, stack, samples = context.loaded, context.stack, samples.first_tokens(tokens)
     if reason := _unfit(loaded, samples):
         return Repairs({}, dict.fromkeys(removals, reason))
     refused = dict(_refused(stack, removals))
     wanted = [removed for removed in dict.fromkeys(removals) if removed not in refused]
-    key = {
-        "model_hash": model_identity(stack.model),
-        "samples": [samples.hash, held_out.hash],
-        "dtype": str(loaded.stored_dtype),
-    }
-    files = {removed: work / f"{_digest({**key, 'removed': removed})}.safetensors" for removed in wanted if work}
-    fitted = {removed: Repair.load(path) for removed, path in files.items() if path.exists()}
+    files = {removed: _file(context, removed, samples, held_out) for removed in wanted}
+    fitted = {removed: Repair.load(path) for removed, path in files.items() if path and path.exists()}
     new = [removed for removed in wanted if removed not in fitted]
     passes = 1 + sum(len(cuts_of(stack, removed)) for removed in new)
     try:
-        with progress("repair", samples.tokens * passes if new else 0) as advance:
-            for result in repair_each(
-                stack,
-                new,
-                samples,
-                held_out=held_out,
-                dtype=loaded.stored_dtype,
-                batch_tokens=batch_tokens,
-                ledger=ledger,
-                advance=advance,
-            ):
+        with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):
+            for result in repair_each(context, new, samples, held_out=held_out):
                 fitted[result.removed] = result
-                if work:
-                    result.save(files[result.removed])
+                if path := files[result.removed]:
+                    result.save(path)
     except InputError as error:  # the model's streams overflow on these samples
         refused |= {removed: str(error) for removed in new if removed not in fitted}
     return Repairs({removed: fitted[removed] for removed in wanted if removed in fitted}, refused)
+
+
+def _file(context: Context, removed: Removal, samples: Samples, held_out: Samples) -> Path | None:
+    """Where the store keeps the repair of a removal."""
+    key = {**pass_key(context, samples, {}), "held_out": held_out.hash, "removed": list(removed)}
+    place = context.store.place("repairs", {**key, "dtype": str(context.loaded.stored_dtype)})
+    return place and place / "repair.safetensors"
 
 
 def write_removal(
@@ -164,7 +141,3 @@ def _refused(stack: Stack, removals: Iterable[Removal]) -> Iterable[tuple[Remova
             require_repairable(stack, removed)
         except ArchitectureError as error:
             yield removed, str(error)
-
-
-def _digest(key: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

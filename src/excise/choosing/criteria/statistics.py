@@ -1,0 +1,91 @@
+"""The one pass over block inputs and outputs that several criteria share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from excise.context import Context
+from excise.data.batches import Batch
+from excise.data.samples import Samples
+from excise.measuring.passes import Rows, each_batch
+from excise.models.stack import Block, block_indices, block_input, bypass, first
+
+
+@dataclass(frozen=True, eq=False)
+class BlockStatistics:
+    """Means over tokens of what blocks do to the residual stream; NaN for bypassed blocks.
+
+    Attributes:
+        cosine: [blocks], cos(x_in, x_out).
+        norm_ratio: [blocks], ‖x_out‖ / ‖x_in‖.
+        forward_tokens: cost.
+
+    """
+
+    cosine: np.ndarray
+    norm_ratio: np.ndarray
+    forward_tokens: float
+
+
+def block_statistics(context: Context, samples: Samples, *, removed: Sequence[int] = ()) -> BlockStatistics:
+    """Measure every block's input and output in one pass, on hooks.
+
+    Hooks rather than `output_hidden_states`: its last entry stands after the final norm, which distorts the last block.
+
+    Args:
+        context: the model and the store, in which the pass is found again.
+        samples: calibration samples; every real token counts once.
+        removed: blocks bypassed meanwhile.
+
+    """
+    stack = context.stack
+    removed = block_indices(stack, removed)
+    alive = [block for block in stack.blocks if block.index not in removed]
+
+    @torch.no_grad()
+    def sums_of(number: int, batch: Batch) -> Rows:
+        sums = {name: np.full((len(batch.indices), len(stack.blocks)), np.nan) for name in ("cosine", "norm_ratio")}
+        record = partial(_record, sums, batch.real)
+        with bypass(stack, removed), block_hooks(alive, record):
+            stack.model.base_model(input_ids=batch.input_ids, use_cache=False)
+        return sums
+
+    rows = each_batch(context, samples, "block statistics", {"removed": list(removed)}, sums_of)
+    cosine, norm_ratio = (rows[name].sum(axis=0) / samples.tokens for name in ("cosine", "norm_ratio"))
+    return BlockStatistics(cosine, norm_ratio, samples.tokens * len(alive) / len(stack.blocks))
+
+
+def _record(sums: Rows, real: Tensor, block: int, x_in: Tensor, x_out: Tensor) -> None:
+    before, after = x_in.double(), x_out.double()
+    norm_in, norm_out = before.norm(dim=-1), after.norm(dim=-1)
+    counted = real.to(x_in.device)
+    for name, values in (
+        ("cosine", (before * after).sum(dim=-1) / (norm_in * norm_out)),
+        ("norm_ratio", norm_out / norm_in),
+    ):
+        sums[name][:, block] = values.where(counted, 0.0).sum(dim=-1).cpu().numpy()
+
+
+@contextlib.contextmanager
+def block_hooks(blocks: Sequence[Block], record: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
+    """Context in which `record(index, x_in, x_out)` sees the residual stream before and after each of `blocks`."""
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor, block: int) -> None:
+        record(block, block_input(args, kwargs), first(output))
+
+    handles = [
+        block.module.register_forward_hook(partial(hook, block=block.index), with_kwargs=True) for block in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

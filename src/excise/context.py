@@ -1,0 +1,63 @@
+"""The means of a stage: the model, where results are kept, and how progress is shown; never what is asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from excise.data.batches import Batch, default_batch_tokens, make_batches
+from excise.data.fit import require_fit
+from excise.data.samples import Samples
+from excise.models.identity import model_identity
+from excise.models.loading import Loaded
+from excise.models.stack import Stack
+from excise.progress import Progress
+from excise.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What every stage works with.
+
+    Attributes:
+        loaded: the model, its tokenizer, and where it came from.
+        store: what is kept and found again; by default in memory, as long as this object.
+        progress: shows progress.
+        batch_tokens: padded tokens per batch; None for what keeps the device busy.
+        part: (rank, parts): passes do only batches rank, rank + parts, …, for several processes that share a store.
+
+    """
+
+    loaded: Loaded
+    store: Store = field(default_factory=Store)
+    progress: Progress = field(default_factory=Progress)
+    batch_tokens: int | None = None
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def stack(self) -> Stack:
+        """The model as a stack of blocks."""
+        return self.loaded.stack
+
+    @property
+    def identity(self) -> str:
+        """Hash of the model as it is now."""
+        return model_identity(self.stack.model)
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Padded tokens that go through the model at once."""
+        return self.batch_tokens or default_batch_tokens(self.stack)
+
+    def batches(self, samples: Samples) -> list[Batch]:
+        """The samples in batches, the same ones each time.
+
+        Raises:
+            InputError: a sample that the model cannot take, by name; see `excise.data.fit.Fit`.
+
+        """
+        require_fit(samples, self.stack)
+        return make_batches(samples, self.tokens_per_batch)
+
+    def of(self, loaded: Loaded) -> Context:
+        """The same means for another model."""
+        return replace(self, loaded=loaded)

@@ -1,0 +1,55 @@
+"""What a model can take: token ids within its embedding, and samples no longer than the positions it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from excise.errors import InputError
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Limits of a model.
+
+    Attributes:
+        vocabulary: rows of the input embedding; token ids are below it.
+        positions: tokens of the longest sample where positions are learned; None where any length can be computed.
+
+    """
+
+    vocabulary: int
+    positions: int | None = None
+
+    @staticmethod
+    def of(stack: Any) -> Fit:
+        """The limits of an `excise.models.stack.Stack`."""
+        positions = stack.config.max_position_embeddings if stack.architecture.learned_positions else None
+        return Fit(stack.model.get_input_embeddings().weight.shape[0], positions)
+
+    def refusal(self, input_ids: np.ndarray) -> str | None:
+        """Why a model cannot take these ids [tokens]; None where it can."""
+        if len(input_ids) and int(input_ids.max()) >= self.vocabulary:
+            return (
+                f"token id {int(input_ids.max())} is outside the model's embedding of {self.vocabulary} rows; the "
+                f"tokenizer has tokens that the model lacks"
+            )
+        if self.positions is not None and len(input_ids) > self.positions:
+            return f"{len(input_ids)} tokens, and the model has learned {self.positions} positions; use --tokens"
+        return None
+
+
+def require_fit(samples: Iterable[Any], stack: Any) -> None:
+    """Refuse samples that the model cannot take, before the first forward pass fails on one of them.
+
+    Raises:
+        InputError: a token id or a length is out of range; names the sample.
+
+    """
+    fit = Fit.of(stack)
+    for sample in samples:
+        if reason := fit.refusal(sample.input_ids):
+            raise InputError(f"{sample.name}: {reason}")

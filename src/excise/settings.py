@@ -1,0 +1,702 @@
+"""Settings declared once: each field of a frozen dataclass carries its default, help, flag and bounds.
+
+A verb of the command line takes one such dataclass, and its options, its checks and its recipes are made from the
+fields. What several verbs share stands here as dataclasses to inherit from; `changed` takes over a field with another
+default. Imports neither torch nor typer.
+
+Examples:
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Walk(Checked):
+    ...     steps: int = option(..., "Steps to take.", least=1)
+    ...     pace: float = option(1.5, "Metres per second.", above=0)
+    >>> to_plain(Walk(steps=3))
+    {'steps': 3, 'pace': 1.5}
+    >>> from_plain(Walk, {"steps": 3, "paec": 1.0})
+    Traceback (most recent call last):
+    ...
+    excise.errors.InputError: recipe: 'paec' is not a setting; did you mean 'pace'?
+
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from excise.errors import InputError
+
+# In the order in which `--help` and recipes show them.
+GROUPS = ("Arguments", "What to remove", "Options", "Data", "How it chooses", "Healing", "Machine", "Output")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+LOSS_ON = ("content", "all", "responses")
+
+# More units than any matrix [units, units] that fits in memory has; a typing error must not allocate its range.
+MOST_UNITS = 100_000
+# Beyond it NumPy's and transformers' generators refuse a seed.
+MOST_SEED = 2**32 - 1
+
+_KEY = "option"
+_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of a settings dataclass says besides its type and default; see `option` for the attributes."""
+
+    help: str
+    flags: tuple[str, ...] = ()
+    group: str = "Options"
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: Sequence[str] | Callable[[], Iterable[str]] = ()
+    parse: Callable[[str, str], Any] | None = None
+    shown: str | None = None
+    hidden: bool = False
+    argument: bool = False
+    recipe: bool = True
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | tuple[str, ...] = (),
+    group: str = "Options",
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] | Callable[[], Iterable[str]] = (),
+    parse: Callable[[str, str], Any] | None = None,
+    shown: str | None = None,
+    hidden: bool = False,
+    argument: bool = False,
+    recipe: bool = True,
+) -> Any:
+    """Declare a field of a settings dataclass.
+
+    The field's type is `int`, `float`, `bool`, `str` or `Path`, one of them `| None`, or a `tuple[…, ...]` of one of
+    them: an option that may be repeated, or, with `parse`, one text.
+
+    Args:
+        default: value where none is given; `...` where one must be.
+        help: a sentence for `--help` and for recipes.
+        flag: on the command line, aliases after the first; by default the name with dashes.
+        group: heading under which `--help` shows it, of `GROUPS`.
+        least: smallest value allowed.
+        most: largest value allowed.
+        above: bound that the value must exceed.
+        below: bound that the value must stay under.
+        choices: values allowed, or a function that imports them; it is called for other values than the default only.
+        parse: makes the value from a text and the flag, or raises `InputError`.
+        shown: how `--help` writes the default, where it is not the value itself; empty to write none.
+        hidden: accepted, but not shown by `--help`.
+        argument: positional on the command line.
+        recipe: whether it belongs into a recipe; not so what only says how the command line answers.
+
+    """
+    if group not in GROUPS:
+        raise ValueError(f"expected a group in {GROUPS}, got {group!r}")
+    declared = Option(
+        help=help,
+        flags=(flag,) if isinstance(flag, str) else flag,
+        group="Arguments" if argument else group,
+        least=least,
+        most=most,
+        above=above,
+        below=below,
+        choices=choices,
+        parse=parse,
+        shown=shown,
+        hidden=hidden,
+        argument=argument,
+        recipe=recipe,
+    )
+    return dataclasses.field(default=MISSING if default is ... else default, metadata={_KEY: declared})
+
+
+def changed(owner: type, name: str, **changes: Any) -> Any:
+    """A field as another settings dataclass declares it, but for `changes`: `default`, or any argument of `option`."""
+    field = _fields(owner)[name]
+    known = field.metadata[_KEY]
+    arguments = {entry.name: getattr(known, entry.name) for entry in dataclasses.fields(Option)}
+    arguments |= {"flag": arguments.pop("flags"), "default": ... if field.default is MISSING else field.default}
+    return option(**arguments | changes)
+
+
+def borrowing(owner: type, **changes: Any) -> Callable[[type[T]], type[T]]:
+    """Add the fields of another settings dataclass to one, optional and None by default: what changes a preset.
+
+    Fields that the decorated class declares itself stay as they are. Goes below `@dataclass`.
+    """
+
+    def add(cls: type[T]) -> type[T]:
+        hints = get_type_hints(owner)
+        for name in _fields(owner):
+            if name not in cls.__annotations__:
+                cls.__annotations__[name] = hints[name] | None
+                setattr(cls, name, changed(owner, name, **{"default": None} | changes))
+        return cls
+
+    return add
+
+
+def names_in(where: str, *others: str) -> Callable[[], tuple[str, ...]]:
+    """Choices of an option that stand in a module, which is imported when one is checked: `--help` stays instant.
+
+    Args:
+        where: module:attribute of a tuple or a dict by name, such as "excise.ising.solvers:SOLVERS".
+        others: choices besides these.
+
+    """
+
+    def look() -> tuple[str, ...]:
+        module, attribute = where.split(":")
+        return (*others, *getattr(importlib.import_module(module), attribute))
+
+    return look
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A declared field: its option, with name, type and default.
+
+    Attributes:
+        name: of the field.
+        kind: type of the value, or of each of its items.
+        optional: None is allowed.
+        many: the value is a tuple.
+        default: MISSING where a value is required.
+        option: the rest.
+
+    """
+
+    name: str
+    kind: type
+    optional: bool
+    many: bool
+    default: Any
+    option: Option
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names on the command line: aliases after the first; an argument has none."""
+        return () if self.option.argument else self.option.flags or (f"--{self.name.replace('_', '-')}",)
+
+    @property
+    def called(self) -> str:
+        """What messages call it: its flag, with the field's name where that is another."""
+        if self.option.argument:
+            return self.name.upper()
+        flag = self.flags[0]
+        return flag if flag.removeprefix("--").replace("-", "_") == self.name else f"{flag} ({self.name})"
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is MISSING
+
+    @property
+    def bounds(self) -> str:
+        """Allowed range in words; empty where there is none."""
+        known = self.option
+        if known.least is not None and known.most is not None:
+            return f"from {known.least} to {known.most}"
+        words = {"at least": known.least, "at most": known.most, "above": known.above, "below": known.below}
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+    def check(self, value: Any) -> None:
+        """Refuse a value of another type or out of range.
+
+        Raises:
+            InputError: names the flag, what was expected and what came.
+
+        """
+        if value is None and self.optional:
+            return
+        if self.many and not isinstance(value, tuple):
+            raise self._refuses(value)
+        for one in value if self.many else (value,):
+            if not _is(one, self.kind) or not self._allows(one):
+                raise self._refuses(one)
+        if self.option.choices and value != self.default:
+            known = self.option.choices
+            names = tuple(known() if callable(known) else known)
+            for one in value if self.many else (value,):
+                if one not in names:
+                    raise InputError(f"expected {self.called} in {', '.join(names)}, got '{one}'")
+
+    def of_text(self, given: Any) -> Any:
+        """The value that the command line gives: a text, a list of them where the option repeats, or a bool.
+
+        Raises:
+            InputError: it is not such a value.
+
+        """
+        if self.option.parse is not None:
+            return self.option.parse(given, self.called)
+        return tuple(map(self._one_of_text, given)) if self.many else self._one_of_text(given)
+
+    def of_plain(self, plain: Any) -> Any:
+        """The value that a recipe gives; a text stands for what the command line would make of it.
+
+        Raises:
+            InputError: another type.
+
+        """
+        if plain is None and self.optional:
+            return None
+        parsed = self.option.parse is not None and (self.many or self.kind is not str)
+        if parsed and isinstance(plain, str | int) and not isinstance(plain, bool):
+            return self.of_text(str(plain))
+        if self.many:
+            if not isinstance(plain, list):
+                raise self._refuses(plain)
+            return tuple(map(self._one_of_plain, plain))
+        return self._one_of_plain(plain)
+
+    def _one_of_text(self, given: Any) -> Any:
+        if self.kind is bool:
+            return given
+        try:
+            return self.kind(given)
+        except ValueError:
+            raise self._refuses(given) from None
+
+    def _one_of_plain(self, plain: Any) -> Any:
+        if not _is(plain, str if self.kind is Path else self.kind):
+            raise self._refuses(plain)
+        return self.kind(plain)
+
+    def _allows(self, value: Any) -> bool:
+        if self.kind not in (int, float):
+            return True
+        known = self.option
+        return (
+            math.isfinite(value)
+            and (known.least is None or value >= known.least)
+            and (known.most is None or value <= known.most)
+            and (known.above is None or value > known.above)
+            and (known.below is None or value < known.below)
+        )
+
+    def _refuses(self, value: Any) -> InputError:
+        words = f"{'a list, each ' if self.many else ''}{_WORDS[self.kind]}"
+        return InputError(f"{self.called} expects {', '.join(filter(None, (words, self.bounds)))}, got {value!r}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+def declared(cls: type) -> tuple[Setting, ...]:
+    """The fields of a settings dataclass by group; in each, required ones come first, those of no recipe last.
+
+    Raises:
+        TypeError: a field was not declared with `option`, or its type is none that an option may have.
+
+    """
+    hints, settings = get_type_hints(cls), []
+    for name, field in _fields(cls).items():
+        if _KEY not in field.metadata:
+            raise TypeError(f"{cls.__name__}.{name} is not declared with option(…)")
+        kinds = get_args(hints[name]) if get_origin(hints[name]) in (Union, types.UnionType) else (hints[name],)
+        kind, *others = (kind for kind in kinds if kind is not type(None))
+        many = get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
+        kind = get_args(kind)[0] if many else kind
+        if others or kind not in _WORDS:
+            raise TypeError(f"{cls.__name__}.{name}: no option has the type {hints[name]}")
+        settings.append(Setting(name, kind, len(kinds) > 1, many, field.default, field.metadata[_KEY]))
+    return tuple(sorted(settings, key=_place))
+
+
+def _place(setting: Setting) -> tuple[int, bool, bool]:
+    return GROUPS.index(setting.option.group), not setting.required, not setting.option.recipe
+
+
+def check(settings: Any) -> None:
+    """Refuse values of another type, out of range, or not among the choices; for `__post_init__`.
+
+    Raises:
+        InputError: names the flag, what was expected and what came.
+
+    """
+    for setting in declared(type(settings)):
+        setting.check(getattr(settings, setting.name))
+
+
+def make(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Settings from values by name of field.
+
+    Raises:
+        InputError: a required one is missing, or the class refuses one.
+
+    """
+    for setting in declared(cls):
+        if setting.required and setting.name not in values:
+            raise InputError(f"{setting.called} is missing: {setting.option.help}")
+    return cls(**values)
+
+
+def to_plain(settings: Any) -> dict[str, Any]:
+    """What a recipe holds: every setting that belongs into one, as JSON and YAML write it; paths become texts."""
+    return {
+        setting.name: plain(getattr(settings, setting.name))
+        for setting in declared(type(settings))
+        if setting.option.recipe
+    }
+
+
+def plain(value: Any) -> Any:
+    """One value as JSON and YAML write it."""
+    if isinstance(value, tuple):
+        return [plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def values_of(cls: type, recipe: Mapping[str, Any], source: str = "recipe") -> dict[str, Any]:
+    """Values by name of field from what a recipe holds, which need not be all of them.
+
+    Args:
+        cls: the settings dataclass.
+        recipe: what JSON or YAML gave.
+        source: what messages call it.
+
+    Raises:
+        InputError: an unknown name (the nearest known one is named), or a value of another type.
+
+    """
+    known = {setting.name: setting for setting in declared(cls) if setting.option.recipe}
+    for name in recipe:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"{source}: '{name}' is not a setting; {hint}")
+    try:
+        return {name: known[name].of_plain(value) for name, value in recipe.items()}
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def from_plain(cls: type[T], recipe: Mapping[str, Any], source: str = "recipe") -> T:
+    """Settings from what a recipe holds; the inverse of `to_plain`.
+
+    Raises:
+        InputError: as for `values_of` and `make`.
+
+    """
+    return make(cls, values_of(cls, recipe, source))
+
+
+def indices(text: str, called: str) -> tuple[int, ...]:
+    """Read a list of integers and ranges.
+
+    Args:
+        text: integers from −`MOST_UNITS` to `MOST_UNITS` and ranges low-high, separated by commas.
+        called: what messages call the option.
+
+    Raises:
+        InputError: something else stands in it.
+
+    Examples:
+        >>> indices("0,3-5,-1", "--protect")
+        (0, 3, 4, 5, -1)
+
+    """
+    values: list[int] = []
+    for part in names(text, called):
+        low, dash, high = part.rpartition("-") if not part.startswith("-") else ("", "", part)
+        try:
+            first, last = int(low if dash else high), int(high)
+        except ValueError:
+            raise InputError(f"{called} expects indices such as 0,3-5,-1, got '{part}'") from None
+        values += _range(first, last, f"{called} expects ranges from low to high such as 3-5", part)
+    return tuple(values)
+
+
+def budgets(text: str, called: str = "--remove") -> tuple[int, ...]:
+    """Read numbers of units to remove: one, a list or a range.
+
+    Raises:
+        InputError: something else.
+
+    Examples:
+        >>> budgets("3..5"), budgets("4,8")
+        ((3, 4, 5), (4, 8))
+
+    """
+    low, dots, high = text.partition("..")
+    try:
+        numbers = [int(low), int(high)] if dots else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{called} expects a number, a list 4,8,12 or a range 3..27, got '{text}'") from None
+    if min(numbers) < 1:
+        raise InputError(f"{called} expects numbers of at least 1, got '{text}'")
+    if dots:
+        return tuple(_range(numbers[0], numbers[1], f"{called} expects a range from low to high such as 3..27", text))
+    return tuple(numbers)
+
+
+def _range(low: int, high: int, expected: str, got: str) -> range:
+    if high < low or max(abs(low), abs(high)) > MOST_UNITS:
+        raise InputError(f"{expected}, none beyond {MOST_UNITS:,}, got '{got}'")
+    return range(low, high + 1)
+
+
+def names(text: str, called: str) -> tuple[str, ...]:
+    """Read a list separated by commas; `called` is there for the signature of `option`'s `parse`."""
+    return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def check_fixed(protected: Sequence[int], forced: Sequence[int], budget: int | None = None) -> None:
+    """Refuse what no removal can obey.
+
+    Args:
+        protected: units that stay.
+        forced: units that go.
+        budget: how many go, if that is known.
+
+    Raises:
+        InputError: a unit is in both, or more are forced than may go.
+
+    """
+    both = sorted(set(protected) & set(forced))
+    if both:
+        raise InputError(
+            f"{', '.join(map(str, both))} cannot both stay and go; leave it out of --protect or of --force-blocks"
+        )
+    if budget is not None and len(set(forced)) > budget:
+        raise InputError(
+            f"--force-blocks expects at most as many as --remove, {budget}, got {len(set(forced))}: "
+            f"{', '.join(map(str, forced))}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Base of settings: refuses bad values when they are made."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement(Checked):
+    """Where a model is loaded."""
+
+    device: str = option(
+        "auto", "auto, cpu, cuda, cuda:1, …; auto spreads a large model over all GPUs.", group="Machine"
+    )
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.", group="Machine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Placement):
+    """Which model is loaded, and how."""
+
+    model: str = option(..., "A checkpoint folder, a .gguf file, or a hub id.", argument=True)
+    dtype: str = option(
+        "auto",
+        "auto, float32, bfloat16, float16 or float64: of the computation.",
+        group="Machine",
+        choices=DTYPES,
+    )
+
+    def loading(self) -> dict[str, Any]:
+        """Arguments of `excise.models.loading.load` besides the model."""
+        return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching(Checked):
+    """How much of the data goes through a model at once."""
+
+    batch_tokens: int | None = option(
+        None,
+        "Tokens that go through the model at once; by default what keeps it busy.",
+        group="Machine",
+        least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackwardPass(Batching):
+    """How much memory a pass for gradients takes."""
+
+    checkpointing: bool = option(
+        False, "Recompute blocks in the backward pass: less memory, a third more time.", group="Machine"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Checked):
+    """Which samples are drawn."""
+
+    data: str = option(
+        "starter",
+        "'starter' (shipped, offline), a file of chats or texts (JSON, CSV, Parquet, plain text; .gz), a folder, or a "
+        "hub data set id such as teknium/OpenHermes-2.5 (add :configuration, and @split for a split other than train); "
+        "several in given shares: a.jsonl:3,b.txt:1.",
+        group="Data",
+    )
+    samples: int = option(128, "Calibration samples.", group="Data", least=1)
+    tokens: int = option(512, "Longest sample in tokens; 0 for no limit.", group="Data", least=0)
+    seed: int = option(0, "Seed of everything random.", group="Data", least=0, most=MOST_SEED)
+    loss_on: str = option(
+        "content",
+        "Tokens that count: 'content' (all but what the chat template puts before a chat), 'all' (as in the paper) or "
+        "'responses'.",
+        group="Data",
+        choices=LOSS_ON,
+    )
+
+    def drawing(self) -> dict[str, Any]:
+        """Arguments of `excise.data.load_samples` besides source and tokenizer."""
+        return {name: getattr(self, name) for name in ("samples", "tokens", "seed", "loss_on")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protecting(Checked):
+    """Which blocks stay."""
+
+    protect: tuple[int, ...] = option(
+        (),
+        "Blocks never removed, such as 0,1,-1 (negative ones count from the top).",
+        group="What to remove",
+        parse=indices,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixing(Protecting):
+    """Which blocks stay and which go."""
+
+    force_blocks: tuple[int, ...] = option(
+        (), "Blocks always removed; they count towards --remove.", group="What to remove", parse=indices
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Porting(Checked):
+    """For which other programs the result must be right."""
+
+    portable: tuple[str, ...] = option(
+        (),
+        "Programs besides transformers 5 for which the kinds of blocks must stay right: vllm, llama.cpp, "
+        "transformers-4.57, transformers-4.52; several with commas.",
+        group="What to remove",
+        parse=names,
+        choices=names_in("excise.models.architectures.readers:READERS"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printing(Checked):
+    """How the command line answers."""
+
+    as_json: bool = option(
+        False,
+        "Print JSON on standard output instead of a table.",
+        flag="--json",
+        group="Output",
+        recipe=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacing(Checked):
+    """Whether results are replaced."""
+
+    force: bool = option(
+        False,
+        "Replace what is there already.",
+        flag=("--force", "--overwrite"),
+        group="Output",
+        recipe=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objecting(Checked):
+    """Which damage refinement keeps low, and at what cost."""
+
+    objective: str = option(
+        "kl",
+        "Damage to keep low: kl, loss, choices (needs --questions), or a mixture: kl:0.7,choices:0.3.",
+        group="How it chooses",
+    )
+    questions: Path | None = option(
+        None,
+        "Multiple-choice questions (JSONL) for the objective choices; a training split.",
+        group="How it chooses",
+        hidden=True,
+    )
+    domains: str = option(
+        "mean",
+        "mean, or worst: the objective is that of the worst of the data's categories.",
+        group="How it chooses",
+        choices=names_in("excise.measuring.objectives:DOMAINS"),
+        hidden=True,
+    )
+    effort: float = option(
+        4.0, "What refinement may cost, in passes over the calibration samples.", group="How it chooses", least=0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asks = any(kind == "choices" for kind, _ in weighted_kinds(self.objective))
+        if asks and self.questions is None:
+            raise InputError("the objective 'choices' needs questions: pass --questions FILE (JSONL)")
+        if self.questions is not None and not asks:
+            raise InputError(
+                f"--questions was given, but the objective '{self.objective}' has no choices; add it, or leave them out"
+            )
+
+
+OBJECTIVES = ("loss", "kl", "choices")
+
+
+def weighted_kinds(objective: str) -> list[tuple[str, float]]:
+    """Read an objective's text: kinds of damage, each with its weight.
+
+    Raises:
+        InputError: an unknown kind, or a weight that is no number above 0.
+
+    Examples:
+        >>> weighted_kinds("kl:0.7,choices:0.3")
+        [('kl', 0.7), ('choices', 0.3)]
+
+    """
+    found = []
+    for part in objective.split(","):
+        kind, colon, weight_text = (piece.strip() for piece in part.partition(":"))
+        if kind not in OBJECTIVES:
+            raise InputError(
+                f"expected an objective of {', '.join(OBJECTIVES)}, such as kl or kl:0.7,choices:0.3; got '{objective}'"
+            )
+        try:
+            weight = float(weight_text) if colon else 1.0
+        except ValueError:
+            weight = 0.0
+        if not (weight > 0 and math.isfinite(weight)):
+            raise InputError(f"the weight of {kind} must be a number above 0, got '{weight_text}'")
+        found.append((kind, weight))
+    return found
