@@ -35,10 +35,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the final path, since a rename is atomic within one file system only.
         holder = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+        # Under its own name: some writers look at the suffix.
         temporary = holder / final.name
         try:
             yield temporary
+            # A folder cannot be renamed onto one that is not empty.
             if final.is_dir():
                 shutil.rmtree(final)
             temporary.replace(final)

@@ -19,6 +19,18 @@ class CheckpointError(ExciseError):
     """A checkpoint is truncated, corrupt, unsafe or inconsistent with its config."""
 
 
+class HeadlessError(CheckpointError):
+    """A checkpoint has no language-model head, so that it predicts no tokens."""
+
+
+class UntestableError(CheckpointError):
+    """A checkpoint cannot be tested here, which says nothing against it."""
+
+
+class SelfTestError(ExciseError):
+    """What was written is not what it should be; it was not given its name."""
+
+
 class OutputError(ExciseError):
     """The result cannot be written: the folder exists, or the disk is full."""
 

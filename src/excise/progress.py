@@ -30,6 +30,7 @@ class Progress:
     @contextmanager
     def stage(self, name: str, tokens: int | None) -> Iterator[Callable[[int], None]]:
         """Open a stage; yields what to call with tokens done."""
+        # Inner stages advance the outer bar, so that a stage need not know whether it is part of another.
         if self._advance is not None:
             yield self._advance
             return

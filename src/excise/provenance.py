@@ -37,6 +37,7 @@ def _version(package: str) -> str | None:
 
 def _machine() -> dict[str, Any]:
     facts: dict[str, Any] = {"platform": platform.platform(), "cpus": os.cpu_count(), "processor": platform.machine()}
+    # Commands that need no torch must not load it to say so.
     if "torch" in sys.modules:
         import torch
 

@@ -283,6 +283,7 @@ def run(
     """
     from excise.choosing.follow import chosen_of
     from excise.context import Context
+    from excise.data.fit import Fit
     from excise.measuring.objectives import load_objective
     from excise.progress import Clock, Progress
     from excise.store import Store
@@ -291,7 +292,9 @@ def run(
     brief = _brief(loaded, settings)
     if healing:
         healing.require_feasible()
-    objective = objective or load_objective(settings, calibration, loaded.tokenizer, settings.seed)
+    objective = objective or load_objective(
+        settings, calibration, loaded.tokenizer, settings.seed, Fit.of(loaded.stack)
+    )
     folder = _open_folder(settings, loaded, healing)
     context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
     select, energy = settings.followed(objective), settings.energy
@@ -515,16 +518,24 @@ def _write(
     folder: Path,
     clock: Clock,
 ) -> dict[str, Any]:
-    """Write the checkpoint and load it again."""
+    """Write the checkpoint, load it again, and only then give it its name."""
     from excise.data.batches import longest_together
     from excise.repair.several import write_removal
     from excise.surgery.check import check_loaded
+    from excise.surgery.verdict import publish
 
-    place = folder / CHECKPOINT
-    with clock.stage("prune"):
-        write_removal(context.loaded, chosen.removed, repairs, place, _card(facts, chosen, repairs))
-    with clock.stage("self_test"), repairs.applied(context.stack, chosen.removed):
-        return {"self_test": check_loaded(context.stack, chosen.removed, place, longest_together(held_out))}
+    stack, removed, card = context.stack, chosen.removed, _card(facts, chosen, repairs)
+
+    def write(place: Path) -> dict[str, Any]:
+        with clock.stage("prune"):
+            write_removal(context.loaded, removed, repairs, place, card)
+        return {}
+
+    def test(place: Path) -> dict[str, Any]:
+        with clock.stage("self_test"), repairs.applied(stack, removed):
+            return check_loaded(stack, removed, place, longest_together(held_out))
+
+    return publish(folder / CHECKPOINT, write, test)
 
 
 def _heal(
@@ -596,6 +607,7 @@ def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None)
     if (folder / MANIFEST).exists():
         if read_json(folder / MANIFEST).get("healed"):
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        # First the mark of a finished run, so that what follows is taken up if it is interrupted.
         (folder / MANIFEST).unlink()
         shutil.rmtree(folder / WORK, ignore_errors=True)
     (folder / WORK).mkdir(parents=True, exist_ok=True)

@@ -231,6 +231,7 @@ class Setting:
         for one in value if self.many else (value,):
             if not _is(one, self.kind) or not self._allows(one):
                 raise self._refuses(one)
+        # Defaults are known to be right; asking for the choices imports the modules that hold them.
         if self.option.choices and value != self.default:
             known = self.option.choices
             names = tuple(known() if callable(known) else known)
@@ -299,6 +300,7 @@ class Setting:
 
 def _is(value: Any, kind: type) -> bool:
     if kind in (int, float):
+        # true and false are integers to Python.
         return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
     return isinstance(value, kind)
 
@@ -561,6 +563,8 @@ class Sampling(Checked):
     tokens: int = option(512, "Longest sample in tokens; 0 for no limit.", group="Data", least=0)
     seed: int = option(0, "Seed of everything random.", group="Data", least=0, most=MOST_SEED)
     loss_on: str = option(
+        # All tokens counted, a removal improves on the template's opening, the same in every chat (log, 2026-11-24,
+        # what counts in a chat).
         "content",
         "Tokens that count: 'content' (all but what the chat template puts before a chat), 'all' (as in the paper) or "
         "'responses'.",
@@ -639,6 +643,7 @@ class Objecting(Checked):
     """Which damage refinement keeps low, and at what cost."""
 
     objective: str = option(
+        # Transfers better than the loss, to text and to other chats (log, 2026-11-24, loss or divergence).
         "kl",
         "Damage to keep low: kl, loss, choices (needs --questions), or a mixture: kl:0.7,choices:0.3.",
         group="How it chooses",

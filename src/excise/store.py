@@ -24,7 +24,9 @@ from excise.artefacts import atomic_path, read_json, write_json
 from excise.errors import InputError, OutputError
 from excise.ising.problem import Removal
 
+# 64 bits: names stay short, and two keys of one folder that share one are out of the question.
 DIGITS = 16
+# Final hidden states of the intact model: some 100,000 positions of SmolLM2-135M, whose width is 576, in float32.
 MEMORY_BYTES = 1 << 28
 
 Arrays = dict[str, np.ndarray]
@@ -52,6 +54,7 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         self.memory = Memory()
         self.reused_seconds = 0.0
+        # One object per key, so that all who hold a ledger see what the others add.
         self._places: dict[tuple[str, str], Any] = {}
 
     def place(self, kind: str, key: Key) -> Path | None:
@@ -202,6 +205,8 @@ class Ledger:
         if self._folder is None:
             return
         named = np.frombuffer(json.dumps(removals).encode(), dtype=np.uint8)
+        # A new file per call, never one rewritten: processes that measure at the same time lose nothing of each
+        # other's.
         path = self._folder / f"part-{digest(removals)[:DIGITS]}.safetensors"
         _write_arrays(path, {"sums": sums, "removals": named})
 

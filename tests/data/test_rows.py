@@ -48,3 +48,22 @@ def test_a_tool_call_needs_no_content_and_keeps_what_it_says():
     assert made["content"] is None
     assert made["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Bonn"}}
     assert given == answer
+
+
+def test_a_call_in_the_older_spelling_is_one_of_the_newer():
+    function = {"name": "weather", "arguments": '{"city": "Bonn"}'}
+    turns = [CHAT[0], {"role": "assistant", "content": None, "function_call": function}]
+    turns.append({"role": "function", "name": "weather", "content": "rain"})
+    (_, made, given) = row_of({"messages": turns}, "a:1").messages
+    called = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    assert made == {"role": "assistant", "content": None, "tool_calls": [called]}
+    assert given == {"role": "tool", "content": "rain", "name": "weather"}
+
+
+def test_a_turn_of_thought_alone_needs_no_content():
+    turn = {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": []}
+    assert row_of({"messages": [CHAT[0], turn]}, "a:1").messages[1]["content"] is None
+
+
+def test_a_byte_order_mark_within_a_table_is_no_text():
+    assert row_of({"text": "\ufeffOnce"}, "a:1").text == "Once"

@@ -281,6 +281,33 @@ def test_a_call_of_a_tool_is_rendered_without_content(tmp_path, kind):
     assert tokenizer.decode(sample.input_ids) == f"<{CHAT[0]['content']}><<call>add(1)>"
 
 
+HALVES = {
+    "a role": [{"role": "us\ud83d", "content": "Hi"}],
+    "an argument": [
+        CHAT[0],
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"function": {"name": "f", "arguments": {"a": "\udead"}}}],
+        },
+    ],
+    "a name": [
+        CHAT[0],
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "\udead", "arguments": {}}}]},
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_half_a_surrogate_pair_anywhere_in_a_chat_costs_its_row_alone(tmp_path, kind):
+    tokenizer = tiny_tokenizer()
+    reads = CALL_TEMPLATES["reads them"]
+    tokenizer.chat_template = "{% for message in messages %}{{ message.role }}:" + reads + "{% endfor %}"
+    with pytest.warns(UserWarning, match=r"data\.jsonl:1: .* holds half a surrogate pair"):
+        (sample,) = load_samples(data_file(tmp_path, {"messages": HALVES[kind]}, {"messages": CHAT}), tokenizer)
+    assert sample.name == "data.jsonl:2"
+
+
 OPENINGS = {
     "a word of the opening": ("{{ 'You are a helpful assistant.' }}" + CHAT_TEMPLATE, "a"),
     "the role": (CHAT_TEMPLATE, "user"),

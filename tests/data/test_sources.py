@@ -137,6 +137,34 @@ def test_tables(tmp_path, quiet_datasets, name):
     assert source.skipped.rows == 1
 
 
+LISTS = {
+    "a number among them": (b'[{"text": "one"},\n 3,\n {"text": "two"}]', [1], "expected a JSON object, got int"),
+    "cut": (b'[{"text": "one"},\n{"text": "two"},\n{"text": "thr', [2], "the list is damaged here"),
+    "cut before a comma": (b'[\n  {"text": "one"},\n  {"text": "two"}\n', [2], "the list is damaged here"),
+    "not UTF-8": (b'[\n{"text": "one"},\n{"text": "caf\xe9"},\n{"text": "two"}\n]', [1], "half a surrogate pair"),
+    "half a pair": (b'[{"text": "one"}, {"text": "\\udead"}, {"text": "two"}]', [1], "half a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_bad_row_of_a_list_is_skipped_counted_and_named(tmp_path, kind, mark):
+    content, places, message = LISTS[kind]
+    (tmp_path / "data.json").write_bytes(mark + content)
+    source = draw_rows(str(tmp_path / "data.json"), 10, seed=0)
+    assert {row.text for row in source.rows} == {"one", "two"}
+    assert source.skipped.rows == len(places)
+    assert source.skipped.first[0].startswith(f"data.json[{places[0]}]: ")
+    assert message in source.skipped.first[0]
+
+
+def test_a_folder_of_texts_with_a_mark(tmp_path, quiet_datasets):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.txt").write_bytes(codecs.BOM_UTF8 + b"one\ntwo\n")
+    assert sorted(row.text for row in draw_rows(str(folder), 10, seed=0).rows) == ["one", "two"]
+
+
 def test_files_that_are_not_text_are_refused(tmp_path):
     whole = gzip.compress(b'{"text": "a"}\n' * 1000)
     for name, content in (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from excise.data.fit import Fit
 from excise.errors import InputError
 from excise.evaluation.perplexity import perplexity
-from tests.tiny import beginning_tokenizer, tiny_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, beginning_tokenizer, tiny_model, tiny_tokenizer
 
 TEXT = "A stack of blocks loses a few of them and still speaks. Größe, naïve: 42!\n" * 6
 
@@ -69,6 +70,18 @@ def test_a_byte_order_mark_is_no_text(model, text, encoding):
     marked = perplexity(model, tiny_tokenizer(), text, fingerprint="x")
     assert marked.metrics == plain.metrics
     assert marked.settings == plain.settings
+
+
+def test_a_text_that_the_model_cannot_take_is_refused_with_its_window(model, text):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    text.write_text(TEXT + "<extra>")
+    number = len(tokenizer(TEXT)["input_ids"]) // 50
+    with pytest.raises(InputError, match=rf"text\.txt, window {number}: token id 288 is outside"):
+        perplexity(model, tokenizer, text, fingerprint="x", window=50, fit=Fit(VOCABULARY))
+    text.write_text(TEXT)
+    with pytest.raises(InputError, match="window 0: 50 tokens, and the model has learned 40 positions"):
+        perplexity(model, tokenizer, text, fingerprint="x", window=50, fit=Fit(VOCABULARY, 40))
 
 
 def test_windows_are_limited_in_number_and_by_the_models_positions(model, text):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from excise.data.fit import Fit
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.measuring.objectives import Objective, Term, load_objective, load_questions, parse_objective
@@ -15,7 +16,7 @@ from excise.settings import Objecting
 from tests.choosing.criteria.naive import divergence, log_probabilities, token_losses, without
 from tests.contexts import context_of
 from tests.random_samples import random_samples
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 LAYERS = 5
 REMOVALS = [(1,), (0, 3), (2, 4)]
@@ -108,6 +109,21 @@ def test_a_bad_question_is_skipped_counted_and_named(tmp_path, kind):
         questions = load_questions(path, tiny_tokenizer())
     assert {sample.name.rpartition("#")[0] for sample in questions} == {"q.jsonl:1"}
     assert questions.provenance["skipped"]["rows"] == 1
+
+
+@pytest.mark.parametrize("part", ["question", "choices"])
+def test_a_question_that_the_model_cannot_take_is_skipped_whole(tmp_path, part):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    bad = {"question": "x", "choices": ["y", "z"], "answer": 0}
+    bad[part] = "<extra>" if part == "question" else ["y", "<extra>"]
+    path = questions_file(tmp_path / "q.jsonl.gz", [bad, *QUESTIONS])
+    with pytest.warns(UserWarning, match=r"q\.jsonl\.gz:1: token id 288 is outside"):
+        questions = load_questions(path, tokenizer, fit=Fit(VOCABULARY))
+    assert len({sample.name.rpartition("#")[0] for sample in questions}) == len(QUESTIONS)
+    assert questions.provenance["questions"] == len(QUESTIONS)
+    with pytest.raises(InputError, match=r"no questions in .* token id 288"):
+        load_questions(questions_file(tmp_path / "bad.jsonl.gz", [bad]), tokenizer, fit=Fit(VOCABULARY))
 
 
 def test_worst_domain_and_mixture(model):

@@ -160,6 +160,14 @@ def test_prune_refuses_what_a_reader_that_is_asked_for_would_read_wrongly(gpt_os
     assert not (tmp_path / "no").exists()
 
 
+def test_a_block_that_loses_all_its_sublayers_counts_as_removed(gpt_oss, excise, tmp_path):
+    options = ("--removed-sublayers", "2.attention,2.moe", "--out", tmp_path / "no", "--portable", "llama.cpp")
+    code, _, err = excise("prune", gpt_oss, *options)
+    assert code == 2
+    assert "llama.cpp" in err
+    assert not (tmp_path / "no").exists()
+
+
 def test_inspect_says_what_readers_take_from_the_index(gpt_oss, excise):
     code, out, _ = excise("inspect", gpt_oss)
     flat = " ".join(out.split())

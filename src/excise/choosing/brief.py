@@ -48,6 +48,7 @@ class Brief:
 
         """
         brief = Brief(budget, block_indices(stack, protected), removable_indices(stack, forced), seed)
+        # Checked here, so that a bad budget is refused before any pass begins.
         brief.candidates(stack)
         return brief
 
@@ -63,6 +64,7 @@ class Brief:
             raise InputError(f"blocks {both} are both protected and forced; leave them out of one of the two")
         stays = {*self.protected, *stack.fixed}
         free = [block.index for block in stack.blocks if block.index not in stays]
+        # An empty stack is no model.
         least, most = max(1, len(self.forced)), min(len(free), len(stack.blocks) - 1)
         if not least <= self.budget <= most:
             raise InputError(

@@ -66,6 +66,7 @@ class Verified(Artefact):
     @property
     def ranked(self) -> tuple[Candidate, ...]:
         """One candidate for each removal of finite loss, the lowest first, repaired where it was."""
+        # Reversed, so that of those who proposed the same removal the first keeps it.
         distinct = {c.removed: c for c in reversed(self.candidates)}.values()
         finite = (c for c in distinct if math.isfinite(c.best_loss))
         return tuple(sorted(finite, key=lambda c: (c.best_loss, c.removed)))

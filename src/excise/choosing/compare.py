@@ -91,8 +91,11 @@ def compare(
     """
     budgets = sorted(set(budgets))
     for budget in budgets:
+        # All budgets before the first method runs: a comparison may take hours, and must not end on the last one's
+        # typing error.
         replace(brief, budget=budget).candidates(context.stack)
     entries, skipped = _entries(context, calibration, brief, budgets, contest)
+    # Shared through the store with the criteria that took them.
     gradients = score(context, calibration)
     measured = measure_proposals(context, held_out, [entry.proposal for entry in entries])
     choices = [
@@ -152,6 +155,7 @@ def _entries(
             for seed in range(brief.seed, brief.seed + (contest.random_draws if name == RANDOM else 1)):
                 proposed = propose_budgets(context, samples, name, replace(brief, seed=seed), budgets)
                 entries += [_Entry(name, budget, seed, proposal) for budget, proposal in proposed.items()]
+        # A rival that cannot treat this architecture must not cost the comparison of all others.
         except (ArchitectureError, InputError) as error:
             skipped[name] = str(error)
             warnings.warn(f"{name} is left out: {error}", stacklevel=2)
@@ -166,5 +170,6 @@ def _repaired(row: Row, repairs: Repairs, base_loss: float) -> Row:
         return row
     removals = [tuple(draw["removed"]) for draw in row.draws] or [row.removed]
     known = [loss for removed in removals if (loss := repairs.loss(removed)) is not None]
+    # A mean over some of the draws would compare another set before and after.
     complete = len(known) == len(removals)
     return replace(row, repaired_delta=float(np.mean(known)) - base_loss if complete else None)

@@ -33,6 +33,7 @@ class Contest(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Knowing the names imports every criterion, and torch with them; `all` needs no check.
         if self.methods != ALL:
             self.names()
 

@@ -22,4 +22,6 @@ def contenders(verified: Verified, energy: str, select: str, racing: int = 1) ->
     chosen = chosen_of(verified, energy, select)
     if select != "measured" and racing < 2:
         return [chosen]
+    # Repair changes the order: of three in the main job the third became the best (log, 2026-11-24, the main job with
+    # repair).
     return verified.ranked[: max(REPAIRED if select == "measured" else 0, racing if racing > 1 else 0)]

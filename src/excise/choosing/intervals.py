@@ -14,6 +14,7 @@ from excise.choosing.proposal import Proposal
 from excise.ising.energies import Energy
 from excise.models.stack import Stack
 
+# The ends of a 95 % interval rest on the outer 250 on either side.
 REPLICATES = 10_000
 CONFIDENCE = 0.95
 
@@ -120,6 +121,8 @@ class Judge:
             by_method.setdefault(choice.method, []).append(choice)
         excess = {method: np.array([c.sums - self.base for c in drawn]) for method, drawn in by_method.items()}
         deltas = {method: self._mean(values) for method, values in excess.items()}
+        # The same resamples for all methods: differences are paired, and intervals of a difference much narrower than
+        # of a loss.
         resampled = {method: self._resample(values) for method, values in excess.items()}
         best = min(deltas, key=lambda method: (math.isnan(deltas[method]), deltas[method]))
         rows = [
@@ -139,10 +142,13 @@ class Judge:
 
     def _resample(self, excess: Floats) -> Floats:
         """Bootstrap replicates [replicates] of the mean of `excess` [draws, samples] per counted token."""
+        # Seeded anew in each call, which is what makes the resamples the same for all.
         generator = np.random.default_rng(self.seed)
         draws, samples = excess.shape
+        # Counts per sample rather than drawn rows: a replicate is then one product.
         weights = generator.multinomial(samples, np.full(samples, 1 / samples), REPLICATES)
         shares = generator.multinomial(draws, np.full(draws, 1 / draws), REPLICATES) / draws
+        # A ratio of resampled sums: samples differ in length, and the mean is per token.
         return np.einsum("rs,rd,ds->r", weights, shares, excess, optimize=True) / (weights @ self.counts)
 
     def _damage(self, delta: float) -> dict[str, Any]:
@@ -159,6 +165,7 @@ class Judge:
             "removed": () if at_random else proposal.removed,
             "sublayers": tuple(self.stack.sublayers[gate].name for gate in proposal.sublayers),
             "merge": proposal.merge,
+            # The energy speaks of gates at 0; a merge is another change.
             "energy": None if proposal.merge else float(np.mean(energies)),
             "forward_tokens": float(proposal.cost.forward_tokens),
             "backward_tokens": float(proposal.cost.backward_tokens),

@@ -41,6 +41,7 @@ def propose(context: Context, samples: Samples, name: str, brief: Brief) -> Prop
 
     """
     rest = brief.rest()
+    # Nothing is left to choose, and criteria need not know what to do with a budget of 0.
     if rest.budget == 0:
         return Proposal(name, brief.forced)
     key = {**pass_key(context, samples, {}), "criterion": name, "brief": asdict(brief)}
@@ -50,6 +51,7 @@ def propose(context: Context, samples: Samples, name: str, brief: Brief) -> Prop
     with context.progress.stage(f"{name}, M = {brief.budget}", None):
         best = EVERY_CRITERION[name](context, samples, rest)[0]
     removed = tuple(sorted((*best.removed, *brief.forced)))
+    # Seconds by the one clock that counts reused passes, not by a criterion's own.
     best = replace(best, removed=removed, cost=replace(best.cost, seconds=meter.seconds))
     context.store.keep(PROPOSALS, key, asdict(best))
     return best
@@ -70,6 +72,7 @@ def propose_budgets(
     """
     proposed: dict[int, Proposal] = {}
     largest: Proposal | None = None
+    # Greedy and ranked choices nest, so one descent at the largest budget answers all smaller ones.
     for budget in sorted(budgets, reverse=True):
         nested = at_smaller_budget(largest, context.stack, budget) if largest else None
         proposed[budget] = nested or propose(context, samples, name, replace(brief, budget=budget))
@@ -120,6 +123,7 @@ def measure_proposals(context: Context, samples: Samples, proposals: Sequence[Pr
         InputError: a removal does not fit the model.
 
     """
+    # One call for all that only drop, as those share their lowest blocks along the trie.
     dropped = list(dict.fromkeys(p.removed for p in proposals if p.dropped))
     apart = list(dict.fromkeys(p.sublayers for p in proposals if p.sublayers))
     merged = list(dict.fromkeys((p.removed, p.merge) for p in proposals if p.merge))
@@ -135,6 +139,7 @@ def measure_proposals(context: Context, samples: Samples, proposals: Sequence[Pr
             found |= {(p.removed, sublayers, None): single.of(sublayers) for p in proposals if p.sublayers == sublayers}
         cost = whole.forward_tokens + (single.forward_tokens if single else 0.0)
         for removed, rule in merged:
+            # Merged weights make another model, which shares nothing with the others.
             with merging(context.stack, removed, rule):
                 alone = measure(context, samples, [removed])
             found[removed, (), rule] = alone.of(removed)

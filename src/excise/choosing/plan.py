@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# Four passes end in two draws of three on the removal that EvoPress found, two did not (log, 2026-11-24, refinement's
+# default effort); up to sixteen nothing more is gained (log, 2026-11-24, what was left of selection).
 DEFAULT_EFFORT = 4.0
+# The loop's winner is the least of many noisy values on one slice, so part of the effort goes to telling the best apart
+# on more tokens.
 RACE_SHARE = 0.3
+# Two stages, as the first of a race once ran on the tokens of the loop and told nothing new (log, 2026-11-24,
+# refinement's default effort).
 FINALISTS, STAGES = 8, 2
+# Three sources take turns, so each gets two or three of a round; more in a round would rest on a staler fit.
 BATCH = 8
+# Random removals tell how far to trust predictions away from the best; of fewer than four no rank correlation is given.
 ANCHORS = 8
-SHARED = 0.55  # of a full forward pass that a removal costs along the trie, about
+# Of a full forward pass that a removal costs along the trie, about.
+SHARED = 0.55
+# Five rounds were enough in all runs, the best found in the fourth or fifth (log, 2026-11-24, loss or divergence). What
+# is left over buys a larger slice: more chats in it pay before more rounds do (log, 2026-11-24, refinement's default
+# effort).
 MOST_ROUNDS, GOOD_ROUNDS, FEWEST_ROUNDS = 12, 5, 2
+# About one chat: on less, damage would be that of the text and not of the removal.
 LEAST_SLICE = 128
 
 
@@ -56,14 +69,21 @@ def plan(units: int, removed: int, tokens: float) -> Plan:
         Plan(slice_tokens=512, rounds=8, race_tokens=(1086, 2172))
 
     """
+    # The more is removed, the less of the stack is left to run. A plan is a guess: of 33,000 tokens planned 29,000 to
+    # 39,000 were spent (log, 2026-11-24, refinement's default effort).
     share = SHARED * (units - removed) / units + 0.1
+    # A single shares the blocks below it with others, so it costs about half the stack.
     opening = 0.55 * units + ANCHORS * share
     searching, racing = (1 - RACE_SHARE) * tokens, RACE_SHARE * tokens
     slice_tokens = LEAST_SLICE
+    # Powers of two, so that efforts a little apart share a slice, and with it everything measured on it.
     while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
         slice_tokens *= 2
     rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
-    intact = 2**STAGES - 1  # passes of the intact model over as many tokens as the first stage has
+    # Passes of the intact model over as many tokens as the first stage has: 1 + 2 + …
+    intact = 2**STAGES - 1
+    # Half as many on twice the tokens: every stage costs the same. Not below the slice, on which all are measured
+    # already.
     first = max(slice_tokens, round(racing / (STAGES * FINALISTS * share + intact)))
     return Plan(
         slice_tokens,

@@ -111,6 +111,7 @@ def lowest(scores: np.ndarray, budget: int, candidates: Sequence[int]) -> tuple[
 
 def ranking(scores: np.ndarray, budget: int, candidates: Sequence[int]) -> tuple[int, ...]:
     """The `budget` candidates with the smallest scores, smallest first; the lower index where they tie, NaN last."""
+    # NaN compares false with everything and would leave the order to chance: it is put last by hand.
     return tuple(sorted(candidates, key=lambda i: (bool(np.isnan(scores[i])), scores[i], i))[:budget])
 
 
@@ -157,6 +158,7 @@ def at_smaller_budget(whole: Proposal, stack: Stack, budget: int) -> Proposal | 
 
     """
     units = sublayer_budget(stack, budget) if whole.sublayers else budget
+    # No order means that the method does not nest (a search, a window): the smaller budget is another search.
     if not units <= len(whole.order):
         return None
     if units == len(whole.order):

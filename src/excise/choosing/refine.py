@@ -161,6 +161,8 @@ def refine(
     brief.candidates(context.stack)
     problem = brief.problem(context.stack, no_energy(units))
     spent = plan(len(problem.free), brief.budget, tokens)
+    # One slice for all rounds. Another for each was better on one text and worse on the other, for a more complicated
+    # loop (log, 2026-11-24, a slice of its own for each round).
     few = objective.first_tokens(spent.slice_tokens)
     state = _State.of(context, few, problem, brief, prior, alone)
     cost: dict[tuple[int, Removal], float] = {}
@@ -179,6 +181,7 @@ def refine(
         known = measured(few, [*singles, *anchors, *state.known])
         found = search(
             partial(measured, few),
+            # Measured singles carry the order of blocks; what they cannot know, the couplings, is what the loop learns.
             prior or pairs({r: known[r][0] for r in singles}, units),
             problem,
             rounds=spent.rounds,
@@ -187,6 +190,7 @@ def refine(
             seed=brief.seed,
             diary=state,
         )
+        # More tokens than the loop's, all the same for everyone, so that differences are paired.
         finalists = _race(found, objective, brief.budget, spent, measured)
     left_out = _left_out(found, anchors)
     proposed = [pair for r in found.rounds for pair in zip(r.predicted, r.measured, strict=True)]
@@ -229,8 +233,10 @@ class _State:
             rounds = [[tuple(removed) for removed in proposed] for proposed in kept["rounds"]]
             return _State(context, key, [tuple(removed) for removed in kept["known"]], rounds)
         fixed = {*problem.protected}
+        # A method that is compared must pay for all it knows: `alone` begins without what others measured.
         known = [] if alone else [r for r in few.known(context) if r and fixed.isdisjoint(r)]
         state = _State(context, key, known, [])
+        # What was known at the start shapes every proposal, so a resumed search must not begin from a fuller ledger.
         state._keep()
         return state
 
@@ -255,12 +261,15 @@ def _race(
     if not candidates:
         raise InputError(f"no removal of {budget} blocks has a finite damage; try --dtype float32")
     predicted = dict(zip(candidates, found.fitted.energy().energies(candidates), strict=True))
+    # By the posterior mean: of many measured values the least is partly luck, and the fit averages luck out.
     running = sorted(candidates, key=predicted.__getitem__)[:FINALISTS]
+    # The one measured best runs in any case, lest a poor fit throw it away.
     running = list(dict.fromkeys([candidates[0], *running]))[:FINALISTS]
     results: dict[Removal, Finalist] = {}
     for tokens in spent.race_tokens:
         samples = objective.first_tokens(tokens)
         for removed, (damage, error) in measured(samples, running).items():
+            # Overwritten by the later stage, which is on more tokens.
             results[removed] = Finalist(removed, predicted[removed], damage, error, samples.tokens)
         running.sort(key=lambda removed: (not math.isfinite(results[removed].damage), results[removed].damage))
         running = running[: max(1, len(running) // 2)] if tokens != spent.race_tokens[-1] else running
@@ -269,6 +278,7 @@ def _race(
 
 def _left_out(found: Search, removals: Sequence[Removal]) -> list[tuple[float, float]]:
     """(predicted from all other measurements, measured) of removals."""
+    # The fit leaves out what is not finite; its rows are numbered without those.
     kept = [removed for removed, (damage, _) in found.damages.items() if math.isfinite(damage)]
     predicted = dict(zip(kept, found.fitted.leave_one_out()[0].tolist(), strict=True))
     return [(predicted[r], found.damages[r][0]) for r in removals if r in predicted]
@@ -276,6 +286,7 @@ def _left_out(found: Search, removals: Sequence[Removal]) -> list[tuple[float, f
 
 def _rho(points: Sequence[tuple[float, float]]) -> float | None:
     finite = [point for point in points if all(map(math.isfinite, point))]
+    # Of three points every order is likely by chance.
     if len(finite) < 4:
         return None
     rho = float(spearmanr(*zip(*finite, strict=True)).statistic)

@@ -13,6 +13,7 @@ from excise.ising.spectrum import Spectrum
 def block_energies(gradients: Gradients) -> dict[str, Energy]:
     """Every energy that follows from gradients, over blocks; a warning they share is given once."""
     columns = gradients.blocks()
+    # Energies share their gradients, so too few samples would be said once for each of them.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         energies = {name: build(columns) for name, build in ENERGIES.items()}

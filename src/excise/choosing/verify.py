@@ -50,6 +50,7 @@ def verify(context: Context, samples: Samples, proposals: Sequence[Proposal], en
                 proposal.parameters_left(stack),
             )
         )
+    # NaN sorts nowhere in particular, so finiteness is asked first.
     candidates.sort(key=lambda c: (not math.isfinite(c.loss), c.loss, c.removed))
     if not math.isfinite(candidates[0].loss):
         raise InputError("no candidate has a finite loss; try --dtype float32")
@@ -57,10 +58,12 @@ def verify(context: Context, samples: Samples, proposals: Sequence[Proposal], en
 
 
 def _perplexity(loss: float) -> float:
+    # exp overflows a float at 709.8.
     return math.exp(loss) if loss < 700 else math.inf
 
 
 def _spearman(candidates: Sequence[Candidate]) -> float | None:
+    # Each removal once: a removal proposed three times would weigh three times in the correlation.
     pairs = {c.removed: (c.energy, c.loss) for c in candidates if math.isfinite(c.loss)}
     if len(pairs) < 3:
         return None

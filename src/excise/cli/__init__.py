@@ -25,9 +25,9 @@ from excise.cli.score import score
 from excise.cli.solve import solve
 from excise.cli.table import table
 from excise.cli.verify import verify
-from excise.errors import ExciseError
+from excise.errors import ExciseError, SelfTestError
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="excise",
@@ -47,6 +47,9 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
     def call(**arguments: Any) -> None:
         try:
             verb(**arguments)
+        except SelfTestError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(FAILED) from None
         except ExciseError as error:
             typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
             raise typer.Exit(MISTAKE) from None
@@ -72,7 +75,10 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line: exit status 0, 2 for a mistake in what was asked, 130 when interrupted."""
+    """Run the command line.
+
+    Exit status 0; 1 where a result fails its test; 2 for a mistake in what was asked; 130 when interrupted.
+    """
     warnings.showwarning = _show_warning
     gc.set_threshold(100_000)  # imports make many objects and no garbage: collecting them costs a fifth of a second
     app()

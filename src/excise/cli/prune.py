@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,41 +143,42 @@ def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], tuple[str, ...]]
 
 def _from_gguf_to_gguf(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
     from excise.cli.terminal import status
-    from excise.surgery.gguf import prune_gguf
+    from excise.surgery.gguf import check_file, prune_gguf
+    from excise.surgery.verdict import publish
 
+    check_file(Path(settings.model).expanduser(), settings.out, settings.force)
     with status(f"writing {settings.out}"):
-        result = prune_gguf(settings.model, blocks, settings.out, overwrite=settings.force)
-    return {**result, **_tested(settings, result["removed"])}
+        return publish(settings.out, lambda place: prune_gguf(settings.model, blocks, place), _test(settings, blocks))
 
 
 def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
     """Without loading the model, whatever its size; a hub id's folder lies in the hub's cache."""
     from excise.cli.terminal import status
     from excise.models.loading import checkpoint_folder
+    from excise.surgery.feasible import require_writable
     from excise.surgery.on_disk import prune_folder
+    from excise.surgery.verdict import publish
 
+    folder = checkpoint_folder(settings.model)
+    assert folder is not None  # no GGUF file
+    require_writable(folder, settings.out, blocks, portable=settings.portable, overwrite=settings.force)
     with status(f"writing {settings.out}"):
-        folder = checkpoint_folder(settings.model)
-        assert folder is not None  # no GGUF file
-        recipe = prune_folder(
-            folder,
-            blocks,
+        return publish(
             settings.out,
-            card=_card(settings),
-            portable=settings.portable,
-            overwrite=settings.force,
+            lambda place: prune_folder(folder, blocks, place, card=_card(settings)),
+            _test(settings, blocks, folder),
         )
-    return {**recipe, **_tested(settings, recipe["removed"], folder)}
 
 
-def _tested(settings: PruneSettings, removed: Sequence[int], folder: Path | None = None) -> dict[str, Any]:
+def _test(
+    settings: PruneSettings, removed: Sequence[int], folder: Path | None = None
+) -> Callable[[Path], dict[str, Any]] | None:
+    """What tests a checkpoint that was written without loading the original; None where no test is wanted."""
     if not settings.test:
-        return {}
-    from excise.cli.terminal import status
+        return None
     from excise.surgery.check import check_pruned
 
-    with status("loading it"):
-        return {"self_test": check_pruned(str(folder or settings.model), removed, settings.out, **settings.loading())}
+    return lambda place: check_pruned(str(folder or settings.model), removed, place, **settings.loading())
 
 
 def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequence[str]) -> dict[str, Any]:
@@ -186,6 +187,7 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
 
     from excise.cli.terminal import load_model, status
     from excise.models.loading import checkpoint_folder
+    from excise.models.portable import require_portable
     from excise.repair.several import Repairs
     from excise.surgery.checkpoint import write_pruned
     from excise.surgery.destination import check_destination
@@ -193,6 +195,7 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
     from excise.surgery.merge import merging, runs_of
     from excise.surgery.self_test import self_test
     from excise.surgery.sublayers import as_removal, named_sublayers
+    from excise.surgery.verdict import publish
 
     out, merge, card = settings.out, settings.merge, _card(settings)
     check_destination(out, settings.model, settings.force)
@@ -201,29 +204,32 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
     loaded = load_model(settings.model, **settings.loading())
     removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, sublayers))
     blocks, gates = removal.blocks, removal.zeroed
+    # Asked again: a GGUF file has no config to ask before it is loaded, and a block that loses all its sublayers goes.
+    require_portable(loaded.stack.architecture, loaded.stack.model.config, blocks, settings.portable, loaded.raw_config)
     require_writable(loaded.folder, out, blocks, changes=loaded.stack.model, overwrite=settings.force)
     if merge:
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
     repairs = _repaired(loaded, blocks, settings, card) if settings.repairs else Repairs()
-    with merging(loaded.stack, blocks, merge or None), repairs.applied(loaded.stack, blocks):
-        with status(f"writing {out}"):
-            result = write_pruned(
-                loaded.stack,
-                blocks,
-                out,
-                source=loaded.folder,
-                sublayers=gates,
-                tokenizer=loaded.tokenizer,
-                dtype=loaded.stored_dtype,
-                card=card,
-                portable=settings.portable,
-                overwrite=settings.force,
-            )
-        if settings.test:
-            with status("loading it in a fresh process"):
-                report = self_test(loaded.stack, blocks, out, sublayers=gates)
-                result["self_test"] = {"level": "logits", **report}
-    return result
+    stack = loaded.stack
+
+    def write(place: Path) -> dict[str, Any]:
+        return write_pruned(
+            stack,
+            blocks,
+            place,
+            source=loaded.folder,
+            sublayers=gates,
+            tokenizer=loaded.tokenizer,
+            dtype=loaded.stored_dtype,
+            card=card,
+        )
+
+    def test(place: Path) -> dict[str, Any]:
+        with status("loading it in a fresh process"):
+            return self_test(stack, blocks, place, sublayers=gates)
+
+    with merging(stack, blocks, merge or None), repairs.applied(stack, blocks):
+        return publish(out, write, test if settings.test else None)
 
 
 def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: dict[str, Any]) -> Repairs:
@@ -287,26 +293,20 @@ def _print_repair(result: dict[str, Any]) -> None:
 
 
 def print_self_test(report: dict[str, Any]) -> None:
-    """Print what the self-test found in one line."""
+    """Print what the self-test proved, and what it could not test."""
     from excise.cli.terminal import output
 
-    level = report.get("level", "logits")
-    if level == "none":
-        output.print(f"no self-test: {report['reason']}")
-        return
+    output.print(f"self-test: {report['proof']}{_figures(report)}")
+    for reason in report["untested"]:
+        output.print(f"not tested: {reason}")
+
+
+def _figures(report: dict[str, Any]) -> str:
+    if report["level"] != "logits":
+        return ""
     loads = {
         True: "loads in stock transformers",
-        False: "does NOT load cleanly",
+        False: "with the Python code that it carries",
         None: "dequantised by excise, since stock transformers would not read its scales",
     }[report["loads_in_stock_transformers"]]
-    if level == "names":
-        found = "all are there" if report["names_agree"] else "they do NOT agree with the model"
-        output.print(f"self-test: {loads}; weights compared by name and shape only, {found} ({report['reason']})")
-        return
-    cache = "agrees" if report["cache_agrees"] else "does NOT agree"
-    if report.get("original_cache_agrees") is False:
-        cache += ", nor does the original's"
-    output.print(
-        f"self-test: {loads}; logits differ from the gated original by at most "
-        f"{report['max_abs_logit_difference']:.3g}; generation with and without KV cache {cache}"
-    )
+    return f" (at most {report['max_abs_logit_difference']:.1e}); {loads}"

@@ -68,7 +68,7 @@ def refine(settings: RefineSettings) -> None:
         Brief.on(loaded.stack, budget, **fixed, seed=settings.seed) for budget in sorted(settings.remove, reverse=True)
     ]
     drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
-    damage = load_objective(settings, drawn, loaded.tokenizer, settings.seed)
+    damage = load_objective(settings, drawn, loaded.tokenizer, settings.seed, Fit.of(loaded.stack))
     spend = settings.effort * drawn.tokens
     announce_cost(context, drawn, spend * len(briefs))
     found: dict[int, Refined] = {}

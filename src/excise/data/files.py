@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import contextlib
 import gzip
-import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +26,7 @@ MARKS = (
 )
 SUFFIXES = (".jsonl", ".ndjson", ".json")
 PEEKED = 1024
+BETWEEN = re.compile(r"[\s,]*")
 
 
 class BadRowError(Exception):
@@ -73,25 +74,17 @@ def objects_of(stream: BinaryIO, name: str) -> Iterator[Parsed]:
     start = stream.read(PEEKED)
     stream.seek(0)
     if mark := next((mark for mark, _ in MARKS if start.startswith(mark)), None):
-        stream = io.BytesIO(_decoded(stream.read()).encode("utf-8"))
-        start = start.removeprefix(mark) if mark == codecs.BOM_UTF8 else stream.getvalue()[:PEEKED]
+        content = stream.read()
+        utf8 = content.removeprefix(mark) if mark == codecs.BOM_UTF8 else _decoded(content).encode("utf-8")
+        stream, start = io.BytesIO(utf8), utf8[:PEEKED]
     if start.lstrip().startswith(b"[") and (rows := _list(stream.read())) is not None:
         for place, row in enumerate(rows):
-            yield f"{name}[{place}]", _as_object(row)
+            yield f"{name}[{place}]", row if isinstance(row, BadRowError) else _as_object(row)
         return
     stream.seek(0)
     for number, line in enumerate(stream, start=1):
         if line.strip():
             yield f"{name}:{number}", _parsed(line)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -118,12 +111,31 @@ def _decoded(content: bytes) -> str:
 
 
 def _list(content: bytes) -> list[Any] | None:
-    """A whole file as one list; None where its lines are the rows."""
+    """A whole file as one list, as far as it can be read; None where its lines are the rows."""
     try:
         rows = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
+        rows = _beginning_of_list(content)
+    return rows if isinstance(rows, list) and (not rows or any(isinstance(row, dict) for row in rows)) else None
+
+
+def _beginning_of_list(content: bytes) -> list[Any] | None:
+    """What stands in a damaged list before the damage, then the damage; None where the first line is a row."""
+    # A byte that is no UTF-8 becomes half a surrogate pair, for which its row alone is refused.
+    text = content.decode("utf-8", "surrogateescape").lstrip()
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text.partition("\n")[0])
         return None
-    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
+    rows: list[Any] = []
+    place = cast("re.Match[str]", BETWEEN.match(text, 1)).end()
+    while text[place : place + 1] != "]":
+        try:
+            row, place = json.JSONDecoder().raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            return [*rows, BadRowError(f"the list is damaged here, what follows is lost ({error})")]
+        rows.append(row)
+        place = cast("re.Match[str]", BETWEEN.match(text, place)).end()
+    return rows
 
 
 def _parsed(line: bytes) -> Mapping[str, Any] | BadRowError:

@@ -38,7 +38,7 @@ class Fit:
                 f"tokenizer has tokens that the model lacks"
             )
         if self.positions is not None and len(input_ids) > self.positions:
-            return f"{len(input_ids)} tokens, and the model has learned {self.positions} positions; use --tokens"
+            return f"{len(input_ids)} tokens, and the model has learned {self.positions} positions; take shorter pieces"
         return None
 
 

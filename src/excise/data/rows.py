@@ -10,7 +10,7 @@ from typing import Any
 from excise.data.files import BadRowError
 
 FORMATS = "`messages`, `conversations` (ShareGPT), `prompt`/`response`, or `text`"
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = {"human": "user", "gpt": "assistant", "function": "tool"}  # of ShareGPT, and of tools' older interface
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def row_of(record: Mapping[str, Any], name: str) -> Row:
         ({'role': 'user', 'content': 'Hi'},)
 
     """
-    category = record.get("category") if isinstance(record.get("category"), str) else None
+    category = text_of(record["category"], "`category`") if isinstance(record.get("category"), str) else None
     for key in ("messages", "conversations"):
         if (turns := record.get(key)) is not None:
             return Row(name, messages=_chat(turns, key), category=category)
@@ -82,12 +82,14 @@ def _turn(turn: Any, place: str) -> Mapping[str, Any]:
     given = {key: value for key, value in turn.items() if value is not None}  # columns fill up with null
     if not isinstance(given.get(role_key), str):
         raise BadRowError(f"{place} needs a text '{role_key}' beside '{content_key}', got {_told(turn, role_key)}")
-    role = SHAREGPT_ROLES.get(given.pop(role_key), turn[role_key])
+    role = ROLES.get(given.pop(role_key), turn[role_key])
+    if "function_call" in given:  # the older interface: one call, and no list
+        given["tool_calls"] = [{"type": "function", "function": given.pop("function_call")}]
     calls = given.get("tool_calls") or ()
     if calls:
         given["tool_calls"] = [_call(call) for call in calls]
     content = given.pop(content_key, None)
-    if content is None and not calls:
+    if content is None and not calls and not given.get("reasoning_content"):
         raise BadRowError(f"{place} ({role}) needs '{content_key}' or tool calls, got {_told(turn, content_key)}")
     text = None if content is None else text_of(content, f"'{content_key}' of {place}")
     return {"role": role, "content": text, **given}
@@ -108,6 +110,8 @@ def _call(call: Any) -> Any:
 def text_of(value: Any, place: str) -> str:
     """Text, or the texts of a list of parts, such as [{"type": "text", "text": "Hi"}]; `place` is for messages.
 
+    A byte order mark at its beginning, which readers of tables and of folders of text leave there, is no text.
+
     Raises:
         BadRowError: it is something else, or no text that can be encoded.
 
@@ -116,11 +120,21 @@ def text_of(value: Any, place: str) -> str:
         value = "".join(_part(part, place) for part in value)
     if not isinstance(value, str):
         raise BadRowError(f"{place} must be text, got {type(value).__name__}")
+    return encodable(value, place).removeprefix("\ufeff")
+
+
+def encodable(text: str, place: str) -> str:
+    """The text itself.
+
+    Raises:
+        BadRowError: it holds half a surrogate pair, which JSON can say and tokenizers cannot take.
+
+    """
     try:
-        value.encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
         raise BadRowError(f"{place} holds half a surrogate pair, which is no character") from None
-    return value
+    return text
 
 
 def _part(part: Any, place: str) -> str:

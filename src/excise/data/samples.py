@@ -18,7 +18,7 @@ import numpy as np
 from excise.data.dates import TEMPLATE_DATE, asks_for_date, dated_template
 from excise.data.files import BadRowError
 from excise.data.fit import Fit
-from excise.data.rows import Row
+from excise.data.rows import Row, encodable
 from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of
 from excise.errors import InputError
 from excise.settings import LOSS_ON
@@ -157,6 +157,8 @@ def load_samples(
         raise InputError(
             f"expected samples >= 1, tokens >= 0 and loss_on in {LOSS_ON}, got {samples}, {tokens}, {loss_on!r}"
         )
+    if tokenizer is None:
+        raise InputError("the model comes without a tokenizer, so no text can be read; put its files with it")
     places = places_of(data)
     draws = [_drawn(place.data, tokenizer, _share_of(samples, place), tokens, seed, loss_on, fit) for place in places]
     skipped = Skipped(
@@ -380,9 +382,10 @@ def _render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, prompt: bool 
         return text + ("\n\n" if prompt and messages else "")
     try:
         dated = {"chat_template": dated_template(tokenizer)} if asks_for_date(tokenizer) else {}
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
     except Exception as error:  # templates raise whatever they like on roles they do not accept
         raise BadRowError(f"the chat template refused it ({type(error).__name__}: {error})") from None
+    return encodable(text, "a role or a call of a tool")  # contents have been looked at
 
 
 def _response_spans(messages: Sequence[Mapping[str, Any]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:

@@ -14,9 +14,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from excise.data.files import BadRowError, Parsed, is_json, objects_of, read_objects, read_text, sha256_of
+from excise.data.files import BadRowError, Parsed, is_json, objects_of, read_objects, read_text
 from excise.data.rows import Row, row_of
 from excise.errors import InputError
+from excise.models.file_hashes import sha256_of
 
 STARTER = "starter"
 SHUFFLE_BUFFER = 10_000

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.artefacts import read_json
+from excise.data.fit import Fit
 from excise.errors import InputError
 from excise.evaluation import harness
 from excise.evaluation.inputs import judged_identity
@@ -105,6 +106,7 @@ def evaluate(
                 done = result()
             if done is not None and first:
                 scores = replace(scores.adding(model, done), provenance=provenance())
+                # After each result: a benchmark may take hours, and an interrupted call goes on behind the last one.
                 scores.save(out)
     return scores, fingerprints
 
@@ -121,9 +123,9 @@ def _missing(
         yield task, partial(harness.benchmark, lm, task, settings[task], manager, fingerprint=fingerprint)
     model, tokenizer = loaded.stack.model, loaded.tokenizer
     if plan.text and first:
-        name, window, limit = plan.text.name, plan.window, plan.limit
+        name, window, limit, fit = plan.text.name, plan.window, plan.limit, Fit.of(loaded.stack)
         if known.find(fingerprint, "perplexity", name, text_settings(plan.text, window, limit)) is None:
-            asked: dict[str, Any] = {"fingerprint": fingerprint, "window": window, "limit": limit}
+            asked: dict[str, Any] = {"fingerprint": fingerprint, "window": window, "limit": limit, "fit": fit}
             yield f"perplexity of {name}", partial(perplexity, model, tokenizer, plan.text, **asked)
     if plan.speed and first:
         lengths = {"prompt_tokens": plan.prompt_tokens, "new_tokens": plan.new_tokens}

@@ -29,7 +29,9 @@ TASK_SETS = {
     "paper": ("mmlu", "hellaswag", "winogrande", "arc_challenge", "leaderboard_bbh", "gsm8k"),
     "paper-moe": ("gpqa_diamond_cot_zeroshot", "aime25"),
 }
-CPU_BATCH = 8  # lm-eval's search for the largest batch starts at 64 sequences of full length: minutes on a CPU
+# lm-eval's search for the largest batch starts at 64 sequences of full length: minutes on a CPU (log, 2026-11-24,
+# evaluation).
+CPU_BATCH = 8
 
 
 def task_names(text: str) -> tuple[str, ...]:
@@ -162,7 +164,8 @@ def benchmark(
                 bootstrap_iters=bootstrap,
                 log_samples=False,
             )
-    except Exception as error:  # a task runs code of its own and a download, which raise whatever they like
+    # A task runs code of its own and a download, which raise whatever they like.
+    except Exception as error:
         raise InputError(
             f"task {task} failed ({type(error).__name__}: {_first_line(error)}); "
             f"what was measured before is kept, and the same command goes on from there"

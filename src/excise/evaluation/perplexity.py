@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from excise.data.files import read_text
+from excise.data.fit import Fit
 from excise.data.samples import beginning, windows_of
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
@@ -46,6 +47,7 @@ def perplexity(
     fingerprint: str,
     window: int | None = None,
     limit: int | None = None,
+    fit: Fit | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Result:
     """Measure the perplexity of a text.
@@ -61,17 +63,21 @@ def perplexity(
         fingerprint: the model's hash.
         window: tokens of a window; None takes 2,048, or as many as the model has positions.
         limit: number of windows; None takes all.
+        fit: what the model can take.
         advance: called with the tokens of each finished window.
 
     Returns:
         Metrics `perplexity`, `loss` (nats per token) and `bits_per_byte`, each with the standard error over windows.
 
     Raises:
-        InputError: the text cannot be read, or is shorter than two tokens.
+        InputError: the text cannot be read, is shorter than two tokens, or has a window that the model cannot take.
 
     """
     started, settings, text = time.perf_counter(), text_settings(path, window, limit), _read(path)
     windows = _windows(tokenizer, text, _width(model, window))[:limit]
+    for number, ids in enumerate(windows):
+        if fit is not None and (refusal := fit.refusal(np.array(ids))):
+            raise InputError(f"{path}, window {number}: {refusal}")
     losses = []
     for ids in windows:
         losses.append(_losses(model, ids))

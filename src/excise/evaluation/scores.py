@@ -129,6 +129,7 @@ class Scores:
 
     def find(self, model: str, kind: str, name: str, settings: Mapping[str, Any]) -> Result | None:
         """The result measured under exactly these settings."""
+        # Metrics are no part of a key, so any stand-in will do.
         key = Result(model, kind, name, settings, {}).key
         return next((result for result in self.results if result.key == key), None)
 

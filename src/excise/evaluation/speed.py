@@ -60,6 +60,7 @@ def speed(
     settings = speed_settings(prompt_tokens, new_tokens, batch)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None:
+        # Beyond its positions a model with learned ones fails, and others are not what they were trained for.
         prompt_tokens = max(1, min(prompt_tokens, positions - new_tokens))
     generator = torch.Generator().manual_seed(seed)
     vocabulary = model.config.get_text_config().vocab_size
@@ -69,6 +70,7 @@ def speed(
         torch.cuda.reset_peak_memory_stats()
     times = [_run(model, prompt, new_tokens) for _ in range(WARM_UP + REPEATS)][WARM_UP:]
     prefill = [batch * prompt_tokens / seconds for seconds, _, _ in times]
+    # The first new token comes out of the prefill.
     decode = [batch * (new_tokens - 1) / seconds for _, seconds, _ in times]
     weights = [*model.parameters(), *model.buffers()]
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_bytes_of_process()
@@ -101,6 +103,7 @@ def _run(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float, int
 
 
 def _now(prompt: Tensor) -> float:
+    # Launches return at once: without waiting, one would time those.
     if prompt.device.type == "cuda":
         torch.cuda.synchronize(prompt.device)
     return time.perf_counter()
@@ -113,6 +116,7 @@ def _cache_bytes(cache: Any) -> int:
 
 def _peak_bytes_of_process() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, kilobytes on Linux.
     return peak if sys.platform == "darwin" else peak * 1024
 
 

@@ -19,7 +19,7 @@ from excise.data.batches import longest_together
 from excise.data.samples import Samples
 from excise.drawing.chart import write_chart
 from excise.drawing.loss_curves import loss_curves
-from excise.errors import InputError, OutputError
+from excise.errors import InputError, OutputError, UntestableError
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
 from excise.healing.trainer import Origin, Watching, last_whole, train, training_place
@@ -32,6 +32,7 @@ from excise.surgery.card import model_card, original_metadata
 from excise.surgery.checkpoint import RECIPE, write_pruned
 from excise.surgery.feasible import require_writable
 from excise.surgery.self_test import self_test
+from excise.surgery.verdict import require_passed
 
 MANIFEST, CURVE = "heal.json", "loss.svg"
 
@@ -169,7 +170,7 @@ def _write(
             dtype=student.stored_dtype,
             card={"original": student.source},
         )
-        facts = {**facts, "self_test": self_test(student.stack, (), folder, probe)}
+        facts = {**facts, "self_test": require_passed(_tested(student.stack, folder, probe), out)}
         if not recipe:
             whole = {**whole, **written}
         write_json(folder / RECIPE, {**whole, "dtype": written["dtype"]})
@@ -182,6 +183,13 @@ def _write(
         facts["seconds"] = round(time.perf_counter() - started, 1)
         write_json(folder / MANIFEST, facts)
     return facts
+
+
+def _tested(student: Stack, folder: Path, probe: torch.Tensor) -> dict[str, Any]:
+    try:
+        return self_test(student, (), folder, probe)
+    except UntestableError as error:
+        return {"level": "none", "reason": str(error)}
 
 
 def _section(facts: Mapping[str, Any]) -> str:

@@ -103,10 +103,13 @@ def race_removals(
 
 def _entrant(context: Context, removed: Removal, repairs: Repairs) -> Path:
     """The checkpoint of an entrant, written if it is not there."""
+    # A repaired model is another model: its identity must be taken with the repair's weights in place.
     with repairs.applied(context.stack, removed):
         key = {"model_hash": context.identity, "removed": list(removed)}
     place = context.store.place("entrants", key)
-    assert place is not None  # the race needs a folder, too
+    # The race needs a folder, too.
+    assert place is not None
+    # Written atomically: what exists is whole.
     if not (place / "model").exists():
         write_removal(context.loaded, removed, repairs, place / "model")
     return place / "model"
@@ -149,6 +152,7 @@ def heal_pruned(
             force=force,
             watching=Watching(lambda progress: report(progress, "healing")),
         )
+    # Only now: an interrupted run asks the race again, which would have to write its entrants anew.
     store.delete("entrants")
     told = ("losses", "steps", "settings", "teacher", "samples", "self_test", "seconds")
     return {"checkpoint": out.name, **{name: facts[name] for name in told}}

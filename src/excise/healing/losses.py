@@ -59,6 +59,7 @@ class DenseTargets:
             logits = self.teacher.logits(self.hidden[rows]).to(log_q.device, log_q.dtype)
             log_p = torch.log_softmax(logits / self.temperature, dim=-1)
         p = log_p.exp()
+        # In place, and p taken before: each array of [chunk, vocabulary] less lowers the peak.
         return torch.linalg.vecdot(p, log_p.sub_(log_q)), log_q.exp().sub_(p)
 
 
@@ -87,6 +88,7 @@ class SparseTargets:
         q = log_q.exp()
         others = q.scatter(1, tokens, 0.0)
         q_rest = others.sum(dim=-1)
+        # A bucket empty on one side would give log 0 or a division by 0; at k = vocabulary it always is.
         open_ = (rest > 0) & (q_rest > 0)
         ratio = torch.where(open_, rest / q_rest.where(open_, torch.ones_like(q_rest)), 0.0)
         p = log_p.exp()
@@ -188,12 +190,14 @@ class _ChunkedDistillation(torch.autograd.Function):
         ctx.gradients = gradients
         divergence_sum, hard_sum = sums.unbind()
         total = divergence_sum + cross_entropy * hard_sum
+        # For reports only; the gradient is that of the total.
         ctx.mark_non_differentiable(divergence_sum, hard_sum)
         return total, divergence_sum, hard_sum
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        # Scaled in place below, so there is one backward pass; a second must not find them.
         gradients, ctx.gradients = ctx.gradients, None
         return (*gradients.times(grad_total), None, None, None, None, None)
 
@@ -209,7 +213,8 @@ class _Gradients:
 
     @staticmethod
     def like(states: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> _Gradients:
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32  # many chunks are summed
+        # Many chunks are summed, hence float32 even for a bfloat16 head.
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return _Gradients(
             torch.empty_like(states) if wanted[0] else None,
             torch.zeros_like(weight, dtype=wide) if wanted[1] else None,
@@ -218,6 +223,7 @@ class _Gradients:
         )
 
     def add(self, rows: slice, slope: Tensor, states: Tensor, weight: Tensor) -> None:
+        # The trainer's autocast would take these products in bfloat16, and round what the chunks add up to.
         with torch.autocast(slope.device.type, enabled=False):
             if self.states is not None:
                 self.states[rows] = (slope.to(weight.dtype) @ weight).to(self.dtypes[0])
@@ -239,6 +245,7 @@ def _logits(student: Stack, states: Tensor) -> tuple[Tensor, Tensor]:
     kept: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Tensor) -> Tensor:
+        # The head's product is differentiated by hand in `_Gradients.add`: autograd sees only what follows it.
         kept.append(output.detach().requires_grad_())
         return kept[-1]
 
@@ -257,6 +264,7 @@ def _losses(
     """KL·T² [rows], cross-entropy [rows] and the gradient of their weighted sum with respect to the logits."""
     log_q = torch.log_softmax(logits / temperature if temperature != 1 else logits, dim=-1)
     divergence, slope = targets.divergence(rows, log_q)
+    # T² · (q − p) / T: with the square, gradients keep their size whatever T is.
     divergence, slope = divergence * temperature**2, slope.mul_(temperature)
     if cross_entropy == 0:
         return divergence, torch.zeros_like(divergence), slope
@@ -280,6 +288,7 @@ def hidden_loss(student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], re
     terms = []
     for place, stream in student.items():
         goal = teacher[place].to(stream.device).float()
+        # Relative to the teacher's stream, whose length grows from block to block; padding may hold zeros.
         distance = (stream.float() - goal).square().sum(dim=-1) / goal.square().sum(dim=-1).clamp(min=1e-30)
         terms.append(distance[real.to(stream.device)].sum().to(real.device))
     return torch.stack(terms).mean()

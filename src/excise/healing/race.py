@@ -101,6 +101,7 @@ def race(
     """
     if len(students) < 2 or len(set(students)) < len(students):
         raise InputError(f"expected at least two different checkpoints to race, got {list(students)}")
+    # float32 whatever is stored: updates of less than a few thousandths of a weight are lost in bfloat16.
     open_student = open_student or partial(load, dtype="float32")
     rungs = rungs_of(len(students), planned_steps(settings, len(samples)))
     facts = {"students": list(students), "settings": asdict(settings), "teacher": teacher.describe()}
@@ -113,6 +114,7 @@ def race(
             entry = rung * len(students) + number
             reached = record.get(entry)
             if reached is None:
+                # Opened anew on every rung: one student in memory, however many race.
                 student = open_student(students[number])
                 origin = Origin.of(recipe_of(students[number]))
                 tell = partial(report, students[number]) if report else None
@@ -122,9 +124,11 @@ def race(
                 reached = {"loss": np.array(measure(Context(student), held_out, [()]).loss())}
                 record.write(entry, **reached)
             loss = reached["loss"].item()
+            # An overflow must lose; NaN would leave the order to chance.
             losses[number][step] = loss if math.isfinite(loss) else math.inf
         ranked = sorted(alive, key=lambda number: losses[number][step])
         alive = ranked[: (len(ranked) + 1) // 2]
+        # Who drops out later goes before those who dropped out earlier.
         order = ranked[len(alive) :] + order
     standings = (Standing(students[n], losses[n]) for n in (*alive, *order))
     return Race(tuple(standings), sum(max(reached) for reached in losses))

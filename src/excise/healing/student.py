@@ -59,6 +59,7 @@ def distilling(
         if places:
             goals = {place: lesson.streams[block] for place, block in places.items()}
             total = total + settings.hidden * hidden_loss(streams, goals, real)
+        # Before the backward pass: the weights are still those of the last good step.
         if not torch.isfinite(total):
             raise HealingError(f"the loss became {total.item()}")
         count = max(1, loss.count) if num_items_in_batch is None else num_items_in_batch
@@ -85,6 +86,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     """Context in which no activation is dropped: the teacher's are not, and a pruned model has no capacity to spare."""
     changed: list[tuple[Any, str, float]] = []
     for module in model.modules():
+        # Attention modules hold their rates as plain numbers, under one of these names.
         names = ("p",) if isinstance(module, nn.Dropout) else ("attention_dropout", "dropout", "resid_attn_dropout")
         changed += [(module, name, getattr(module, name)) for name in names if _is_rate(getattr(module, name, None))]
     try:
@@ -147,6 +149,7 @@ def _with_lora(model: Any, settings: Settings) -> Any:
         raise MissingExtraError("LoRA needs peft; pip install 'excise[heal]', or train all parameters")
     from peft import LoraConfig, get_peft_model
 
+    # LoRA's first matrices are drawn here, before the trainer sets its seed.
     torch.manual_seed(settings.seed)
     rank = settings.lora_rank
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -137,6 +137,7 @@ class OfflineTeacher:
                 f"{folder} was recorded on other samples; pass the same --data, --samples, --tokens, --seed and "
                 f"--loss-on, or record it anew"
             )
+        # Shards are batches, which group samples by length: a sample's rows may be in any of them.
         places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(samples)
         for shard in range(facts["shards"]):
             with _shard(folder, shard) as file:
@@ -169,6 +170,7 @@ class OfflineTeacher:
                 if shard not in opened:
                     opened[shard] = files.enter_context(_shard(self.folder, shard))
                 for name, rows in pieces.items():
+                    # Slices: of a shard only the rows asked for are read.
                     rows.append(torch.from_numpy(opened[shard].get_slice(name)[start:end]))
         return Lesson(SparseTargets(*(torch.cat(pieces[name]) for name in ("tokens", "log_probs", "rest"))))
 
@@ -227,6 +229,7 @@ def record_teacher(
             arrays = {"tokens": tokens, "log_probs": log_probs, "rest": rest, "counts": counts}
             shard = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
             journal.write(number, **shard, samples=np.array(batch.indices))
+        # Of a recording that may be larger than memory only this is kept.
         rests.append(shard["rest"])
     remainders = np.concatenate(rests)
     kept_mass = float(1 - remainders.mean(dtype=np.float64))
@@ -244,7 +247,9 @@ def _top(stack: Stack, hidden: Tensor, k: int, temperature: float) -> tuple[Tens
     for start in range(0, len(hidden), chunk):
         log_p = torch.log_softmax(stack.logits(hidden[start : start + chunk]) / temperature, dim=-1)
         values, tokens = log_p.topk(k)
-        rest = log_p.exp().scatter_(1, tokens, 0.0).sum(dim=-1)  # summed, not 1 − kept: small masses survive
+        # Summed, not 1 − kept: small masses survive.
+        rest = log_p.exp().scatter_(1, tokens, 0.0).sum(dim=-1)
+        # 8k + 4 bytes per position; every vocabulary fits 32 bits.
         pieces.append((tokens.int(), values.float(), rest.float()))
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))  # type: ignore[return-value]
 

@@ -49,6 +49,7 @@ class Gradients:
     def blocks(self) -> np.ndarray:
         """Gradients with one gate a block [samples, blocks]: by the chain rule, the sum over its sublayers."""
         columns = np.zeros((self.A.shape[0], max(self.gate_blocks) + 1), dtype=self.A.dtype)
+        # Not columns[…] += …, which adds once where an index is repeated, and a block has several gates.
         np.add.at(columns.T, np.array(self.gate_blocks), self.A.T)
         return columns
 

@@ -111,9 +111,11 @@ class Spectrum:
         taken = [0]
         while len(taken) < min(count, len(self.states)):
             if min_distance is None:
+                # Below every distance: where all others lie at 0, argmax would return to one that is taken.
                 nearest[taken] = -1.0
                 candidate = int(nearest.argmax())
             else:
+                # Correlations are rounded; states exactly at the distance wanted count.
                 far = np.flatnonzero(nearest[taken[-1] + 1 :] >= min_distance - 1e-12)
                 if len(far) == 0:
                     break
@@ -185,4 +187,5 @@ def _one_minus_pearson(masks: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDA
     other = mask - mask.mean()
     norms = np.sqrt((centred**2).sum(axis=1) * (other**2).sum())
     products = centred @ other
+    # A mask of all or nothing has no correlation; it counts as equal to any other.
     return 1.0 - np.divide(products, norms, out=np.ones_like(products), where=norms > 0)

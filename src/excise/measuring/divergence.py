@@ -11,7 +11,9 @@ from excise.data.batches import IGNORED
 from excise.measuring.losses import CHUNK_ELEMENTS
 from excise.models.stack import Stack
 
-KEPT_ELEMENTS = 1 << 25  # intact probabilities kept from candidate to candidate: 128 MiB of float32
+# Intact probabilities kept from candidate to candidate (128 MiB of float32), so that the head's product for the intact
+# model is paid once per batch and not once per candidate.
+KEPT_ELEMENTS = 1 << 25
 
 
 class Divergence:
@@ -36,6 +38,7 @@ class Divergence:
     def __init__(self, stack: Stack, input_ids: Tensor, labels: Tensor, intact: Tensor | None = None) -> None:
         self._stack, self._samples = stack, labels.shape[0]
         self._device = stack.model.get_output_embeddings().weight.device
+        # Only counted positions go through the head: with padding and template tokens left out, that is much less.
         self._rows, self._positions = torch.nonzero(labels != IGNORED, as_tuple=True)
         self.intact = self._counted(stack.hidden(input_ids)) if intact is None else intact
         vocabulary = stack.model.config.get_text_config().vocab_size
@@ -52,10 +55,12 @@ class Divergence:
 
         """
         states = self._counted(hidden)
+        # The terms added below cancel where both models agree, so what is left is summed in float64.
         sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
         for start, p, negative_entropy in self._kept or self._intact_chunks():
             logits = self._stack.logits(states[start : start + self._chunk])
             expected = torch.einsum("tv,tv->t", p, logits)
+            # Written with logsumexp, the pruned model's log-probabilities need no [chunk, vocabulary] of their own.
             divergence = negative_entropy - expected + torch.logsumexp(logits, dim=-1)
             sums.index_add_(0, self._rows[start : start + self._chunk].to(self._device), divergence.double())
         return sums

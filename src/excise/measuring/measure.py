@@ -106,6 +106,7 @@ def measure(
             advance(samples.tokens * (len(distinct) - len(new)))
         if new:
             known.add(new, _measure_all(context, samples, new, kind))
+    # Cost is that of measuring everything now, so that a method's price does not depend on what others had measured.
     computed = Trie.of(stack, _gates_off(stack, distinct, sublayers)).computed
     return Measurements(
         distinct,
@@ -130,6 +131,7 @@ def _ledger(context: Context, samples: Samples, kind: dict[str, Any]) -> Ledger:
 def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal], kind: dict[str, Any]) -> np.ndarray:
     """Sums [candidates, samples] of removals not yet known."""
     trie = Trie.of(context.stack, _gates_off(context.stack, removals, kind["sublayers"]))
+    # Without the candidates, so that a later call on the same samples finds the intact model's states again.
     intact = pass_key(context, samples, {})
 
     def sums_of(number: int, batch: Batch) -> Rows:
@@ -139,8 +141,11 @@ def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal]
             sums[:, candidate] = evaluate(hidden).double().cpu().numpy()
         return {"sums": sums}
 
+    # A column of the rows is a candidate: batches of an interrupted pass fit only the same candidates in the same
+    # order.
     key = {**kind, "removals": [list(removed) for removed in removals]}
     rows = each_batch(context, samples, UNFINISHED, key, sums_of, weight=len(removals))
+    # The sums go on to the ledger, by removal; the pass as such is of no further use.
     context.store.journal(UNFINISHED, pass_key(context, samples, key)).delete()
     return rows["sums"].T
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from excise.context import Context
 from excise.data.files import BadRowError, read_objects
+from excise.data.fit import Fit
 from excise.data.rows import text_of
 from excise.data.samples import Sample, Samples
 from excise.data.sources import Skipped
@@ -73,6 +74,7 @@ class Term:
         few = self.samples.first_tokens(tokens)
         if self.kind != "choices" or len(few) == len(self.samples):
             return replace(self, samples=few)
+        # Whole questions only: an option without its rivals says nothing about which is chosen.
         question = _questions(self.samples)
         return replace(self, samples=self.samples[: int(np.searchsorted(question, question[len(few) - 1] + 1))])
 
@@ -88,8 +90,10 @@ class Term:
             return sums, counts
         question = _questions(self.samples)
         first = np.flatnonzero(np.diff(question, prepend=-1))
+        # Log-likelihoods of long options are hundreds of nats below 0, where exp comes near underflow unless shifted.
         largest = np.maximum.reduceat(-sums, first, axis=1)
         total = np.add.reduceat(np.exp(-sums - largest[:, question]), first, axis=1)
+        # The right option comes first in every question, which `load_questions` sees to.
         return sums[:, first] + largest + np.log(total), np.ones(len(first))
 
     def domain_of_items(self) -> list[str]:
@@ -153,7 +157,8 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     asked = list(dict.fromkeys(removals))
     rows = [(), *(removed for removed in asked if removed)]
     run = partial(measure, context, term.samples, statistic=_statistic(term))
-    if term.kind == "kl":  # the intact model's from itself is 0, and not measured
+    # The divergence of the intact model from itself is 0, and not measured.
+    if term.kind == "kl":
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
         costs = np.append(float(term.samples.tokens), measured.costs)
@@ -165,6 +170,7 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     domain = np.array(term.domain_of_items())
     groups = [domain == name for name in dict.fromkeys(domain)] if term.domains == "worst" else [domain == domain]
     means = np.array([excess[:, g].sum(axis=1) / weights[g].sum() for g in groups])  # [groups, candidates]
+    # A domain in which the pruned model overflowed is the worst there is.
     worst = np.argmax(np.nan_to_num(means, nan=np.inf), axis=0)
     damage = means[worst, np.arange(len(worst))]
     errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
@@ -177,11 +183,13 @@ def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], m
     residual = excess[group] - mean * weights[group]
     items = len(residual)
     if items < 2:
+        # One item tells nothing about its spread; an error as large as the value keeps anyone from leaning on it.
         return abs(float(mean))
     return float(np.sqrt(items / (items - 1) * (residual**2).sum()) / weights[group].sum())
 
 
 def _add(a: Damages, b: Damages) -> Damages:
+    # As if errors were independent; those of two terms on the same samples are not, so a mixture's may be off.
     return Damages(a.removals, a.values + b.values, np.hypot(a.errors, b.errors), a.costs + b.costs)
 
 
@@ -208,7 +216,9 @@ def parse_objective(text: str, samples: Samples, questions: Samples | None = Non
     return Objective(tuple(terms))
 
 
-def load_objective(asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0) -> Objective:
+def load_objective(
+    asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0, fit: Fit | None = None
+) -> Objective:
     """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
 
     Args:
@@ -216,16 +226,19 @@ def load_objective(asked: Objecting, samples: Samples, tokenizer: Any, seed: int
         samples: for `loss` and `kl`.
         tokenizer: of the model.
         seed: of the draw of questions.
+        fit: what the model can take.
 
     Raises:
         InputError: as those.
 
     """
-    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed)
+    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed, fit=fit)
     return parse_objective(asked.objective, samples, questions, asked.domains)
 
 
-def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0) -> Samples:
+def load_questions(
+    path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0, fit: Fit | None = None
+) -> Samples:
     """Multiple-choice questions, one sample an option, those of a question side by side and the right one first.
 
     Args:
@@ -235,9 +248,10 @@ def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: i
         tokenizer: of the model.
         count: questions drawn at random.
         seed: of the draw.
+        fit: what the model can take; questions with an option that does not fit are skipped and counted.
 
     Raises:
-        InputError: no such file, or not one question in it; other rows are skipped and counted.
+        InputError: no such file, or not one usable question in it; other rows are skipped and counted.
 
     """
     questions: list[tuple[str, str, list[str]]] = []
@@ -248,15 +262,24 @@ def load_questions(path: str | Path, tokenizer: Any, *, count: int = 64, seed: i
             questions.append((name, question, [options[right], *options[:right], *options[right + 1 :]]))
         except BadRowError as reason:
             skipped.add(name, reason)
-    if not questions:
+    drawn: list[list[Sample]] = []
+    for place in np.random.default_rng(seed).permutation(len(questions)):
+        if len(drawn) == count:
+            break
+        name, asked, options = questions[place]
+        made = _option_samples(name, asked, options, tokenizer)
+        refusals = [fit.refusal(sample.input_ids) for sample in made] if fit is not None else []
+        if refusal := next(filter(None, refusals), None):
+            skipped.add(name, refusal)
+        else:
+            drawn.append(made)
+    if not drawn:
         raise InputError(f"no questions in {path}: {skipped.first[0] if skipped.rows else 'the file is empty'}")
     if skipped.rows:
         warnings.warn(f"{skipped.rows} questions of {path} were skipped, such as {skipped.first[0]}", stacklevel=2)
-    order = np.random.default_rng(seed).permutation(len(questions))[:count]
-    drawn = [questions[place] for place in order]
-    items = [sample for name, asked, options in drawn for sample in _option_samples(name, asked, options, tokenizer)]
-    facts = {"data": str(path), "questions": len(order), "seed": seed}
-    return Samples(tuple(items), {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
+    facts = {"data": str(path), "questions": len(drawn), "seed": seed}
+    items = tuple(sample for made in drawn for sample in made)
+    return Samples(items, {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
 
 
 def _question(row: Mapping[str, Any] | BadRowError) -> tuple[str, list[str], int]:
@@ -289,7 +312,9 @@ def _option_samples(name: str, question: str, options: Sequence[str], tokenizer:
     prompt = len(tokenizer(question, verbose=False)["input_ids"])
     samples = []
     for i, option in enumerate(options):
+        # Tokenised together, since the space before an option belongs to its first token in most vocabularies.
         ids = np.array(tokenizer(f"{question} {option}", verbose=False)["input_ids"], dtype=np.int64)
+        # Tokens may merge across the border; at least one must count, or the option has no likelihood.
         counted = np.arange(len(ids)) >= min(prompt, len(ids) - 1)
         samples.append(Sample(f"{name}#{i}", ids, counted))
     return samples

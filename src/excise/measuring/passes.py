@@ -70,6 +70,7 @@ def each_batch(
     rank, parts = context.part
     batches = context.batches(samples)
     pieces: dict[int, Rows] = {}
+    # Batches are sorted by length, so dealing them out in turn gives every process long and short ones alike.
     with context.progress.stage(kind, sum(b.tokens for b in batches[rank::parts]) * weight) as advance:
         for number in range(rank, len(batches), parts):
             batch = batches[number]
@@ -78,8 +79,11 @@ def each_batch(
     for number in set(range(len(batches))) - set(pieces):
         rows = _kept(context, journal, number)
         if rows is None:
+            # Processes meet only in the store: whoever ends last finds all parts there, the others have nothing to wait
+            # for.
             raise UnfinishedError(f"part {rank}/{parts} of {kind} is done; the last part to finish goes on")
         pieces[number] = rows
+    # Batches group samples by length; rows go back into the samples' own order.
     order = np.argsort([i for batch in batches for i in batch.indices])
     names = set(pieces[0]) - {SECONDS}
     return {name: np.concatenate([pieces[n][name] for n in range(len(batches))])[order] for name in names}
@@ -91,6 +95,7 @@ def pass_key(context: Context, samples: Samples, key: Mapping[str, Any]) -> dict
         "excise": __version__,
         "model_hash": context.identity,
         "samples": samples.hash,
+        # Batches are kept by number, and with another size the same number means other samples.
         "batch_tokens": context.tokens_per_batch,
         **key,
     }
@@ -99,6 +104,7 @@ def pass_key(context: Context, samples: Samples, key: Mapping[str, Any]) -> dict
 def _kept(context: Context, journal: Journal, number: int) -> Rows | None:
     rows = journal.get(number)
     if rows is not None:
+        # A criterion that finds a pass done is charged the time it took, or the second in a comparison would look free.
         context.store.reused_seconds += float(rows[SECONDS])
     return rows
 
@@ -126,5 +132,6 @@ def total(
     sums: dict[str, Tensor] = {}
     for number, batch in over_batches(context, samples, name):
         for term, tensor in terms_of(number, batch).items():
+            # Cloned, since adding in place would write into a tensor that belongs to the caller.
             sums[term] = sums[term].add_(tensor) if term in sums else tensor.clone()
     return sums

@@ -22,6 +22,7 @@ from excise.measuring.losses import sample_losses
 from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import Stack, first, override_forward, replace_first
 
+# One odd sample must not cost a long pass; more than a tenth means that weights or dtype are at fault.
 MOST_SKIPPED = 0.1
 
 
@@ -50,6 +51,7 @@ def score(
     alpha = None if positions is None else _gates(stack, samples, positions)
     settings: dict[str, Any] = {"checkpointing": checkpointing}
     if alpha is not None:
+        # The positions themselves, [samples, blocks], would be too long for a key.
         settings["positions"] = hashlib.sha256(alpha.numpy().tobytes()).hexdigest()
 
     def gradients_of(number: int, batch: Batch) -> Rows:
@@ -57,6 +59,8 @@ def score(
         rows, losses = gate_gradients(stack, batch, alpha=here, checkpointing=checkpointing)
         return {"A": rows.cpu().numpy(), "losses": losses.cpu().numpy()}
 
+    # Weight gradients not computed are the whole gain over a plain loop, a factor of 1.4 (log, 2026-11-24, the gradient
+    # pass against a loop).
     with frozen(stack):
         rows = each_batch(context, samples, "gradients", settings, gradients_of)
     facts = {
@@ -93,11 +97,14 @@ def gate_gradients(
 
     """
     batch = batch.to(stack.device)
+    # A column entry sums tokens × width products, far beyond what bfloat16 can add up.
     wide = torch.float64 if stack.model.dtype == torch.float64 else torch.float32
     rows = torch.zeros(len(batch.indices), len(stack.sublayers), dtype=wide, device=batch.input_ids.device)
+    # Reentrant checkpointing needs an input that requires a gradient, and the lowest blocks' inputs need none here.
     wrappers = {b.module: partial(checkpoint, b.module.forward, use_reentrant=False) for b in stack.blocks}
     with torch.enable_grad(), _recorded(stack, rows, alpha), override_forward(wrappers if checkpointing else {}):
         losses = sample_losses(stack, stack.hidden(batch.input_ids), batch.labels).means
+        # Samples do not interact, so one backward pass of the sum holds the gradient of each.
         losses.sum().backward()
     return rows, losses.detach()
 
@@ -109,17 +116,22 @@ def _recorded(stack: Stack, rows: Tensor, alpha: Tensor | None) -> Iterator[None
     def hook(module: torch.nn.Module, args: Any, output: Any, gate: int, share: float) -> Any:
         tensor = first(output)
         if not tensor.requires_grad:
-            tensor.requires_grad_(True)  # the lowest sublayer: nothing below it needs a gradient
-        value = tensor.detach()  # the hook must not hold the graph it hangs in
+            # The lowest sublayer: nothing below it needs a gradient, so its output is where the graph begins.
+            tensor.requires_grad_(True)
+        # Detached, since the hook must not hold the graph it hangs in.
+        value = tensor.detach()
 
         def column(gradient: Tensor) -> None:
             product = gradient.to(rows.dtype) * value.to(rows.dtype)
-            per_sample = product.reshape(len(rows), -1).sum(dim=1)  # OPT's are [batch × tokens, width]
+            # Reshaped, since OPT's sublayers return [batch × tokens, width].
+            per_sample = product.reshape(len(rows), -1).sum(dim=1)
             rows[:, gate] = share * per_sample.to(rows.device)
 
+        # At α = 1 a product would change nothing, and keep one more activation per sublayer: none is taken.
         if alpha is None:
             tensor.register_hook(column)
             return None
+        # A sublayer may carry a share of the block's output only (a scaled stream): gate 0 takes away that share.
         factors = 1 - share * (1 - alpha[:, gate].to(tensor.device, tensor.dtype))
         scaled = (tensor.reshape(len(rows), -1) * factors.unsqueeze(1)).reshape(tensor.shape)
         scaled.register_hook(column)

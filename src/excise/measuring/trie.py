@@ -57,12 +57,15 @@ class Trie:
         """Blocks [candidates] computed for each; what candidates share counts for the first of them."""
         blocks = np.zeros(len(self.order), dtype=np.int64)
         for candidate, start in zip(self.order, self.starts, strict=True):
+            # Sublayers that are off in a block that stays are computed all the same, and cost what they cost intact.
             blocks[candidate] = (~self.removed[candidate][start:]).sum()
         return blocks
 
     def hidden(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Each candidate with its final hidden states [batch, tokens, width], depth first."""
+        # A removed block's own sublayers never run, so only those of blocks that stay need silencing.
         owners = [sublayer.block for sublayer in self.stack.sublayers]
+        # Depth first, so that no more streams are alive than the path has branching points.
         saved: dict[int, Tensor] = {}
         for place, candidate in enumerate(self.order):
             start, removed = self.starts[place], self.removed[candidate]
@@ -83,6 +86,7 @@ def _block_states(stack: Stack, off: NDArray[np.bool_]) -> list[Off]:
 
 
 def _first_difference(a: Sequence[Off], b: Sequence[Off]) -> int:
+    # Equal neighbours, which `measure` takes out beforehand, would start at 0: dear, but right.
     return next((depth for depth, (left, right) in enumerate(zip(a, b, strict=True)) if left != right), 0)
 
 
@@ -91,7 +95,10 @@ def _branch_points(starts: Sequence[int], place: int) -> set[int]:
     points: set[int] = set()
     lowest = sys.maxsize
     for start in starts[place + 1 :]:
+        # The path at a depth is still this one's only while nothing in between parted below it: hence the running
+        # minimum.
         lowest = min(lowest, start)
+        # From here on branches begin below where this one did, from streams that an earlier candidate left.
         if lowest < starts[place]:
             break
         points.add(lowest)
@@ -104,6 +111,7 @@ def _path(
 ) -> Iterator[None]:
     """Context in which the stack resumes at block `start` from `saved[start]`, skipping `removed`, filling `saved`."""
     through = pass_through(stack)
+    # Bypassed rather than cut out: every block keeps its index, by which transformers picks its mask (full or sliding).
     replacements: dict[Any, Callable[..., Any]] = {b.module: through for b in stack.blocks if b.index < start}
     replacements |= {b.module: through for b in stack.blocks[start:] if removed[b.index]}
     if start > 0:
@@ -111,6 +119,7 @@ def _path(
         replacements[stack.blocks[start - 1].module] = lambda *_, **__: block_output(stack, saved[start])
 
     def keep(depth: int) -> Callable[..., None]:
+        # On the way in, which fires even where the block is passed over: what is replaced is its forward, not its call.
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             saved[depth] = block_input(args, kwargs)
 
@@ -119,6 +128,7 @@ def _path(
     handles = [
         stack.blocks[depth].module.register_forward_pre_hook(keep(depth), with_kwargs=True)
         for depth in wanted
+        # What an earlier candidate saved below the branching point is the same stream.
         if depth not in saved
     ]
     try:

@@ -52,6 +52,8 @@ def needed_blocks(config: Any, architecture: Architecture) -> tuple[int, ...]:
         architecture: names the type.
 
     """
+    # Without any full-attention block transformers cannot generate with a cache: `get_seq_length` fails (log,
+    # 2026-11-24, hybrids in transformers 5.23).
     if architecture.needed_type is None:
         return ()
     return tuple(i for i, entry in enumerate(config.layer_types) if entry == architecture.needed_type)

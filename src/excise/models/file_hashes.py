@@ -20,7 +20,8 @@ from pathlib import Path
 from excise.artefacts import atomic_path
 from excise.errors import InputError, OutputError
 
-THREADS = min(4, os.cpu_count() or 1)  # hashlib leaves the interpreter's lock; more than this a disk seldom feeds
+# hashlib leaves the interpreter's lock; more than this a disk seldom feeds.
+THREADS = min(4, os.cpu_count() or 1)
 # A file written twice within one tick of the file system's clock looks the same after both (git's "racy" entries):
 # what changed so lately is hashed again. The coarsest clocks in use, FAT's, tick every 2 s.
 SETTLED_NS = 2_000_000_000

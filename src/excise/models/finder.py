@@ -24,9 +24,11 @@ from excise.models.stack import block_input, first, replace_first
 
 TOKENS = 12
 MOST_SUBLAYERS = 4
-SUM_TOLERANCE = 1e-4  # of the norm of what a block adds: outputs are rounded before they are added
+# Of the norm of what a block adds: outputs are rounded before they are added.
+SUM_TOLERANCE = 1e-4
 INDEX_NAME = re.compile(r"(layer|block)_?(idx|index|id|number)?$")
-KINDS = (  # in this order: names of a hybrid's modules often hold two of them
+# In this order: names of a hybrid's modules often hold two of them.
+KINDS = (
     ("per-layer-input", ("per_layer",)),
     ("moe", ("moe", "expert")),
     ("linear-attention", ("linear_attn", "deltanet")),
@@ -186,6 +188,7 @@ def _block_list(model: Any, tokens: Tensor) -> tuple[str, list[nn.Module]]:
             f"{type(model).__name__} is no stack of blocks that pass hidden states on to each other "
             f"(lists of modules in it: {names}), so no block can be removed from it"
         )
+    # Towers beside the language model may be chains too; the stack is the heaviest.
     stack = max(chains, key=lambda name: chains[name])
     return stack, lists[stack]
 
@@ -224,6 +227,7 @@ def _observe(model: Any, tokens: Tensor, block: nn.Module) -> _Observed:
 
 
 def _flat(tensor: Tensor) -> Tensor:
+    # Cloned, since blocks may add to their streams in place afterwards.
     return tensor.double().reshape(-1).clone()
 
 
@@ -233,13 +237,15 @@ def _added(block: nn.Module, seen: _Observed, path: str) -> tuple[tuple[str, ...
     for name, output in sorted(seen.outputs.items(), key=lambda item: item[0].count(".")):
         if output.norm() > 0 and not any(_same(output, other) for other in (seen.before, *candidates.values())):
             candidates[name] = output
-    order = [name for name in seen.outputs if name in candidates]  # as they ran
+    # In the order in which they ran, which sorting by depth has lost.
+    order = [name for name in seen.outputs if name in candidates]
     delta = seen.after - seen.before
     for count in range(1, MOST_SUBLAYERS + 1):
         for names in itertools.combinations(order, count):
             columns = torch.stack([candidates[name] for name in names], dim=1)
             factors = torch.linalg.lstsq(columns, delta).solution
             close = (columns @ factors - delta).norm() <= SUM_TOLERANCE * delta.norm()
+            # A factor of 0 means that the module has no part in the sum.
             if close and factors.abs().min() > SUM_TOLERANCE:
                 return names, tuple(factors.tolist())
     raise ArchitectureError(

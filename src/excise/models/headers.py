@@ -16,7 +16,8 @@ from excise.errors import CheckpointError, InputError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_config.json"
-LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
+# Bytes, as in the safetensors library.
+LARGEST_HEADER = 100_000_000
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -118,7 +119,8 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder} holds an adapter ({ADAPTER}) beside the weights, and transformers would load both as one model; "
             f"merge the adapter into the weights (peft's merge_and_unload) and save that, or move adapter_* elsewhere"
         )
-    if (folder / SINGLE).is_file():  # where both exist, transformers takes this one, too
+    # Where both exist, transformers takes this one, too.
+    if (folder / SINGLE).is_file():
         tensors, metadata = read_header(folder / SINGLE)
         return Checkpoint(tensors, metadata)
     if (folder / INDEX).is_file():
@@ -189,6 +191,7 @@ def read_header(shard: str | Path) -> tuple[tuple[Tensor, ...], dict[str, str]]:
     with shard.open("rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        # Before anything is read: a hostile length would be allocated.
         if length < 2 or length > min(LARGEST_HEADER, size - 8):
             raise CheckpointError(
                 f"{shard} is truncated or corrupt: its header claims {length:,} bytes, the file has {size:,} and at "
@@ -215,6 +218,7 @@ def read_header(shard: str | Path) -> tuple[tuple[Tensor, ...], dict[str, str]]:
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
+    # An empty tensor starts where the next one does, and must come before it.
     return tensor.start, tensor.bytes
 
 
@@ -222,6 +226,7 @@ def _tensor(name: str, entry: Any, shard: Path, data: int) -> Tensor:
     """Read one entry of a header; `data` is where the shard's data begin."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        # `type` and not isinstance, for which true and false are integers.
         whole = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         whole = False

@@ -38,8 +38,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from excise.errors import CheckpointError
 from excise.models.file_hashes import THREADS, Stat, sha256_of_each
 
-CHUNK_BYTES = 1 << 26  # of a tensor on a GPU, copied at a time
-SAMPLED = 64  # elements of a tensor, at least where it has so many
+# Of a tensor on a GPU, copied at a time.
+CHUNK_BYTES = 1 << 26
+# Elements of a tensor, at least where it has so many.
+SAMPLED = 64
 UNSTABLE = ("_name_or_path", "transformers_version")
 
 
@@ -61,6 +63,7 @@ class WeightFiles:
     def identity(self) -> str | None:
         """SHA-256 over files and loading; None if a file was changed after the model was loaded and before now."""
         if self._identity is None and self._current() == self._stats:
+            # Looked at before and after: a file may be replaced while it is hashed.
             hashes = sha256_of_each(self._paths)
             if self._current() == self._stats:
                 facts = [[(path.name, sha) for path, sha in zip(self._paths, hashes, strict=True)], self._loading]
@@ -191,6 +194,7 @@ def _sources(model: Any, weights: Mapping[str, Tensor], quantised: bool) -> dict
             unknown[name] = tensor
         else:
             sources[name] = text
+    # Tied weights share their storage and are hashed once.
     once = {_layout(tensor): tensor for tensor in unknown.values()}
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = dict(zip(once, pool.map(_hash_bytes, once.values()), strict=True))
@@ -260,7 +264,8 @@ def _remember(tensor: Tensor, packed: bool, source: _Source) -> None:
 
 
 def _version(tensor: Tensor) -> object:
-    return object() if tensor.is_inference() else tensor._version  # inference tensors count nothing: never the same
+    # Inference tensors count nothing: never the same.
+    return object() if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from excise.artefacts import read_json
-from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
+from excise.errors import ArchitectureError, CheckpointError, HeadlessError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
@@ -27,10 +27,12 @@ from excise.models.stack import Stack, find_stack
 from excise.settings import DTYPES
 
 PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+# Hub repositories often hold the same weights in several formats, of which only safetensors are read.
 OTHER_WEIGHTS = [
     "*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite",
     "consolidated*.safetensors", "original/*", "onnx/*", "openvino/*", "metal/*", "*.mlpackage/*",
 ]  # fmt: skip
+TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken", "tokenization")
 DEVICES = "auto, cpu, cuda, cuda:0, …"
 
 
@@ -169,7 +171,8 @@ def load_unread(
         options = {
             "dtype": compute,
             "device_map": None if place == "cpu" and quantisation is None else place,
-            "ignore_mismatched_sizes": True,  # they are in the report, and refused below by name
+            # They are in the report, and refused below by name.
+            "ignore_mismatched_sizes": True,
             "output_loading_info": True,
         }
         if folder is None or float8 is None:
@@ -181,7 +184,7 @@ def load_unread(
                 model = model.dequantize()
         else:
             model, report = load_dequantised(folder, float8, config, **options)
-        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        tokenizer = AutoTokenizer.from_pretrained(**arguments) if _has_tokenizer(folder) else None
     _require_complete(source, report, model)
     loaded_from(model, files)
     return model, tokenizer, stored
@@ -220,7 +223,8 @@ def checkpoint_folder(source: str) -> Path | None:
             except LocalEntryNotFoundError as error:
                 if (incomplete := getattr(error, "snapshot_path", None)) is None:
                     raise
-                path = Path(incomplete)  # offline; whether weights are among what is missing shows below
+                # Offline; whether weights are among what is missing shows below.
+                path = Path(incomplete)
     if not (path / "config.json").is_file():
         raise InputError(f"folder {source} has no config.json; expected a transformers checkpoint or a .gguf file")
     if not any(path.glob("*.safetensors")):
@@ -228,6 +232,11 @@ def checkpoint_folder(source: str) -> Path | None:
             f"folder {source} has no .safetensors weights; pickle files (.bin) are not read, convert them first"
         )
     return path
+
+
+def _has_tokenizer(folder: Path | None) -> bool:
+    """Whether a folder has files of a tokenizer; weights alone can be pruned, and transformers would guess one."""
+    return folder is None or any(path.name.startswith(TOKENIZER_FILES) for path in folder.iterdir())
 
 
 def _weight_files(source: str, folder: Path | None, headers: Checkpoint | None) -> list[Path]:
@@ -274,14 +283,15 @@ def _compute_dtype(dtype: str, stored: torch.dtype, on_gpu: bool) -> torch.dtype
 def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
     head = model.get_output_embeddings()
     missing = set(map(str, report.get("missing_keys") or ()))
+    # A base model, saved without its head, deserves its own advice.
     if missing and head is not None:
         own = {name for name, parameter in model.named_parameters() if any(parameter is p for p in head.parameters())}
         if missing <= own:
             others = sorted(map(str, report.get("unexpected_keys") or ()))
             instead = f" but another ({others[0]})" if others else ""
-            raise CheckpointError(
+            raise HeadlessError(
                 f"{source} has no language-model head{instead}, so it predicts no tokens to measure damage by; "
-                f" take the checkpoint with the head. `excise prune --removed` takes this one as it is"
+                f"take the checkpoint with the head. `excise prune --removed` takes this one as it is"
             )
     for kind, meaning in (
         ("missing_keys", "are not in the checkpoint and would be random"),

@@ -145,6 +145,7 @@ def load_dequantised(folder: Path, form: Format, config: Any, **options: Any) ->
     """
     weights = lazy_weights(folder, form)
     if hasattr(config, "quantization_config"):
+        # The weights are plain from here on, and transformers would treat them as quantised.
         del config.quantization_config
     with torch.device("meta"):
         model_class = type(AutoModelForCausalLM.from_config(config))
@@ -223,6 +224,7 @@ def dequantise(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAULT_B
 
     """
     values = weight.float()
+    # Scales stored as bytes are E8M0: powers of two, their exponents biased by 127.
     scale = (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
     if scale.numel() == 1:
         return values * scale.reshape(())

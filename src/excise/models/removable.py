@@ -34,6 +34,7 @@ def block_problem(
     """
     stays = tuple(sorted({*protected, *stack.fixed}))
     constraints: list[Constraint] = []
+    # A condition and not a protected block: which of them stays is the solver's to choose.
     if stack.needed:
         name = "one block with a cache must stay"
         constraints.append(at_most(stack.needed, len(stack.needed) - 1, len(stack.blocks), name=name))

@@ -128,6 +128,7 @@ class Stack:
 
         Sequences are padded on the right: causal attention then needs no padding mask.
         """
+        # Without the head: only counted tokens go through it, a few at a time.
         return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -135,7 +136,8 @@ class Stack:
         config, record = self.config, self.architecture
         head = self.model.get_output_embeddings()
         if head.weight.is_floating_point():
-            hidden = hidden.to(head.weight.dtype)  # a residual stream in float32 ends wider than the head
+            # A residual stream in float32 ends wider than the head.
+            hidden = hidden.to(head.weight.dtype)
         logits = head(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if record.logit_divisor:
@@ -182,6 +184,7 @@ def find_stack(model: Any) -> Stack:
         blocks.append(Block(index, module, sublayers))
     if model.get_output_embeddings() is None:
         raise ArchitectureError(f"{type(model).__name__} has no language-model head; load it with AutoModelForCausalLM")
+    # Dropout would make two passes differ, and a measured damage with them.
     model.eval()
     stack = Stack(model, record, tuple(blocks), fixed_blocks(config, record), needed_blocks(config, record))
     _check_head(stack)
@@ -216,6 +219,7 @@ def _sublayers(block: nn.Module, record: Architecture, index: int, gate: int) ->
     """Sublayers that this block has, in the record's order; `gate` is the first one's."""
     found: dict[str, SublayerRecord] = {}
     for entry in record.sublayers:
+        # The first record that fits wins: a hybrid's blocks have modules of one name and several kinds.
         fits = not entry.present or submodule(block, entry.present) is not None
         if fits and entry.module not in found and submodule(block, entry.module) is not None:
             found[entry.module] = entry
@@ -235,6 +239,7 @@ def _sublayers(block: nn.Module, record: Architecture, index: int, gate: int) ->
     if record.scale and (scale := float(submodule(block, record.scale))) != 1:
         if scale == 0:
             raise ArchitectureError(f"block {index} multiplies the residual stream by 0: nothing below it can matter")
+        # At gate 0 the block's output is divided by its scale, which undoes the multiplication.
         sublayers.append(Sublayer(gate, index, SCALE, block, share=1 - 1 / scale))
     return tuple(sublayers)
 
@@ -246,6 +251,8 @@ def _probe(stack: Stack) -> Tensor:
 @torch.no_grad()
 def _check_head(stack: Stack) -> None:
     tokens = _probe(stack)
+    # Asked, not believed: Gemma3ForConditionalGeneration applies no final softcap where Gemma3ForCausalLM does (log,
+    # 2026-11-24, hybrids in transformers 5.23).
     expected = stack.model(input_ids=tokens, use_cache=False).logits.float()
     ours = stack.logits(stack.hidden(tokens)).float()
     difference = (expected - ours).abs().max().item()
@@ -264,6 +271,7 @@ def _check_gates(stack: Stack) -> None:
     def compare(module: nn.Module, args: Any, kwargs: Any, output: Any, index: int) -> None:
         given, returned = block_input(args, kwargs), first(output)
         difference = (returned.double() - given.double()).abs().max().item()
+        # Negated, so that NaN counts as wrong.
         if not difference <= 1e-3 * given.double().abs().max().item():
             wrong[index] = difference
 
@@ -325,6 +333,7 @@ def override_forward(replacements: Mapping[nn.Module, Callable[..., Any]]) -> It
         yield
     finally:
         for module, earlier in saved.items():
+            # The class's own forward shows again once the instance's is gone.
             module.__dict__.pop("forward", None)
             if earlier is not None:
                 module.__dict__["forward"] = earlier
@@ -384,6 +393,7 @@ def gated(stack: Stack, alpha: Tensor) -> Iterator[None]:
     try:
         for sublayer in stack.sublayers:
             index = sublayer.block if per_block else sublayer.gate
+            # A product with 1 would change nothing, and cost memory for its backward pass.
             if alpha.requires_grad or alpha[index] != 1:
                 handles.append(sublayer.module.register_forward_hook(hook_of(index, sublayer.share)))
         yield
@@ -398,6 +408,7 @@ def silent(stack: Stack, off: np.ndarray) -> Iterator[None]:
 
     def hook(module: nn.Module, args: Any, output: Any, share: float) -> Any:
         tensor = first(output)
+        # Zeros, not 0 × output: an overflow times 0 is NaN.
         return replace_first(output, torch.zeros_like(tensor) if share == 1 else tensor * (1 - share))
 
     handles = [s.module.register_forward_hook(partial(hook, share=s.share)) for s in stack.sublayers if off[s.gate]]

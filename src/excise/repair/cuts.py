@@ -141,10 +141,12 @@ def _matrix_of(sublayer: Sublayer, outputs: dict[Any, Tensor]) -> Any:
         )
     result = outputs[sublayer.module]
     matrices = [m for m in sublayer.module.modules() if isinstance(m, MATRICES)]
+    # Output projections are registered last in most modules, so the search mostly ends at once.
     for module in reversed(matrices):
         output = outputs.get(module)
         if output is None or output.shape != result.shape:
             continue
+        # To the bit: a matrix followed by anything, such as a factor, is not the one to fold into.
         if torch.allclose(output, result, rtol=0, atol=0, equal_nan=True):
             if not module.weight.is_floating_point() or module.weight.is_meta:
                 raise ArchitectureError(
@@ -174,6 +176,7 @@ def _check_sum(stack: Stack, index: int, outputs: dict[Any, Tensor], inputs: dic
     added = sum(outputs[s.module].double() for s in block.sublayers)
     stream = outputs[block.module].double()
     difference = (stream - inputs[index].double() - scale * added).abs().max().item()
+    # A few roundings of the stream's dtype are no reason to refuse; a factor left out is far above them.
     rounding = 8 * torch.finfo(outputs[block.module].dtype).eps
     if difference > rounding * max(1.0, stream.abs().max().item()):
         raise ArchitectureError(

@@ -37,9 +37,11 @@ from excise.surgery.merge import Run
 
 FEATURES = ("output", "input")
 AUTO = "auto"
-WIDEST_INPUT = 8192  # above it, the eigenvectors of the inputs' normal equations cost more than they bring
+# Above it, the eigenvectors of the inputs' normal equations cost more than they bring.
+WIDEST_INPUT = 8192
 STAGE = "repair"
-EVERY = 5  # one sample in so many chooses the ridge
+# One sample in so many chooses the ridge; all join the fit after.
+EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def repair_each(
             cost = samples.tokens * (blocks_run + student_blocks) / n
             fitted = Repair(target.removed, weights, steps, cost, None, facts)
             yield fitted if held_out is None else _judged(context, fitted, held_out)
+            # The original's pass is shared by all removals, so the first one pays for it.
             blocks_run = 0
 
 
@@ -193,6 +196,7 @@ class _Fitting:
                 real = batch.real.to(streams[top].device)
                 kept = {"stream": streams[top][real], "weights": weights[top][real.to(weights[top].device)]}
                 if not all(tensor.isfinite().all() for tensor in kept.values()):
+                    # One infinite token would make the sums of all tokens useless.
                     raise InputError(f"the original's stream after block {top} is not finite; try --dtype float32")
                 self.scratch.write(number, f"target-{top}", kept)
 
@@ -210,6 +214,7 @@ class _Fitting:
                 blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
                 errors = held_out_errors(fit, choice, ridges)
                 best = min(range(len(ridges)), key=errors.__getitem__)
+                # The ridge is chosen on samples kept out; the matrix is then fitted on all of them.
                 new = _folded(projection, (fit + choice).solve(ridges[best]), features)
                 new = {name: tensor.to(stored) for name, tensor in new.items()}
                 # The next cut is fitted on the stream as repaired so far, and as rounded to what will be written.
@@ -233,11 +238,14 @@ class _Fitting:
             state = self.scratch.read(number, "state").get("state") if start > 0 else None
             state = None if state is None else state.to(stack.device)
             before, inputs, outputs, stream = student_streams(stack, batch, start, state, removed, projection)
+            # The next cut lies above, so its pass starts here and not at the embedding.
             self.scratch.write(number, "state", {"state": before})
             target = self.scratch.read(number, f"target-{cut.removed[-1]}")
             real = batch.real.to(stream.device)
             residual = target["stream"].to(stream.device).double() - stream[real].double()
             phi = (inputs if features == "input" else outputs)[real.to(outputs.device)]
+            # By the sample's number, not the batch's: batches hold samples of similar length, and short chats differ
+            # from long ones.
             chooses = torch.tensor([i % every == every - 1 for i in batch.indices], device=real.device)
             row = chooses.unsqueeze(1).expand_as(real)[real]
             for equations, rows in ((fit, ~row), (choice, row)):
@@ -271,6 +279,7 @@ def repaired(stack: Stack, repair: Repair) -> Iterator[tuple[int, ...]]:
         InputError: the repair was fitted on another model, or on this one loaded in another dtype.
 
     """
+    # Weights of another model would fit in shape and be wrong in silence.
     if repair.facts.get("model_hash") != model_identity(stack.model):
         raise InputError(
             "this repair was fitted on another model, or in another dtype; fit it anew, or load the model as it was"
@@ -285,6 +294,7 @@ def _folded(projection: Projection, change: Tensor, features: str) -> dict[str, 
     bias = getattr(projection.module, "bias", None)
     name = projection.name
     if features == "input":
+        # The block multiplies what the projection gives, so the change is divided by that.
         return {f"{name}.weight": projection.stored(matrix + change / projection.scale)}
     new = {f"{name}.weight": projection.stored(matrix + matrix @ change)}
     if bias is not None:

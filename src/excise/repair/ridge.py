@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# In half decades; the infinite one is no repair, so held-out samples may refuse it.
 RIDGES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, math.inf)
 
 
@@ -68,6 +69,7 @@ class NormalEquations:
         damped = self.gram + ridge * self.scale * torch.eye(
             len(self.gram), dtype=torch.float64, device=self.gram.device
         )
+        # Positive definite, since every ridge is above 0 and the diagonal's mean is too.
         return torch.cholesky_solve(self.cross, torch.linalg.cholesky(damped))
 
 
@@ -88,6 +90,7 @@ def held_out_errors(fit: NormalEquations, held_out: NormalEquations, ridges: Seq
         if math.isinf(ridge) or fit.scale == 0:
             errors.append(1.0)
             continue
+        # Eigenvalues of a Gram matrix are not negative but for rounding.
         f = 1 / (values.clamp(min=0) + ridge * fit.scale)
         errors.append(float((f @ quadratic @ f - 2 * f @ linear + held_out.square) / held_out.square))
     return errors

@@ -23,7 +23,10 @@ from excise.repair.repair import repair_each, repaired, require_repairable
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
 
+# What measured best need not be best once repaired: of three the third became the best (log, 2026-11-24, the main job
+# with repair).
 REPAIRED = 3
+# More than 6,144 were never compared (log, 2026-11-24, closed-form repair).
 TOKENS = 4096
 
 
@@ -81,6 +84,7 @@ def repair_removals(
         return Repairs({}, dict.fromkeys(removals, reason))
     refused = dict(_refused(stack, removals))
     wanted = [removed for removed in dict.fromkeys(removals) if removed not in refused]
+    # By the held-out samples too: whether a repair helps is judged on them.
     files = {removed: _file(context, removed, samples, held_out) for removed in wanted}
     fitted = {removed: Repair.load(path) for removed, path in files.items() if path and path.exists()}
     new = [removed for removed in wanted if removed not in fitted]
@@ -91,7 +95,8 @@ def repair_removals(
                 fitted[result.removed] = result
                 if path := files[result.removed]:
                     result.save(path)
-    except InputError as error:  # the model's streams overflow on these samples
+    # The model's streams overflow on these samples; the run goes on without repairs.
+    except InputError as error:
         refused |= {removed: str(error) for removed in new if removed not in fitted}
     return Repairs({removed: fitted[removed] for removed in wanted if removed in fitted}, refused)
 
@@ -110,6 +115,7 @@ def write_removal(
 
     From folder to folder byte by byte, save for the matrices that were repaired; only a GGUF file comes from memory.
     """
+    # Byte by byte where no matrix changed: nothing is rounded, and a quantisation stays as it is.
     if repairs.helpful(removed) is None and loaded.folder is not None:
         prune_folder(loaded.folder, removed, out, card={"original": loaded.source, **(card or {})}, overwrite=True)
         return

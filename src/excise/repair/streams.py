@@ -25,6 +25,7 @@ from excise.models.stack import (
 )
 from excise.repair.cuts import Projection
 
+# Uniform is the default: weighting by gradient or norm did not pay (log, 2026-11-24, closed-form repair).
 WEIGHTINGS = ("gradient", "norm", "uniform")
 
 
@@ -54,11 +55,13 @@ def original_streams(
             if not (with_gradient and index == tops[0]):
                 streams[index] = stream
                 return None
-            streams[index] = stream.detach().requires_grad_()  # the graph starts here: nothing below needs a gradient
+            # The graph starts here: nothing below needs a gradient.
+            streams[index] = stream.detach().requires_grad_()
             return replace_first(output, streams[index])
 
         return hook
 
+    # Without gradients nobody looks at what comes after the highest cut, so it is not computed.
     above = {block.module: pass_through(stack) for block in stack.blocks[tops[-1] + 1 :]}
     handles = [stack.blocks[index].module.register_forward_hook(keep(index)) for index in tops]
     try:
@@ -137,6 +140,7 @@ def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
     try:
         for name, tensor in weights.items():
             parameter = model.get_parameter(name)
+            # Through .data: the parameter keeps its identity, by which tied weights and hooks know it.
             parameter.data = tensor.to(parameter.device, parameter.dtype)
         yield
     finally:
@@ -168,6 +172,7 @@ class Scratch:
 
     def write(self, number: int, kind: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep (or replace) one kind of tensors of a batch."""
+        # safetensors refuses tensors that are not contiguous.
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, self.folder / f"{kind}-{number:06d}.safetensors")
 

@@ -50,6 +50,7 @@ def render(material: Material) -> str:
     environment = Environment(
         loader=PackageLoader("excise.report", "assets"),
         autoescape=True,
+        # A misspelt name in a template must fail and not leave a gap on the page.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -15,7 +15,8 @@ from excise.report.material import Material
 from excise.text import ranges
 
 FORMATS = ("markdown", "latex", "csv")
-Z = 1.96  # a difference within so many of its own standard errors is a tie (95 %)
+# A difference within so many of its own standard errors is a tie (95 %).
+Z = 1.96
 DAMAGE = "Δ loss"
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
 LATEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$", "–": "--"}
@@ -78,7 +79,8 @@ def benchmark_rows(found: Sequence[Material], metrics: Mapping[str, str] | None 
         for model in material.scores.models.values():
             name = model.original or (material.model if model.removed else model.name)
             key = (name, len(model.removed), model.label if model.removed else name)
-            if owners.setdefault(key, model.hash) != model.hash:  # two models by the same method
+            # Two models by the same method.
+            if owners.setdefault(key, model.hash) != model.hash:
                 key = (*key[:2], f"{key[2]} ({model.name})")
             cells = rows.setdefault(key, {})
             for kind in ("benchmark", "perplexity"):

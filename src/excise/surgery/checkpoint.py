@@ -16,7 +16,7 @@ from excise.artefacts import atomic_path, write_json
 from excise.errors import ArchitectureError, CheckpointError, OutputError
 from excise.models.architectures import Architecture
 from excise.models.identity import unchanged
-from excise.models.portable import portability, require_portable
+from excise.models.portable import portability
 from excise.models.stack import Stack, block_indices, submodule
 from excise.surgery.both_versions import write_for_both
 from excise.surgery.card import model_card, original_metadata
@@ -131,7 +131,6 @@ def write_pruned(
     tokenizer: Any = None,
     dtype: torch.dtype | None = None,
     card: Mapping[str, Any] | None = None,
-    portable: Sequence[str] = (),
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -157,7 +156,6 @@ def write_pruned(
         dtype: floating dtype of the weights on disk where no source says; None keeps that of the loaded model. Weights
             are cast in place and back, so no second copy is held, save of those tensors that the cast would round.
         card: facts for the model card and the recipe, see `excise.surgery.card.model_card`.
-        portable: names of readers (`excise.models.architectures.readers.READERS`) for which the result must be right.
         max_shard_size: upper size of one weights file, such as "5GB", or in bytes.
         overwrite: replace an existing checkpoint folder.
 
@@ -167,8 +165,8 @@ def write_pruned(
 
     Raises:
         InputError: `removed` or `sublayers` does not fit the stack, or no block would be left.
-        ArchitectureError: other blocks depend on a removed one, no config describes what is left, a sublayer cannot go
-            without its block, or one of the readers in `portable` would take a block for another kind.
+        ArchitectureError: other blocks depend on a removed one, no config describes what is left, or a sublayer cannot
+            go without its block.
         OutputError: the folder exists, is not a checkpoint, or is the original's own; or the disk is full.
         CheckpointError: the weights are quantised or offloaded in a way that cannot be saved, or do not fit the source.
 
@@ -181,8 +179,6 @@ def write_pruned(
     if removal.zeroed:
         facts["zeroed_sublayers"] = [stack.sublayers[gate].name for gate in removal.zeroed]
     original = None if source is None else read_source(source)
-    raw = original.raw if original else None
-    require_portable(stack.architecture, stack.model.config, removal.blocks, portable, raw)
     with zeroed(stack, removal.zeroed):
         if original is not None and not original.quantised:
             changed = changed_tensors(stack.model, original.checkpoint)

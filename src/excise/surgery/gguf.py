@@ -70,7 +70,7 @@ def prune_gguf(
 
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
-    _check_file(source, out, overwrite)
+    check_file(source, out, overwrite)
     reader = _open(source)
     architecture = _text(reader, gguf.Keys.General.ARCHITECTURE)
     blocks, predicting = _block_count(reader, architecture)
@@ -101,7 +101,14 @@ def prune_gguf(
     }
 
 
-def _check_file(source: Path, out: Path, overwrite: bool) -> None:
+def check_file(source: Path, out: Path, overwrite: bool) -> None:
+    """Refuse a place that is not for a GGUF file, or that holds the original or a file not to be replaced.
+
+    Raises:
+        InputError: no such source.
+        OutputError: the place.
+
+    """
     if not source.is_file():
         raise InputError(f"no GGUF file {source}")
     if out.is_dir():

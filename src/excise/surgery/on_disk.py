@@ -19,7 +19,7 @@ from excise.errors import ArchitectureError, CheckpointError, InputError, Output
 from excise.models.architectures import Architecture, architecture_of
 from excise.models.headers import Checkpoint, Tensor, read_checkpoint
 from excise.models.names import Names, names_in, without_prefix
-from excise.models.portable import portability, require_portable
+from excise.models.portable import portability
 from excise.surgery import quantisation
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.changed import Changed
@@ -108,7 +108,6 @@ def prune_folder(
     *,
     changed: Mapping[str, Changed] | None = None,
     card: Mapping[str, Any] | None = None,
-    portable: Sequence[str] = (),
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -127,7 +126,6 @@ def prune_folder(
         changed: tensors to take from memory, by their names in the original; see
             `excise.surgery.changed.changed_tensors`.
         card: facts for the model card and the recipe, see `excise.surgery.card.model_card`.
-        portable: names of readers (`excise.models.architectures.readers.READERS`) for which the result must be right.
         max_shard_size: upper size of one weights file, such as "5GB", or in bytes.
         overwrite: replace an existing checkpoint folder.
 
@@ -138,8 +136,7 @@ def prune_folder(
 
     Raises:
         InputError: no such checkpoint, or `removed` does not fit the stack, or would leave no block.
-        ArchitectureError: the model type is unknown, its blocks depend on their place in the stack, or one of the
-            readers in `portable` would take a block for another kind.
+        ArchitectureError: the model type is unknown, or its blocks depend on their place in the stack.
         CheckpointError: the checkpoint is damaged, unsafe, or out of step with its config.
         OutputError: the folder exists, is not a checkpoint, or is the original's own; or the disk is full.
 
@@ -148,7 +145,6 @@ def prune_folder(
     check_destination(out, Path(source).expanduser(), overwrite)
     original = read_source(source)
     plan = plan_removal(original, removed, changed)
-    require_portable(original.architecture, original.config, plan.removed, portable, original.raw)
     require_space(out, plan.bytes)
     with atomic_path(out) as folder:
         folder.mkdir()

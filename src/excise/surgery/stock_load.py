@@ -2,7 +2,8 @@
 
 Run as `python -I stock_load.py FOLDER REFERENCE`, in a process of its own; prints one JSON object. REFERENCE is a
 safetensors file with `input_ids` [sequences, tokens], `logits` [sequences, tokens, vocabulary] and, as metadata,
-`dtype` of the computation, `attention` (implementation), `device_map` (or empty) and `new_tokens`.
+`dtype` of the computation, `attention` (implementation), `device_map` (or empty), `new_tokens` and `trust_remote_code`
+(or empty).
 """
 
 import json
@@ -31,6 +32,7 @@ def main(folder: str, reference: str) -> dict[str, Any]:
         dtype=getattr(torch, settings["dtype"]),
         device_map=settings["device_map"] or None,
         attn_implementation=settings["attention"] or None,
+        trust_remote_code=bool(settings["trust_remote_code"]),
         output_loading_info=True,
     )
     load_seconds = time.perf_counter() - start
@@ -44,7 +46,7 @@ def main(folder: str, reference: str) -> dict[str, Any]:
         "max_abs_logit_difference": (logits.double() - expected.double()).abs().max().item(),
         "max_abs_logit": expected.double().abs().max().item(),
         **compare_generation(model, input_ids, int(settings["new_tokens"])),
-        "tokenizer_loads": tokenizer_loads(folder),
+        **tokenizer_loads(folder, bool(settings["trust_remote_code"])),
         "without_excise": not any(name.partition(".")[0] == "excise" for name in sys.modules),
         "model_class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -55,7 +57,10 @@ def main(folder: str, reference: str) -> dict[str, Any]:
 
 
 def compare_generation(model: Any, input_ids: torch.Tensor, new_tokens: int) -> dict[str, Any]:
-    """Generate greedily with and without KV cache; the two agree if tokens and logits do, up to a tie by rounding."""
+    """Generate greedily with and without KV cache; the two agree if tokens and logits do, up to a tie by rounding.
+
+    Where the model cannot generate, `cache_agrees` is None and `generation_reason` says why.
+    """
     options = {
         "attention_mask": torch.ones_like(input_ids),
         "do_sample": False,
@@ -67,14 +72,25 @@ def compare_generation(model: Any, input_ids: torch.Tensor, new_tokens: int) -> 
         "return_dict_in_generate": True,
         "output_logits": True,
     }
-    with torch.no_grad():
-        runs = [model.generate(input_ids, use_cache=cached, **options) for cached in (True, False)]
+    # The model's own settings may want what a test has not: a tokenizer for stop strings, beams, a watermark.
+    own = getattr(model, "generation_config", None)
+    try:
+        model.generation_config = transformers.GenerationConfig()
+        with torch.no_grad():
+            runs = [model.generate(input_ids, use_cache=cached, **options) for cached in (True, False)]
+    except Exception as error:  # whatever a model raises, it is not the surgery's unless the original can do it
+        lines = str(error).strip().splitlines() or [""]
+        return {"cache_agrees": None, "generation_reason": f"{type(error).__name__}: {lines[0]}"}
+    finally:
+        model.generation_config = own
     cached, plain = (torch.stack(run.logits, dim=1).double().cpu() for run in runs)  # [sequences, tokens, vocabulary]
     tokens_cached, tokens_plain = (run.sequences[:, input_ids.shape[1] :].cpu() for run in runs)
     # After the first token that differs, the two read different texts.
     same_text = torch.ones_like(tokens_plain, dtype=torch.bool)
     same_text[:, 1:] = (tokens_cached == tokens_plain).cumprod(dim=1)[:, :-1].bool()
     difference = (cached - plain).abs().amax(dim=-1)[same_text].max().item()
+    if not (torch.isfinite(cached).all() and torch.isfinite(plain).all()):
+        return {"cache_agrees": None, "generation_reason": "logits are not finite"}
     tolerance = TIE.get(model.dtype, TIE_IN_HALF) * max(1.0, plain.abs().max().item())
     return {
         "cache_agrees": difference <= tolerance,
@@ -84,14 +100,18 @@ def compare_generation(model: Any, input_ids: torch.Tensor, new_tokens: int) -> 
     }
 
 
-def tokenizer_loads(folder: str) -> bool | None:
-    """Whether the folder's tokenizer loads and encodes; None if the folder has none."""
+def tokenizer_loads(folder: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Whether the folder's tokenizer loads and encodes, and if not, why; None if the folder has none."""
     if not any(
         (Path(folder) / name).exists() for name in ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
     ):
-        return None
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return len(tokenizer("A short sentence.")["input_ids"]) > 0
+        return {"tokenizer_loads": None}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return {"tokenizer_loads": len(tokenizer("A short sentence.")["input_ids"]) > 0}
+    except Exception as error:  # whatever a tokenizer raises is what is to be told
+        lines = str(error).strip().splitlines() or [""]
+        return {"tokenizer_loads": False, "tokenizer_reason": f"{type(error).__name__}: {lines[0]}"}
 
 
 if __name__ == "__main__":

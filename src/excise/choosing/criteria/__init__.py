@@ -75,6 +75,7 @@ SEARCHING = frozenset(
         "block-pruner",
     }
 )
-EXPENSIVE = frozenset({"evopress"})  # about a hundred times the cost of the next: only by name
+# About a hundred times the cost of the next: only by name.
+EXPENSIVE = frozenset({"evopress"})
 
 __all__ = ["CRITERIA", "EXPENSIVE", "RANDOM", "SEARCHING", "SUBLAYER_CRITERIA", "Criterion"]

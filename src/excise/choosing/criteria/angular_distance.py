@@ -43,6 +43,7 @@ def angular_distance(context: Context, samples: Samples, brief: Brief) -> list[P
 
     rows = each_batch(context, samples, "angular distance", {"windows": windows}, angles_of)
     distances = rows["angles"].sum(axis=0) / len(samples)
+    # NaN, from a stream that overflowed, would win argmin.
     chosen = windows[int(np.argmin(np.where(np.isnan(distances), np.inf, distances)))]
     scores: list[float | None] = [None] * len(stack.blocks)
     for window, distance in zip(windows, distances, strict=True):
@@ -71,4 +72,5 @@ def _keep_last_token(streams: dict[int, Tensor], last: Tensor, block: int, x_in:
 def _angles(a: Tensor, b: Tensor) -> Tensor:
     """Angles [batch] between the rows of `a` and `b`, as a part of π."""
     cosine = torch.nn.functional.cosine_similarity(a, b.to(a.device), dim=-1)
+    # Rounding takes cosines of almost equal streams beyond 1, where arccos is NaN.
     return torch.arccos(cosine.clamp(-1, 1)) / math.pi

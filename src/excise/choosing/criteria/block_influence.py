@@ -28,6 +28,7 @@ def iterative(context: Context, samples: Samples, brief: Brief) -> list[Proposal
     for _round in range(brief.budget):
         statistics = block_statistics(context, samples, removed=order)
         influence = 1 - statistics.cosine
+        # Of the first round only: later ones are of a model with blocks missing.
         scores = tuple(map(float, influence)) if scores is None else scores
         cost += statistics.forward_tokens
         order.append(lowest(influence, 1, [i for i in candidates if i not in order])[0])

@@ -68,6 +68,8 @@ class Schedule:
 
 
 PUBLISHED = Schedule()
+# Ends after 280 passes over the search tokens: five times what refinement spends at its default effort
+# (docs/results.md).
 SCALED_DOWN = Schedule(16, 512, 8, 3, ((2, 512), (1, 2048)), passes=280)
 
 
@@ -106,6 +108,7 @@ class EvoPress:
 
     def __call__(self, context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
         """Evolve; minibatches are drawn of the samples, and the brief's seed is that of all randomness."""
+        # A generator of its own: how many minibatches are drawn must not change which offspring are.
         fitness = _Divergence(context, samples, random.Random(f"minibatches {brief.seed}"))
         candidates, generator = brief.candidates(context.stack), random.Random(brief.seed)
         generations = evolve(fitness, candidates, brief.budget, self.schedule, generator, fitness.passes)
@@ -156,6 +159,7 @@ def _fittest(fitness: Fitness, pool: Sequence[Removal], count: int, tokens: int)
     """The best `count` of the pool with their fitness, best first; the earlier first where they tie."""
     if not pool:
         return []
+    # A NaN compares with nothing; as infinity an overflow loses.
     values = np.nan_to_num(np.asarray(fitness(pool, tokens), dtype=float), nan=np.inf)
     order = np.argsort(values, kind="stable")[:count]
     return [(float(values[i]), pool[i]) for i in order]
@@ -173,6 +177,7 @@ def _offspring(
             break
         removal = set(parent)
         for _swap in range(min(generator.randint(1, schedule.most_swaps), generator.randint(1, schedule.most_swaps))):
+            # Sorted, since the order of a set is an accident, and a seed must lead to one result.
             back = generator.choice(sorted(removal))
             gone = generator.choice([i for i in candidates if i not in removal])
             removal = removal - {back} | {gone}
@@ -215,7 +220,8 @@ class _Divergence:
     def _measure(self, removals: Sequence[Removal], samples: Samples) -> list[float]:
         measured = measure(self._context, samples, removals, statistic="divergence")
         self.forward_tokens += measured.forward_tokens
-        if samples.hash not in self._seen:  # the intact model's pass
+        # The intact model's pass, which `measure` does not count.
+        if samples.hash not in self._seen:
             self._seen.add(samples.hash)
             self.forward_tokens += samples.tokens
         return measured.losses.tolist()

@@ -59,6 +59,7 @@ def greedy(
         measured = measure(context, samples, trials, sublayers=sublayers)
         scores = score(measured)
         cost += measured.forward_tokens
+        # Scores of the first round rank blocks of the intact model; later ones depend on what is gone.
         first_scores = first_scores or dict(zip(units, map(float, scores), strict=True))
         order.append(units[int(np.argmin(np.where(np.isnan(scores), np.inf, scores)))])
         trail.append(meter.cost(cost))

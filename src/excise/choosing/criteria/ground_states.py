@@ -43,14 +43,17 @@ class GroundState:
 
     def __call__(self, context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
         """Choose; the gradients are shared with everyone who looks at the same samples."""
-        brief.candidates(context.stack)  # a budget that does not fit is refused before the gradients
+        # A budget that does not fit is refused before the gradients.
+        brief.candidates(context.stack)
         gradients = score(context, samples)
         problem = brief.problem(context.stack, ENERGIES[self.energy](gradients.blocks()))
+        # One pass forward and one backward, however many energies share them.
         cost = Cost(float(samples.tokens), float(samples.tokens))
         if not self.verified:
             return states_of(self.energy, problem, brief.seed, cost)
         method = f"{self.energy}-verified"
         states = states_of(method, problem, brief.seed, cost, STATES)
+        # On calibration, never on held-out samples: who is judged there must not have looked.
         measured = measure(context, samples.first_tokens(VERIFY_TOKENS), [state.removed for state in states])
         losses = np.where(np.isnan(measured.losses), np.inf, measured.losses)
         lowest = measured.removals[int(np.argmin(losses))]

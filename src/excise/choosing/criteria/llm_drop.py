@@ -30,7 +30,8 @@ from excise.errors import ArchitectureError, InputError
 from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import SCALE, Stack, first
 
-SUM_TOLERANCE = 0.05  # bfloat16 streams add up to about 1 %; a missing factor shows as tens of per cent
+# bfloat16 streams add up to about 1 %; a missing factor shows as tens of per cent.
+SUM_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def _record_cosines(
     sums: np.ndarray, stack: Stack, outputs: dict[int, Tensor], real: Tensor, block: int, x_in: Tensor, x_out: Tensor
 ) -> None:
     real = real.to(x_in.device)
-    factor = getattr(stack.config, "residual_multiplier", 1.0)  # Granite scales what it adds
+    # Granite scales what it adds.
+    factor = getattr(stack.config, "residual_multiplier", 1.0)
     x = x_in.double()
     for sublayer in stack.blocks[block].sublayers:
         added = sublayer.share * outputs.pop(sublayer.gate).reshape(x_in.shape).double()
@@ -101,6 +103,7 @@ def _record_cosines(
         sums[:, sublayer.gate] = cosines.where(real, 0.0).sum(dim=-1).cpu().numpy()
         x = after
     end = x_out[real].double()
+    # Padding is left out: what stands there is nobody's business and may be anything.
     if (x[real] - end).norm() > SUM_TOLERANCE * end.norm():
         raise ArchitectureError(
             f"block {block} of this {stack.model.config.model_type} is not its input plus the outputs of its "

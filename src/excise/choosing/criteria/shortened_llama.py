@@ -32,6 +32,7 @@ from excise.measuring.passes import total
 from excise.models.stack import Stack
 
 KEPT_BELOW, KEPT_ABOVE = 4, 2
+# Weight gradients take as much memory as the weights: a few blocks at a time, for a pass per group.
 BLOCKS_AT_ONCE = 4
 
 
@@ -72,6 +73,7 @@ class Taylor:
         for start in range(0, len(scored), self.blocks_at_once):
             group = scored[start : start + self.blocks_at_once]
             scores[list(group)] = _first_order_weight(context, samples, group)
+            # A backward pass ends at the lowest block that wants a gradient.
             below = samples.tokens * (n - group[0]) / n
             cost = Cost(cost.forward_tokens + samples.tokens, cost.backward_tokens + below)
         beyond = max(0, brief.budget - len(inner))
@@ -91,6 +93,7 @@ def _first_order_weight(context: Context, samples: Samples, group: Sequence[int]
     stack = context.stack
     matrices = {block: _matrices(stack, block) for block in group}
     flat = [matrix for block in group for matrix in matrices[block]]
+    # Gradients of many batches are summed; in bfloat16 the later ones would be rounded away.
     wide = torch.float64 if stack.model.dtype == torch.float64 else torch.float32
 
     def gradients_of(number: int, batch: Batch) -> Mapping[str, Tensor]:
@@ -109,6 +112,7 @@ def _first_order_weight(context: Context, samples: Samples, group: Sequence[int]
 def _gradients(stack: Stack, batch: Batch, matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         loss = sample_losses(stack, stack.hidden(batch.input_ids), batch.labels).sums.sum()
+        # Weights that no token reached, an idle expert's, have no gradient: zeros, not an error.
         return torch.autograd.grad(loss, matrices, materialize_grads=True)
 
 
@@ -128,6 +132,7 @@ def _only_differentiable(model: nn.Module, wanted: Sequence[nn.Parameter]) -> It
     chosen = {id(parameter) for parameter in wanted}
     try:
         for parameter, _ in before:
+            # Integers of a quantisation cannot require a gradient at all.
             if parameter.is_floating_point():
                 parameter.requires_grad_(id(parameter) in chosen)
         yield

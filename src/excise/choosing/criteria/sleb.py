@@ -29,6 +29,8 @@ def sleb(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
     lengths = np.array([len(sample.input_ids) for sample in samples])
 
     def total(measured: Measurements) -> np.ndarray:
+        # As in the original, a mean per sample times its length, which is not the mean per token where some do not
+        # count.
         return (measured.sums / measured.counts * lengths).sum(axis=1)
 
     def pool(gone: Sequence[int]) -> list[int]:

@@ -30,6 +30,7 @@ from excise.measuring.passes import over_batches
 from excise.models.stack import bypass
 from excise.surgery.merge import check_mergeable, merged, runs_of
 
+# The last step is 2⁻³⁹, finer than the rounding of float32 streams.
 BISECTIONS = 40
 
 
@@ -122,7 +123,8 @@ def _search(
             best, best_threshold = found, threshold
         if len(best.removed) == budget:
             break
-        if len(found.removed) + found.left_open > budget:  # a window open at the bottom had too low a threshold
+        # A window open at the bottom had too low a threshold.
+        if len(found.removed) + found.left_open > budget:
             low = threshold
         else:
             high = threshold
@@ -154,7 +156,9 @@ class Similarity:
         self.forward_tokens = 0.0
         blocks = len(context.stack.blocks)
         self._references = [
-            self._hidden(batch, blocks).cpu() for _, batch in over_batches(context, samples, "reference output")
+            # Kept off a GPU: references of all samples together may be larger than its memory.
+            self._hidden(batch, blocks).cpu()
+            for _, batch in over_batches(context, samples, "reference output")
         ]
 
     def __call__(self, removed: Removal) -> float:
@@ -177,6 +181,7 @@ class Similarity:
         stack = self._context.stack
         hidden = stack.hidden(batch.input_ids)
         self.forward_tokens += batch.tokens * blocks / len(stack.blocks)
+        # Padding would count in a cosine over all tokens × width.
         return hidden * batch.real.unsqueeze(-1).to(hidden.device)
 
 

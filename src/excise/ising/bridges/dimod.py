@@ -19,6 +19,7 @@ from excise.ising.problem import Problem
 from excise.ising.solvers.base import make_spectrum
 from excise.ising.spectrum import Spectrum
 
+# Few samplers know a time limit; between calls there is a chance to look at the clock.
 READS_PER_CALL = 100
 
 
@@ -109,6 +110,7 @@ class DimodSampler:
         if not len(units):
             return np.zeros((reads, 0), dtype=np.int8)
         arguments: dict[str, Any] = {"num_reads": reads, "seed": int(random.integers(2**31))}
+        # Samplers differ in what they take, and complain of what they do not know.
         taken = {name: value for name, value in arguments.items() if name in self.sampler.parameters}
         answer = self.sampler.sample(bqm, **{**taken, **self.parameters})
         places = [answer.variables.index(unit) for unit in units.tolist()]

@@ -15,7 +15,8 @@ from excise.ising.problem import Problem, Reduced
 from excise.ising.solvers.base import make_spectrum, removed_sets
 from excise.ising.spectrum import Spectrum
 
-LARGEST = 1000.0  # coefficient of the scaled objective, so that absolute tolerances are harmless
+# Coefficient of the scaled objective, so that absolute tolerances are harmless.
+LARGEST = 1000.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def free_part(problem: Problem) -> Reduced:
 def exclusion(problem: Problem, x: NDArray[np.int8]) -> tuple[NDArray[np.float64], float]:
     """Row a and bound b of the constraint aᵀx ≤ b that excludes the state x of the free units and no other."""
     row = x.astype(np.float64)
+    # With a fixed count no other state holds all of its units; without, its supersets must stay allowed.
     return (row if problem.budget is not None else 2 * row - 1), float(x.sum() - 1)
 
 
@@ -96,9 +98,11 @@ def lowest_by_exclusion(
         except KeyboardInterrupt:
             answer = Answer(None, False, -math.inf, 0)
         nodes += answer.nodes
+        # Once the ground state is proved, solves bound what is left of the states, and no longer it.
         bound = max(bound, answer.bound) if not proved else bound
         removed = None if answer.x is None else removed_sets(problem, answer.x[None, :].astype(np.uint8))[0]
-        allowed = removed is not None and problem.allows(removed)  # solvers let constraints go by a tolerance
+        # Solvers let constraints go by a tolerance.
+        allowed = removed is not None and problem.allows(removed)
         found += [removed] if removed is not None and allowed else []
         if not answer.proved:
             notes = (f"stopped after {proved} of {states} states were proved",)

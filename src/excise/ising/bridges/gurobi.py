@@ -54,9 +54,12 @@ class Gurobi:
             scale = _build(model, gurobi, problem)
             model.Params.PoolSearchMode = 2
             model.Params.PoolSolutions = states
-            model.Params.PreQLinearize = 0  # linearised products can make the search of the pool far longer
+            # Linearised products can make the search of the pool far longer.
+            model.Params.PreQLinearize = 0
+            # The default of 1e-4 would call optimal what is not.
             model.Params.MIPGap = model.Params.MIPGapAbs = 0
             model.Params.Threads = self.threads
+            # Gurobi takes no larger seed.
             model.Params.Seed = seed % 2_000_000_000
             if time_limit is not None:
                 model.Params.TimeLimit = time_limit

@@ -110,7 +110,9 @@ class _HighsModel:
             program.cost,
             constraints=constraints,
             bounds=Bounds(np.zeros(width), np.ones(width)),
+            # Products follow from x, so only x is branched on.
             integrality=np.arange(width) < program.n,
+            # The default gap of 1e-4 would call optimal what is not.
             options={"mip_rel_gap": 0.0, **({"time_limit": seconds} if math.isfinite(seconds) else {})},
         )
         x = None if result.x is None else (result.x[: program.n] > 0.5).astype(np.int8)

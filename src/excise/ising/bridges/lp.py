@@ -12,8 +12,10 @@ from excise.artefacts import atomic_path
 from excise.ising.bridges.refused import require_no_pattern
 from excise.ising.problem import Problem
 
-LINE = 200  # characters; some readers stop at 255
-GLUE = "\u00a0"  # a space where no line may end, so that sign, number and name of a term stay together
+# Characters; some readers stop at 255.
+LINE = 200
+# A space where no line may end, so that sign, number and name of a term stay together.
+GLUE = "\u00a0"
 
 
 def write_lp(problem: Problem, path: str | Path) -> None:
@@ -45,6 +47,7 @@ def write_lp(problem: Problem, path: str | Path) -> None:
     n = len(energy)
     linear = _sum((value, f"x{i}") for i, value in enumerate(energy.h.tolist()))
     squares = [(2 * value, f"x{i}{GLUE}^2") for i, value in enumerate(np.diag(energy.J).tolist())]
+    # The format halves what stands in brackets, and each pair is in xᵀJx twice.
     products = [(4 * float(energy.J[i, j]), f"x{i}{GLUE}*{GLUE}x{j}") for i in range(n) for j in range(i + 1, n)]
     quadratic = _sum([*squares, *products])
     objective = linear or f"0{GLUE}x0"

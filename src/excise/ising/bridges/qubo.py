@@ -318,6 +318,7 @@ def _lowest_of_each_size(reduced: Reduced) -> NDArray[np.float64]:
     by_rows = np.array([0.0, *(np.sort(own + smallest[:, k - 1])[:k].sum() for k in range(1, n + 1))])
     eigenvalue = np.linalg.eigvalsh(J)[0]
     by_spectrum = np.array([k * eigenvalue + np.sort(h)[:k].sum() for k in range(n + 1)])
+    # A bound must hold in exact arithmetic, so what rounding may have added is taken off.
     rounding = 1e-14 * n * float(np.abs(h).sum() + np.abs(J).sum())
     return np.maximum(by_rows, by_spectrum) - rounding
 

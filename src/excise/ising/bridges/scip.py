@@ -63,6 +63,7 @@ class _ScipModel:
             self.model.addCons(self._weighed(weights / size) >= float(bound / size))
 
     def solve(self, seconds: float) -> Answer:
+        # 1e20 is SCIP's infinity; a larger number is refused.
         self.model.setParam("limits/time", min(seconds, 1e20))
         self.model.optimize()
         x = None
@@ -74,6 +75,7 @@ class _ScipModel:
 
     def exclude(self, x: NDArray[np.int8]) -> None:
         row, bound = exclusion(self.problem, x)
+        # SCIP takes constraints before it has transformed a problem, and not after.
         self.model.freeTransform()
         self.model.addCons(self._weighed(row) <= bound)
 

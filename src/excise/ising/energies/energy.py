@@ -62,6 +62,7 @@ class Energy:
         names = tuple(str(label) for label in labels) or tuple(str(i) for i in range(n))
         if len(names) != n:
             raise InputError(f"expected {n} labels, one per unit; got {len(names)}")
+        # `frozen` guards the names only; solvers and reports share these arrays.
         linear.setflags(write=False)
         quadratic.setflags(write=False)
         object.__setattr__(self, "h", linear)
@@ -94,8 +95,11 @@ class Energy:
             places = [k for k, row in enumerate(rows) if len(row) == size]
             units = np.array([rows[k] for k in places], dtype=np.intp).reshape(len(places), size)
             i, j = np.triu_indices(size, 1)
+            # Doubling is exact, so a pair is one term and not two.
             terms = np.hstack([self.h[units], self.J[units, units], 2.0 * self.J[units[:, i], units[:, j]]])
             for k, row in zip(places, terms.tolist(), strict=True):
+                # Correctly rounded whatever the order: solvers that meet a state by different ways agree to the last
+                # bit.
                 values[k] = math.fsum(row)
         return values
 
@@ -166,6 +170,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_numpy(path: Path) -> dict[str, Any]:
     try:
+        # Pickles run code when opened.
         content = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise InputError(
@@ -204,6 +209,7 @@ def _symmetric_matrix(values: ArrayLike) -> NDArray[np.float64]:
             f"J must be symmetric; J[{i},{j}] = {J[i, j]:.6g} but J[{j},{i}] = {J[j, i]:.6g}. "
             "If the two halves are meant to add up, pass (J + J.T) / 2"
         )
+    # Below it the halves differ by the rounding of a matrix product, and a warning would only worry.
     if asymmetry > 1e-12 * scale:
         warnings.warn(
             f"J was symmetrised: its halves differ by up to {asymmetry / scale:.1e} of its largest entry", stacklevel=4

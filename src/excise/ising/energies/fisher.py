@@ -53,6 +53,7 @@ def fisher_linear(A: ArrayLike, labels: Sequence[str] = ()) -> Energy:
 
 def _second_moment(gradients: NDArray[np.float64]) -> NDArray[np.float64]:
     product = gradients.T @ gradients / len(gradients)
+    # A BLAS need not give AᵀA symmetric to the last bit, and `Energy` would warn of what nobody did.
     return (product + product.T) / 2
 
 

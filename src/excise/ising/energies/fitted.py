@@ -28,6 +28,7 @@ from excise.ising.energies.energy import Energy
 Removal = tuple[int, ...]
 Floats = NDArray[np.float64]
 
+# Wide: cheap priors are most wrong in their scale and mean coupling, which a few measurements settle.
 SCALE_SD, COUPLING_SD = 0.5, 0.1
 # Grid of (σ_u, σ_v) in units of the spread of the damages, from which the marginal likelihood chooses.
 SPREADS = tuple(itertools.product((0.03, 0.1, 0.3), (0.01, 0.03, 0.1)))
@@ -66,6 +67,8 @@ class Fitted:
         v = np.triu(self.pair_sd * generator.standard_normal((n, n)), 1)
         couplings = (v + v.T + gamma * (1 - np.eye(n))) / 2
         drawn = Energy((1 + beta) * self.prior.h + u, (1 + beta) * self.prior.J + couplings)
+        # Matheron's rule: a draw of the prior, moved by what it mispredicts; the posterior's covariance over all pairs
+        # is never formed.
         residual = self.damages + self.noise * generator.standard_normal(len(self.damages)) - _values(drawn, self.masks)
         correction = self._energy(self._dual(residual), scale=0.0)
         return Energy(drawn.h + correction.h, drawn.J + correction.J, self.prior.labels, {"kind": "fitted draw"})
@@ -76,6 +79,7 @@ class Fitted:
         cross = self._kernel(masks, self.masks)
         variance = np.array([self._kernel(m[None], m[None])[0, 0] for m in masks])
         variance -= np.einsum("ij,ji->i", cross, cho_solve(self._factor, cross.T))
+        # Rounding may take the variance of what was measured below 0.
         return np.sqrt(np.maximum(variance, 0.0))
 
     def log_likelihood(self) -> float:
@@ -89,6 +93,7 @@ class Fitted:
 
     def leave_one_out(self) -> tuple[Floats, Floats]:
         """Prediction of each measurement from all others, and its standard deviation, noise included, [n] each."""
+        # In closed form from one inverse (Rasmussen and Williams, 2006, Eq. 5.12), not from n fits.
         inverse = cho_solve(self._factor, np.eye(len(self.damages)))
         residual = self.damages - self._prior_mean(self.masks)
         variance = 1 / np.diag(inverse)
@@ -122,6 +127,7 @@ class Fitted:
         gamma = COUPLING_SD**2 * float(dual @ (size * (size - 1) / 2))
         h = self.linear_sd**2 * (dual @ self.masks)
         J = (self.pair_sd**2 * (self.masks.T * dual) @ self.masks + gamma) / 2
+        # Pairs of a unit with itself are no pairs; what a unit does alone is in h.
         np.fill_diagonal(J, 0.0)
         J = (J + J.T) / 2
         source = {"kind": "fitted", "prior": self.prior.source.get("kind"), "measurements": len(self.damages)}
@@ -155,6 +161,7 @@ def fit(
     sds = np.array([noise[removed] if isinstance(noise, Mapping) else noise for removed in kept], dtype=np.float64)
     if not (sds > 0).all():
         raise InputError("the noise of a measurement must be above 0 nats")
+    # The median: a few removals of 15 nats must not set the scale for all.
     unit = max(float(np.median(np.abs(values))), 1e-12)
     start = Fitted(prior, _masks(kept, len(prior)), values, sds, 1.0, 1.0)
     fits = [replace(start, linear_sd=linear * unit, pair_sd=pair * unit) for linear, pair in spreads]

@@ -21,6 +21,7 @@ from excise.ising.energies.energy import Energy
 
 Floats = NDArray[np.float64]
 
+# The usual constant: 95 % efficiency where errors are normal after all.
 HUBER = 1.345
 ITERATIONS = 20
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -37,6 +38,7 @@ def path_positions(units: int, samples: int, budgets: Sequence[int], seed: int) 
 
     """
     generator = np.random.default_rng(seed)
+    # Stratified: drawn independently, few samples would leave gaps on the way.
     depths = (generator.permutation(samples) + generator.random(samples)) / samples
     positions = np.zeros((samples, units))
     for row, depth in zip(positions, depths, strict=True):
@@ -93,6 +95,7 @@ def _choose_ridge(targets: Floats, at: Floats) -> float:
 def _robust_ridge(target: Floats, at: Floats, ridge: float) -> Floats:
     """Intercept and slopes [1 + N]: Huber loss, a ridge on the slopes in units of their variables' mean square."""
     design = np.hstack([np.ones((len(at), 1)), at])
+    # The intercept is not pulled to 0 as slopes are; a trace of a penalty keeps the matrix regular.
     penalty = ridge * len(at) * np.append(1e-9, np.maximum((at**2).mean(axis=0), 1e-12))
     weights = np.ones(len(at))
     solution = np.zeros(design.shape[1])
@@ -100,6 +103,7 @@ def _robust_ridge(target: Floats, at: Floats, ridge: float) -> Floats:
         weighted = design * weights[:, None]
         new = np.linalg.solve(weighted.T @ design + np.diag(penalty), weighted.T @ target)
         residual = target - design @ new
+        # The factor makes a median absolute deviation the standard deviation of normal errors.
         scale = 1.4826 * np.median(np.abs(residual)) + 1e-12
         weights = np.minimum(1.0, HUBER * scale / np.maximum(np.abs(residual), 1e-300))
         done = np.allclose(new, solution, rtol=1e-6, atol=1e-9)

@@ -80,6 +80,11 @@ def _samples(facts: Mapping[str, Any] | None) -> str | None:
 def _self_test(test: Mapping[str, Any]) -> str:
     loads = "loads in stock transformers" if test.get("loads_in_stock_transformers") else "does not load cleanly"
     cache = "agrees" if test.get("cache_agrees") else "does not agree"
+    if "proof" in test:
+        figure = test.get("max_abs_logit_difference")
+        said = [test["proof"], f"at most {figure:.3g}" if figure is not None else "", *test.get("untested", ())]
+        return "; ".join(filter(None, said))
+    # Runs of 0.1.0 said it in figures only.
     return (
         f"{loads} {test.get('transformers', '')}; "
         f"logits differ by at most {test.get('max_abs_logit_difference', 0):.3g}; "
