@@ -16,7 +16,7 @@ def paired_halves_to_neighbours(weight, heads):
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def write_gguf(model, path, *, quantised=None, alignment=None, **metadata):
+def write_gguf(model, path, *, quantised=None, alignment=None, general=None, **metadata):
     """Write a tiny Llama as GGUF, as llama.cpp's converter does.
 
     Args:
@@ -24,6 +24,7 @@ def write_gguf(model, path, *, quantised=None, alignment=None, **metadata):
         path: the file.
         quantised: type of the matrices in blocks, such as `gguf.GGMLQuantizationType.Q8_0`; None keeps float32.
         alignment: of the tensors in the file, in bytes; None for GGUF's 32.
+        general: what the file says of itself, after `general.`, such as {"name": "Tiny"}.
         metadata: more of it, after `llama.` (dots as double underscores), such as `nextn_predict_layers=1`.
 
     """
@@ -60,6 +61,8 @@ def write_gguf(model, path, *, quantised=None, alignment=None, **metadata):
             writer.add_tensor(own_name, gguf.quants.quantize(array, quantised), raw_dtype=quantised)
         else:
             writer.add_tensor(own_name, np.ascontiguousarray(array))
+    for key, value in (general or {}).items():
+        writer.add_string(f"general.{key}", value)
     for key, value in metadata.items():
         add = writer.add_array if isinstance(value, list) else writer.add_uint32
         add(f"llama.{key.replace('__', '.')}", value)

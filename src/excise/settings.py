@@ -599,6 +599,20 @@ class Fixing(Protecting):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Porting(Checked):
+    """For which other programs the result must be right."""
+
+    portable: tuple[str, ...] = option(
+        (),
+        "Programs besides transformers 5 for which the kinds of blocks must stay right: vllm, llama.cpp, "
+        "transformers-4.57, transformers-4.52; several with commas.",
+        group="What to remove",
+        parse=names,
+        choices=names_in("excise.models.architectures.readers:READERS"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Printing(Checked):
     """How the command line answers."""
 

@@ -5,6 +5,7 @@ import pytest
 
 from excise.errors import InputError
 from excise.ising.energies import Energy
+from excise.ising.pattern import Pattern
 from excise.ising.problem import Constraint, Problem, at_most, weigh_at_least, weigh_at_most
 
 
@@ -103,3 +104,44 @@ def test_weights_between_two_bounds():
     assert not problem.allows((3, 4, 0))
     with pytest.raises(InputError, match=r"removed ≥ 5 and weight removed ≤ 4"):
         Problem(energy_of(), None, constraints=(weigh_at_least(weights, 5), weigh_at_most(weights, 4)))
+
+
+ALTERNATING = Pattern(((True, False), (False, True)) * 3, name="the pattern of a reader")
+
+
+def test_what_stays_keeps_the_pattern():
+    problem = Problem(energy_of(), 2, pattern=ALTERNATING)
+    assert problem.allows((1, 2))
+    assert problem.allows((0, 5)) is False
+    assert problem.number_of_states() == 5
+    assert Problem(energy_of(), 1, pattern=ALTERNATING).number_of_states() == 1  # the last
+    assert Problem(energy_of(), None, pattern=ALTERNATING).counts() == [1, 2, 3, 4, 5, 6]
+    assert Problem(energy_of(), None, protected=(0,), forced=(1,), pattern=ALTERNATING).counts() == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 1, "protected": (5,)}, "nothing that remains keeps the pattern of a reader with budget 1 and 1"),
+        ({"budget": 2, "protected": (1,), "forced": (0,)}, "nothing that remains keeps"),
+        ({"budget": 3, "protected": (1, 4, 5), "forced": (0, 2, 3)}, "nothing that remains keeps"),
+        ({"budget": 2, "pattern": Pattern(((True,),) * 5)}, "pattern: expected places of 6 units, got 5"),
+    ],
+)
+def test_patterns_that_cannot_be_kept_say_why(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Problem(energy_of(), **{"pattern": ALTERNATING, **arguments})
+
+
+def test_a_pattern_has_as_many_places_for_every_unit():
+    for allowed in ((), ((),), ((True,), (True, False))):
+        with pytest.raises(InputError, match="as many places"):
+            Pattern(allowed)
+
+
+def test_two_patterns_are_kept_together():
+    thirds = Pattern(((True, True, False), (True, True, False), (False, False, True)) * 2)
+    both = ALTERNATING.both(thirds)
+    assert both.period == 6
+    for removed in ((), (1, 2), (5,), (0, 1, 2), (3, 4, 5), (4, 5)):
+        assert both.holds(removed) == (ALTERNATING.holds(removed) and thirds.holds(removed))

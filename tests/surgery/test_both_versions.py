@@ -49,6 +49,7 @@ SPELLINGS = {
         {"rotary_emb_base": 9000.0, "rotary_pct": 0.5},
         {"rope_parameters"},
     ),
+    "kinds of blocks": ("granitemoehybrid", {}, {"layer_types": ["mamba", "mamba", "attention", "attention"]}, set()),
     "experts": ("qwen3_moe", {}, {"num_experts": 4}, {"rope_parameters"}),
 }
 

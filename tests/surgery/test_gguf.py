@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
@@ -109,6 +110,53 @@ def test_a_list_of_no_known_meaning_is_refused(model, tmp_path):
     write_gguf(model, tmp_path / "a.gguf", something=[1, 2, 3, 4, 5, 6])
     with pytest.raises(CheckpointError, match=r"llama\.something has as many entries"):
         prune_gguf(tmp_path / "a.gguf", [1], tmp_path / "out.gguf")
+
+
+# What the file says of itself → what it must say without two of six blocks: 74,144 − 2 · 9,280 = 55,584 parameters.
+NAMES = {
+    "a name with its size": (
+        {"name": "SmolLM2 135M Instruct", "size_label": "135M"},
+        {"name": "SmolLM2 56K Instruct, 4 of 6 blocks", "size_label": "56K"},
+    ),
+    "a name with dashes": (
+        {"name": "smollm2-135M-it", "size_label": "135M"},
+        {"name": "smollm2-56K-it, 4 of 6 blocks", "size_label": "56K"},
+    ),
+    "a size inside a word is none": (
+        {"name": "x135M", "size_label": "135M"},
+        {"name": "x135M, 4 of 6 blocks", "size_label": "56K"},
+    ),
+    "a name alone": ({"name": "Mine 135M"}, {"name": "Mine 135M, 4 of 6 blocks", "size_label": None}),
+    "a size alone": ({"size_label": "135M"}, {"name": None, "size_label": "56K"}),
+    "neither": ({}, {"name": None, "size_label": None}),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_name_and_size_are_those_of_what_is_left(case, model, tmp_path):
+    general, expected = NAMES[case]
+    write_gguf(model, tmp_path / "a.gguf", quantised=gguf.GGMLQuantizationType.Q8_0, general=general)
+    prune_gguf(tmp_path / "a.gguf", REMOVED, tmp_path / "out.gguf")
+    after = {key: value for key, (_, value) in metadata_of(tmp_path / "out.gguf").items()}
+    assert {key: after.get(f"general.{key}") for key in expected} == expected
+    prune_gguf(tmp_path / "a.gguf", [], tmp_path / "whole.gguf")
+    whole = {key: value for key, (_, value) in metadata_of(tmp_path / "whole.gguf").items()}
+    assert {key: whole.get(f"general.{key}") for key in general} == general
+
+
+def test_the_size_of_experts_is_that_of_one_of_each(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "qwen3moe")
+    writer.add_block_count(3)
+    writer.add_size_label("8x99K")
+    for block in range(3):
+        writer.add_tensor(f"blk.{block}.attn_output.weight", np.zeros((100, 100), dtype=np.float32))
+        writer.add_tensor(f"blk.{block}.ffn_up_exps.weight", np.zeros((8, 50, 100), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    prune_gguf(tmp_path / "a.gguf", [1], tmp_path / "out.gguf")
+    assert metadata_of(tmp_path / "out.gguf")["general.size_label"][1] == "8x30K"
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import torch
 from benchmarks.weights import smollm2
 from transformers import AutoTokenizer
 
+from excise.models.loading import load
 from excise.models.stack import find_stack, gated
 from excise.surgery.checkpoint import write_pruned
+from excise.surgery.on_disk import prune_folder
 from tests.gguf_files import write_gguf
-from tests.released import ROPE_THETA, released_folder
+from tests.released import ROPE_THETA, edit_json, released_folder
 from tests.tiny import removable_pair, tiny_model, tiny_tokenizer
 
 OLD_PYTHON = Path(os.environ.get("EXCISE_OLD_PYTHON", "build/transformers-4.57/bin/python"))
@@ -91,11 +93,42 @@ def test_gguf_source(tmp_path, excise, ask):
     print("\nllama: " + told({"GGUF source": answer}))
 
 
-# All that both versions know, but granitemoehybrid, whose kinds of blocks they call otherwise.
+# Model type → what its config says in the words of version 4.57, removed blocks.
+WORDS = {
+    "granitemoehybrid": ({"layer_types": ["mamba", "attention"] * 3}, [1, 2]),
+    "smollm3": ({}, [1, 4]),
+    "gemma3_text": ({"layer_types": None, "sliding_window_pattern": 3}, [0, 5]),
+    "qwen3_moe": ({"num_experts": 4, "num_local_experts": None}, [1, 4]),
+    "qwen3_next": ({"layer_types": None, "full_attention_interval": 3}, [0, 1, 5]),
+    "lfm2": ({"layer_types": None, "full_attn_idxs": [2, 5]}, [0, 2]),
+}
+
+
+def test_configs_in_the_words_of_version_4_57(tmp_path, ask):
+    """Pruned folder to folder: lists are cut as they stand, and what was left to a default is written out."""
+    questions = []
+    for model_type, (words, removed) in WORDS.items():
+        source = released_folder(tmp_path / model_type, model_type)
+        absent = [key for key, value in words.items() if value is None]
+        edit_json(source / "config.json", *absent, **{key: value for key, value in words.items() if value is not None})
+        prune_folder(source, removed, tmp_path / f"{model_type}-pruned")
+        stack = load(str(source)).stack
+        alpha = torch.ones(len(stack.sublayers))
+        alpha[[s.gate for s in stack.sublayers if s.block in removed]] = 0
+        with torch.no_grad(), gated(stack, alpha):
+            logits = stack.model(input_ids=torch.tensor([IDS]), use_cache=False).logits
+        questions.append({"folder": str(tmp_path / f"{model_type}-pruned"), "logits": logits.tolist()})
+    answers = dict(zip(WORDS, ask(questions), strict=True))
+    print("\nwords of 4.57: " + told(answers))
+    for model_type, answer in answers.items():
+        require_right(model_type, answer, 1e-4)
+
+
+# All that both versions know.
 IN_MEMORY = [
     "llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "gpt2", "opt", "gpt_neox", "gemma2", "gemma3_text",
     "olmo2", "mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "glm4_moe", "gpt_oss", "smollm3", "falcon_h1", "lfm2",
-    "mamba2", "jamba", "qwen3_next",
+    "mamba2", "jamba", "qwen3_next", "granitemoehybrid",
 ]  # fmt: skip
 
 

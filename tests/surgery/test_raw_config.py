@@ -36,3 +36,51 @@ def test_a_spelling_that_transformers_does_not_write_is_cut_too():
     _, after = prune(config, [1, 4], num_hidden_layers=6, hybrid_override_pattern="MEM*-E", num_nextn_predict_layers=1)
     assert (after["num_hidden_layers"], after["hybrid_override_pattern"]) == (4, "MM*E")
     assert after["num_nextn_predict_layers"] == 0
+
+
+# Model type, its layers, what stands in the file beside what transformers 5 writes, and what must stand there after
+# blocks 1 and 2 are gone; None for what must not stand there.
+AS_IT_STANDS = {
+    "Granite hybrid in the words of 4.57": (
+        "granitemoehybrid", 6, {"layer_types": ["mamba", "attention"] * 3},
+        {"layer_types": ["mamba", "attention", "mamba", "attention"]},
+    ),
+    "the other name of the list": (
+        "granitemoehybrid", 6, {"layer_types": None, "layers_block_type": ["mamba", "attention"] * 3},
+        {"layer_types": None, "layers_block_type": ["mamba", "attention", "mamba", "attention"]},
+    ),
+    "both names": (
+        "granitemoehybrid", 6,
+        {"layer_types": ["linear_attention", "attention"] * 3, "layers_block_type": ["mamba", "full_attention"] * 3},
+        {
+            "layer_types": ["linear_attention", "attention"] * 2,
+            "layers_block_type": ["mamba", "full_attention"] * 2,
+        },
+    ),
+    "Nemotron-H by its letters alone": (
+        "nemotron_h", 6, {"layers_block_type": None, "hybrid_override_pattern": "MEM*-E"},
+        {"layers_block_type": None, "layer_types": None, "hybrid_override_pattern": "M*-E"},
+    ),
+    "SmolLM3's rotary embeddings": (
+        "smollm3", 6, {"no_rope_layers": [1, 1, 0] * 2}, {"no_rope_layers": [1, 1, 1, 0]},
+    ),
+    "a list left to a default": (
+        "gpt_oss", 4, {"layer_types": None}, {"layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "experts in the words of 4.57": ("qwen3_moe", 6, {"num_experts": 4, "num_local_experts": None}, {
+        "num_experts": 4, "num_local_experts": None, "mlp_only_layers": [2],
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AS_IT_STANDS)
+def test_a_list_is_cut_as_it_stands_in_the_file(case):
+    model_type, layers, standing, expected = AS_IT_STANDS[case]
+    config = tiny_config(model_type, layers)
+    raw = {key: value for key, value in {**config.to_dict(), **standing}.items() if value is not None}
+    read = type(config).from_dict(raw)
+    after = pruned_raw_config(raw, read, ARCHITECTURES[model_type], [1, 2])
+    assert {key: after.get(key) for key in expected} == expected
+    for key in (key for key in ARCHITECTURES[model_type].per_block_keys if hasattr(read, key)):
+        values = getattr(read, key)
+        assert getattr(type(config).from_dict(after), key) == [values[i] for i in range(layers) if i not in (1, 2)]

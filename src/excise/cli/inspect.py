@@ -23,10 +23,14 @@ def inspect(settings: InspectSettings) -> None:
         _propose(settings)
         return
     from excise.cli.terminal import load_model, output
+    from excise.models.architectures.readers import READERS
     from excise.models.constraints import listed
+    from excise.models.portable import rules_of
     from excise.report.tables import human_bytes, stack_table
 
-    stack = load_model(settings.model, **settings.loading()).stack
+    loaded = load_model(settings.model, **settings.loading())
+    stack = loaded.stack
+    rules = rules_of(stack.architecture, stack.model.config, loaded.raw_config)
     removable = [b.index for b in stack.blocks if b.index not in stack.fixed] if len(stack.blocks) > 1 else []
     total = sum(p.numel() for p in stack.model.parameters())
     if settings.as_json:
@@ -44,6 +48,7 @@ def inspect(settings: InspectSettings) -> None:
         ]
         facts = {"model_type": stack.model.config.model_type, "parameters": total, "blocks": rows}
         facts["one_of_these_must_stay"] = stack.needed
+        facts["readers"] = rules
         typer.echo(json_text(facts))
         return
     output.print(stack_table(stack, removable))
@@ -56,6 +61,11 @@ def inspect(settings: InspectSettings) -> None:
         output.print(f"block {block} stays: {reason}")
     if stack.needed:
         output.print(f"one of blocks {listed(stack.needed)} must stay: the cache counts its tokens there")
+    anywhere = ", ".join(READERS[name].title for name, found in rules.items() if not found)
+    output.print(f"every removal is right in {anywhere}")
+    for name, found in rules.items():
+        for rule in found:
+            output.print(f"in {READERS[name].title} only what keeps its pattern: {rule} (--portable {name})")
 
 
 def _propose(settings: InspectSettings) -> None:

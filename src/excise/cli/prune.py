@@ -11,7 +11,7 @@ import typer
 
 from excise.artefacts import json_text
 from excise.errors import InputError
-from excise.settings import Loading, Printing, Replacing, Sampling, changed, indices, names, names_in, option
+from excise.settings import Loading, Porting, Printing, Replacing, Sampling, changed, indices, names, names_in, option
 
 if TYPE_CHECKING:
     from excise.models.loading import Loaded
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneSettings(Replacing, Printing, Loading):
+class PruneSettings(Replacing, Printing, Porting, Loading):
     """Settings of `excise prune`."""
 
     out: Path = option(..., "Folder for the checkpoint, or a .gguf file.", group="Output")
@@ -92,6 +92,7 @@ def prune(settings: PruneSettings) -> None:
     output.print(f"wrote {settings.out}: {after:,}{of} {unit}{share}")
     for name, reason in result.get("left_out", {}).items():
         output.print(f"left out {name}: {reason}")
+    _print_readers(result)
     _print_repair(result)
     if result.get("zeroed_sublayers"):
         output.print(
@@ -113,6 +114,9 @@ def _check_together(settings: PruneSettings, sublayers: Sequence[str]) -> None:
             f"a GGUF file is pruned from a GGUF file, whole blocks only and without --merge, got {settings.model}; "
             f"name a folder with --out, and convert that with llama.cpp"
         )
+    if gguf and set(settings.portable) - {"llama.cpp"}:
+        others = ", ".join(settings.portable)
+        raise InputError(f"a GGUF file is for llama.cpp; expected no other reader in --portable, got {others}")
 
 
 def _card(settings: PruneSettings) -> dict[str, Any]:
@@ -151,10 +155,12 @@ def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> di
     """Without loading the model, whatever its size; a hub id's folder lies in the hub's cache."""
     from excise.cli.terminal import status
     from excise.models.loading import checkpoint_folder
+    from excise.surgery.feasible import require_writable
     from excise.surgery.on_disk import prune_folder
 
     folder = checkpoint_folder(settings.model)
     assert folder is not None  # no GGUF file
+    require_writable(folder, settings.out, blocks, portable=settings.portable, overwrite=settings.force)
     test = _test(settings, blocks, folder)
     with status(f"writing and testing {settings.out}"):
         return prune_folder(folder, blocks, settings.out, card=_card(settings), overwrite=settings.force, test=test)
@@ -176,6 +182,7 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
 
     from excise.cli.terminal import load_model, status
     from excise.models.loading import checkpoint_folder
+    from excise.models.portable import require_portable
     from excise.repair.several import Repairs
     from excise.surgery.check import check_loaded
     from excise.surgery.checkpoint import write_pruned
@@ -186,10 +193,13 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
 
     out, merge, card = settings.out, settings.merge, _card(settings)
     check_destination(out, settings.model, settings.force)
-    require_writable(checkpoint_folder(settings.model), out, blocks, overwrite=settings.force)
+    original = checkpoint_folder(settings.model)
+    require_writable(original, out, blocks, portable=settings.portable, overwrite=settings.force)
     loaded = load_model(settings.model, **settings.loading(), reading=settings.repairs)
     removal = as_removal(loaded.stack, blocks, named_sublayers(loaded.stack, sublayers))
     blocks, gates = removal.blocks, removal.zeroed
+    # Asked again: a GGUF file has no config to ask before it is loaded, and a block that loses all its sublayers goes.
+    require_portable(loaded.stack.architecture, loaded.stack.model.config, blocks, settings.portable, loaded.raw_config)
     require_writable(loaded.folder, out, blocks, changes=loaded.stack.model, overwrite=settings.force)
     if merge:
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
@@ -244,6 +254,19 @@ def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: di
     else:
         card |= {"repair_left_out": fitted.describe()}
     return repairs
+
+
+def _print_readers(result: dict[str, Any]) -> None:
+    """Say for which readers every block is still what it was."""
+    from excise.cli.terminal import output
+    from excise.models.architectures.readers import READERS
+
+    if "readers" not in result:  # a GGUF file, which is refused where llama.cpp would take it wrongly
+        return
+    titles = ", ".join(READERS[name].title for name in result["readers"]["right"])
+    output.print(f"every block is taken for what it is by {titles}")
+    for name, reason in result["readers"]["wrong"].items():
+        output.print(f"WRONG in {READERS[name].title}: it {reason}")
 
 
 def _print_repair(result: dict[str, Any]) -> None:

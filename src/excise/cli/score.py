@@ -37,6 +37,7 @@ def score(settings: ScoreSettings) -> None:
     from excise.data import Fit, load_samples
     from excise.measuring.passes import UnfinishedError
     from excise.measuring.score import score as score_gradients
+    from excise.models.portable import patterns_of
     from excise.progress import Progress
     from excise.store import Store
 
@@ -49,7 +50,9 @@ def score(settings: ScoreSettings) -> None:
     except UnfinishedError:
         console.print(f"part {settings.part} is done and kept in {store.folder}; the last part to finish writes {out}")
         return
-    gradients.save(out)
+    patterns = patterns_of(loaded.stack.architecture, loaded.stack.model.config, loaded.raw_config)
+    allowed = {reader: None if pattern is None else pattern.allowed for reader, pattern in patterns.items()}
+    gradients.with_provenance(patterns=allowed).save(out)
     store.delete()
     m, gates = gradients.A.shape
     skipped = f", {len(gradients.skipped)} skipped as not finite" if gradients.skipped else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ import typer
 from excise.artefacts import json_text, write_json
 from excise.cli.options import check_new
 from excise.errors import InputError
-from excise.settings import Fixing, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
+from excise.settings import Fixing, Porting, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
 
 if TYPE_CHECKING:
     from excise.ising.energies import Energy
+    from excise.ising.pattern import Pattern
     from excise.ising.problem import Constraint, Problem
     from excise.ising.spectrum import Spectrum
 
@@ -24,7 +25,7 @@ METRICS = ("hamming", "pearson")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolveSettings(Printing):
+class SolveSettings(Porting, Printing):
     """Settings of `excise solve`."""
 
     gradients: Path | None = option(None, "Gradients that `excise score` wrote.", argument=True)
@@ -87,6 +88,10 @@ class SolveSettings(Printing):
             raise InputError("expected either a gradients file or --hessian FILE, got both or neither")
         if bool(self.remove) + len(self.goals()) != 1:
             raise InputError("expected one of --remove, --remove-params, --remove-bytes and --remove-weight")
+        if self.portable and (self.granularity != "block" or self.gradients is None):
+            raise InputError(
+                "--portable is a condition on whole blocks of a model; leave out --granularity and --hessian"
+            )
         check_fixed(self.protect, self.force_blocks, min(self.remove, default=None))
         for text in self.goals().values():
             _amount(text)
@@ -107,6 +112,7 @@ class _Units:
     kinds: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     sizes: Mapping[str, Sequence[float]] | None = None
+    patterns: Mapping[str, Sequence[Sequence[bool]] | None] = field(default_factory=dict)
 
 
 def solve(settings: SolveSettings) -> None:
@@ -129,7 +135,8 @@ def solve(settings: SolveSettings) -> None:
 
     protected = (*settings.protect, *_of_other_kinds(units, settings.kinds))
     budget = settings.remove[0] if settings.remove else None
-    problem = Problem(units.energy, budget, protected, settings.force_blocks, constraints)
+    pattern = _pattern(units, settings.portable)
+    problem = Problem(units.energy, budget, protected, settings.force_blocks, constraints, pattern)
     options: dict[str, Any] = {
         name: getattr(settings, name) for name in ("states", "solver", "seed", "time_limit", "min_distance")
     }
@@ -158,7 +165,8 @@ def _units(settings: SolveSettings) -> _Units:
     units = units_of(measured.gate_blocks, measured.gate_kinds, settings.granularity)
     labels = units.labels if settings.granularity != "block" else ()
     shown = ENERGIES[settings.energy](units.columns(measured.A), units.labels)
-    return _Units(shown, units.kinds, labels, units.sizes(measured))
+    patterns = (measured.provenance or {}).get("patterns", {})
+    return _Units(shown, units.kinds, labels, units.sizes(measured), patterns)
 
 
 def _weights(path: Path, n: int) -> list[float]:
@@ -203,6 +211,23 @@ def _count(text: str) -> tuple[str, int]:
     if not (kind and count.isdecimal()):
         raise InputError(f"--at-most expects KIND=COUNT such as attention=2, got '{text}'")
     return kind, int(count)
+
+
+def _pattern(units: _Units, readers: Sequence[str]) -> Pattern | None:
+    from excise.ising.pattern import Pattern
+    from excise.models.architectures.readers import READERS
+    from excise.models.portable import combined
+
+    found = []
+    for reader in readers:
+        if reader not in units.patterns:
+            raise InputError(
+                f"these gradients do not say what {READERS[reader].title} takes from the index of a block: it does not "
+                f"know this model, or they are older than --portable. Leave {reader} out, or score the model again"
+            )
+        if (allowed := units.patterns[reader]) is not None:
+            found.append(Pattern(tuple(map(tuple, allowed)), name=f"the pattern of {READERS[reader].title}"))
+    return combined(found)
 
 
 def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...]:

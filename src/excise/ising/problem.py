@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from excise.errors import InputError
 from excise.ising.energies.energy import Energy
+from excise.ising.pattern import Pattern, completions, open_places
 
 Removal = tuple[int, ...]
 """Sorted original indices of the units that go: of blocks, unless said otherwise."""
@@ -101,6 +102,7 @@ class Reduced:
     forced: tuple[int, ...]
     C: NDArray[np.float64]  # [constraints, n]
     bounds: NDArray[np.float64]  # [constraints], slack already subtracted
+    places: NDArray[np.bool_]  # [2, n, n + 1], see open_places; [2, 0, 1] without a pattern
 
     def removed(self, chosen: Iterable[int]) -> tuple[int, ...]:
         """Original indices removed when the free units `chosen` are, sorted."""
@@ -117,6 +119,7 @@ class Problem:
         protected: Units never removed. Negative indices count from the end.
         forced: Units always removed; they count towards the budget.
         constraints: Further linear conditions (`weigh_at_least`, `at_most`).
+        pattern: Where units may stay, by how many below them do.
 
     Raises:
         InputError: an index is out of range, the budget cannot be met, or the constraints clash (named).
@@ -132,6 +135,7 @@ class Problem:
     protected: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
     constraints: tuple[Constraint, ...] = ()
+    pattern: Pattern | None = None
 
     def __post_init__(self) -> None:
         n = len(self.energy)
@@ -141,6 +145,7 @@ class Problem:
         self._check_fixed_units()
         self._check_budget()
         self._check_constraints()
+        self._check_pattern()
 
     @property
     def free(self) -> tuple[int, ...]:
@@ -153,20 +158,31 @@ class Problem:
         if self.budget is not None:
             return [self.budget]
         lowest = max(1, len(self.forced))
-        return [m for m in range(lowest, len(self.forced) + len(self.free) + 1) if self._unreachable(m) is None]
+        numbers = range(lowest, len(self.forced) + len(self.free) + 1)
+        return [m for m in numbers if self._unreachable(m) is None and self._states(m)]
 
     def number_of_states(self) -> int:
         """How many states enumeration would visit; an upper bound where there are constraints."""
-        return sum(math.comb(len(self.free), m - len(self.forced)) for m in self.counts())
+        return sum(self._states(m) for m in self.counts())
+
+    def _states(self, count: int) -> int:
+        """States that remove `count` units, constraints aside."""
+        n, chosen = len(self.free), count - len(self.forced)
+        if self.pattern is None:
+            return math.comb(n, chosen)
+        if n == 0:
+            return int(self.pattern.holds(self.forced))
+        return completions(open_places(self.pattern, self.free, self.forced), n - chosen)[0][0]
 
     def allows(self, removed: Iterable[int]) -> bool:
         """Whether a configuration satisfies budget, protected, forced and constraints."""
         units = set(removed)
         return (
-            len(units) in self.counts()
+            (len(units) >= 1 if self.budget is None else len(units) == self.budget)
             and units.isdisjoint(self.protected)
             and units.issuperset(self.forced)
             and all(constraint.holds(units) for constraint in self.constraints)
+            and (self.pattern is None or self.pattern.holds(units))
         )
 
     def reduced(self, count: int | None = None) -> Reduced:
@@ -195,6 +211,7 @@ class Problem:
             forced=self.forced,
             C=np.ascontiguousarray(weights[:, free]),
             bounds=bounds - weights[:, forced].sum(axis=1),
+            places=open_places(self.pattern, self.free, self.forced),
         )
 
     def _check_fixed_units(self) -> None:
@@ -235,6 +252,20 @@ class Problem:
             size = f"budget {self.budget}" if self.budget is not None else "any budget"
             raise InputError(
                 f"no configuration satisfies {' and '.join(clashing)} with {size} and {fixed}; relax one of them"
+            )
+
+    def _check_pattern(self) -> None:
+        if self.pattern is None:
+            return
+        if len(self.pattern.allowed) != len(self.energy):
+            expected, came = len(self.energy), len(self.pattern.allowed)
+            raise InputError(f"{self.pattern.name}: expected places of {expected} units, got {came}")
+        if not self.counts() or not all(map(self._states, self.counts())):
+            fixed = f"{len(self.protected)} protected and {len(self.forced)} forced units"
+            size = f"budget {self.budget}" if self.budget is not None else "any budget"
+            raise InputError(
+                f"nothing that remains keeps {self.pattern.name} with {size} and {fixed}; choose another budget, "
+                f"protect and force fewer, or ask for fewer readers"
             )
 
     def _unreachable(self, count: int) -> str | None:

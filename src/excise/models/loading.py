@@ -17,6 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from excise.artefacts import read_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
@@ -53,6 +54,11 @@ class Loaded:
     source: str
     stored_dtype: torch.dtype
     folder: Path | None = None
+
+    @property
+    def raw_config(self) -> dict[str, Any] | None:
+        """What stands in its config.json, also what transformers drops; None for a GGUF file."""
+        return None if self.folder is None else read_json(self.folder / "config.json")
 
     @staticmethod
     def of(model: Any, tokenizer: Any = None) -> Loaded:

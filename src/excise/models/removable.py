@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from excise.ising.energies import Energy
+from excise.ising.pattern import Pattern
 from excise.ising.problem import Constraint, Problem, at_most
 from excise.models.stack import Stack
 
 
 def block_problem(
-    stack: Stack, energy: Energy, budget: int, protected: Sequence[int] = (), forced: Sequence[int] = ()
+    stack: Stack,
+    energy: Energy,
+    budget: int,
+    protected: Sequence[int] = (),
+    forced: Sequence[int] = (),
+    pattern: Pattern | None = None,
 ) -> Problem:
     """The problem of removing `budget` blocks, in which blocks that others depend on stay.
 
@@ -20,6 +26,7 @@ def block_problem(
         budget: number M of blocks to remove.
         protected: blocks that stay too.
         forced: blocks that go; they count towards the budget.
+        pattern: what must be kept for other readers, see `excise.models.portable.pattern_of`.
 
     Raises:
         InputError: the budget cannot be met.
@@ -31,4 +38,6 @@ def block_problem(
     if stack.needed:
         name = "one block with a cache must stay"
         constraints.append(at_most(stack.needed, len(stack.needed) - 1, len(stack.blocks), name=name))
-    return Problem(energy, budget, protected=stays, forced=tuple(forced), constraints=tuple(constraints))
+    return Problem(
+        energy, budget, protected=stays, forced=tuple(forced), constraints=tuple(constraints), pattern=pattern
+    )

@@ -19,6 +19,8 @@ from excise.artefacts import read_json, write_json
 ROTARY_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 # One embedding for each type of attention (Gemma 3): the sliding one has a base of its own.
 FULL, SLIDING, SLIDING_BASE = "full_attention", "sliding_attention", "rope_local_base_freq"
+# Where version 4.57 has names of its own for kinds of blocks, and refuses others.
+KINDS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
 TOKENIZER = "PreTrainedTokenizerFast"  # which in both versions is all that tokenizer.json says, and no more
 
 
@@ -29,7 +31,7 @@ def write_for_both(folder: Path) -> None:
     """
     path = folder / "config.json"
     values, expected = read_json(path), _as_read(folder)
-    for respelled in (_with_old_dtype, _with_old_rotary, _with_old_counts, _with_plain_numbers):
+    for respelled in (_with_old_dtype, _with_old_rotary, _with_old_counts, _with_old_kinds, _with_plain_numbers):
         candidate = respelled(values)
         write_json(path, candidate)
         if (read := _as_read(folder)) and all(read.get(key) == value for key, value in expected.items()):
@@ -92,6 +94,16 @@ def _with_old_counts(values: dict[str, Any]) -> dict[str, Any]:
         aliases = dict(type(AutoConfig.for_model(model_type)).attribute_map or {})
         own = aliases.get("num_experts")
         return {"num_experts": part[own], **part} if own in part else part
+
+    return _everywhere(values, respelled)
+
+
+def _with_old_kinds(values: dict[str, Any]) -> dict[str, Any]:
+    def respelled(part: dict[str, Any]) -> dict[str, Any]:
+        names = KINDS.get(str(part.get("model_type")))
+        if names is None or not isinstance(kinds := part.get("layer_types"), list):
+            return part
+        return {**part, "layer_types": [names.get(kind, kind) for kind in kinds]}
 
     return _everywhere(values, respelled)
 

@@ -12,6 +12,8 @@ from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
 from yaml import YAMLError
 
+from excise.models.architectures.readers import READERS
+
 TAGS = ("excise", "depth-pruning", "pruned")
 # What an original's card says of that very model: its scores, and by which model its authors replaced it.
 NOT_INHERITED = ("model-index", "new_version")
@@ -47,9 +49,9 @@ def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, An
             was healed), `proposed_by` (method), `energy` (predicted),
             `energy_model` (its name), `base_loss`, `pruned_loss` and `repaired_loss` (nats/token on held-out samples),
             `repair` ({"steps": [{"block", "kind", …}], "samples"}, where matrices were refitted in closed form),
-            `parameters` ({"before", "after"}), `dtype`, `left_out` ({file or tensors: why}), `data`, `seed`,
-            `history` (the facts of earlier steps), `versions` ({package: version}) and `command`. Others are not shown;
-            they stay in excise.json.
+            `readers` ({"right": [reader], "wrong": {reader: why}}), `parameters` ({"before", "after"}), `dtype`,
+            `left_out` ({file or tensors: why}), `data`, `seed`, `history` (the facts of earlier steps), `versions`
+            ({package: version}) and `command`. Others are not shown; they stay in excise.json.
         name: how the usage example calls the checkpoint.
         original: metadata of the original's card, see `original_metadata`.
 
@@ -219,6 +221,8 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
         ("Loss before the last step" if facts.get("history") else "Loss before", _loss(facts.get("base_loss"))),
         ("Loss after", _loss(facts.get("pruned_loss"))),
         ("Loss after repair", _loss(facts.get("repaired_loss"))),
+        ("Kinds of blocks read rightly by", _right_readers(facts.get("readers"))),
+        ("Kinds of blocks read WRONGLY by", _wrong_readers(facts.get("readers"))),
         ("Parameters", _parameters(facts.get("parameters"))),
         ("Stored as", facts.get("dtype")),
         ("Left out", _left_out(facts.get("left_out"))),
@@ -228,6 +232,16 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
     ]
     known = [f"| {label} | {_cell(value)} |" for label, value in rows if value is not None]
     return "\n".join(["## Recipe\n", "| | |", "|---|---|", *known, ""]) if known else ""
+
+
+def _right_readers(readers: Mapping[str, Any] | None) -> str | None:
+    return ", ".join(READERS[name].title for name in readers["right"]) if readers else None
+
+
+def _wrong_readers(readers: Mapping[str, Any] | None) -> str | None:
+    if not readers or not readers["wrong"]:
+        return None
+    return "; ".join(f"{READERS[name].title}, which {reason}" for name, reason in readers["wrong"].items())
 
 
 def _merged(facts: Mapping[str, Any]) -> str | None:

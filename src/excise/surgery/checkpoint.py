@@ -16,6 +16,7 @@ from excise.artefacts import write_json
 from excise.errors import ArchitectureError, CheckpointError, OutputError
 from excise.models.architectures import Architecture
 from excise.models.identity import unchanged
+from excise.models.portable import portability
 from excise.models.stack import Stack, block_indices, submodule
 from excise.surgery.both_versions import write_for_both
 from excise.surgery.card import model_card, original_metadata
@@ -216,6 +217,7 @@ def _write_from_memory(
         folder = publication.place
         folder.mkdir()
         before, removed = _parameter_count(stack.model), removal.blocks
+        readers = portability(stack.architecture, stack.model.config, removed, original.raw if original else None)
         with (
             zeroed(stack, removal.zeroed),
             _without_gguf_marks(stack.model),
@@ -232,6 +234,7 @@ def _write_from_memory(
                 "model_type": model.config.model_type,
                 "removed": list(removed),
                 "original_blocks": list(kept_blocks(len(stack.blocks), removed)),
+                "readers": readers.describe(),
                 "parameters": {"before": before, "after": _parameter_count(model)},
                 "dtype": str(model.dtype).removeprefix("torch."),
             }

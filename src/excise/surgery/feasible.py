@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import OutputError
+from excise.models.portable import require_portable
 from excise.surgery.checkpoint import require_plain
 from excise.surgery.destination import check_destination
 from excise.surgery.on_disk import plan_removal, read_source, require_space
@@ -19,6 +20,7 @@ def require_writable(
     removed: Sequence[int] = (),
     *,
     changes: Any = None,
+    portable: Sequence[str] = (),
     overwrite: bool = False,
 ) -> None:
     """Refuse, in milliseconds, what writing would refuse after all the work.
@@ -29,12 +31,13 @@ def require_writable(
         removed: original indices; negative ones count from the top. Empty where they are not chosen yet: then only what
             holds for every removal is checked.
         changes: the model in memory, if its weights will be written as they are there: repaired, merged or trained.
+        portable: names of readers (`excise.models.architectures.readers.READERS`) for which the result must be right.
         overwrite: whether an existing checkpoint may be replaced.
 
     Raises:
         InputError: no such checkpoint, or `removed` does not fit its stack.
-        ArchitectureError: the model type is unknown, its blocks depend on their place in the stack, or no config
-            describes what is left.
+        ArchitectureError: the model type is unknown, its blocks depend on their place in the stack, no config
+            describes what is left, or one of the readers in `portable` would take a block for another kind.
         CheckpointError: config and weights are damaged, unsafe or out of step with each other; an adapter lies beside
             the weights; or what changed could not be stored, since the weights in memory are quantised.
         OutputError: the folder exists, is not a checkpoint, or is the original's own; the place cannot be written, or
@@ -48,7 +51,10 @@ def require_writable(
         require_plain(changes)
     if source is None:
         return
-    plan = plan_removal(read_source(source), removed)
+    original = read_source(source)
+    plan = plan_removal(original, removed)
+    if removed:
+        require_portable(original.architecture, original.config, plan.removed, portable, original.raw)
     if removed or changes is not None:
         require_space(out, plan.bytes)
 

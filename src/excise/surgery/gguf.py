@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
+from excise.models.architectures.readers import LLAMA_CPP_PERIODS
 from excise.surgery.byte_copy import copy_range
 from excise.surgery.config import kept_blocks
 from excise.surgery.on_disk import original_indices, require_space
@@ -25,11 +26,6 @@ PER_BLOCK = {
 NOT_PER_BLOCK = {"rope.dimension_sections"}
 POSITIONS = ("leading_dense_block_count",)
 
-# llama.cpp derives something from the index of a block in these: every p-th differs. A file may name another period.
-PERIODS = {
-    "cohere2": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2, "llama4": 4, "qwen3next": 4, "qwen35": 4,
-    "qwen35moe": 4, "smollm3": 4,
-}  # fmt: skip
 PERIODS_IF_WINDOWED = {"olmo2": 4}
 PERIOD_KEYS = {
     "attention.sliding_window_pattern": True,
@@ -46,6 +42,8 @@ INDEPENDENT = {
 ORIGINAL, REMOVED, KEPT = RECIPE_KEYS = ("excise.original", "excise.removed", "excise.original_blocks")
 SHARED = ("attention.shared_kv_layers",)
 
+Entry = tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]  # key, value, type, type of a list's entries
+
 
 def prune_gguf(
     source: str | Path, removed: Sequence[int], out: str | Path, *, overwrite: bool = False, test: Test | None = None
@@ -53,9 +51,10 @@ def prune_gguf(
     """Write a GGUF file without the blocks `removed`.
 
     Tensors `blk.N.*` of removed blocks are dropped, those above renumbered, lists with one entry a block cut, block
-    counts recounted; everything else is copied byte by byte. `excise.original` (name of the first original's file),
-    `excise.removed` and `excise.original_blocks` (by its indices) are added to the metadata. The file appears under its
-    name only when whole.
+    counts recounted; everything else is copied byte by byte. The model's name says how many blocks are left, its label
+    of size is counted anew, and `excise.original` (name of the first original's file), `excise.removed` and
+    `excise.original_blocks` (by its indices) are added to the metadata. The file appears under its name only when
+    whole.
 
     Args:
         source: a GGUF file in one part.
@@ -87,6 +86,8 @@ def prune_gguf(
     new_index = {old: new for new, old in enumerate((*kept, *range(blocks, blocks + predicting)))}
     tensors = _kept_tensors(reader, new_index, blocks + predicting)
     metadata = _metadata(reader, architecture, kept, predicting)
+    if removed:
+        metadata = _renamed(metadata, _size_label(tensors), f"{len(kept)} of {blocks} blocks")
     step = {"original": source.name, "removed": list(removed), "original_blocks": list(kept)}
     recipe = composed(_recipe(reader), step)
     require_space(out, sum(tensor.n_bytes for _, tensor in tensors))
@@ -181,11 +182,11 @@ def _block_count(reader: gguf.GGUFReader, architecture: str) -> tuple[int, int]:
 
 def _require_place_independent(reader: gguf.GGUFReader, architecture: str, kept: Sequence[int]) -> None:
     """Refuse a removal after which a block would stand where llama.cpp treats it as of another kind."""
-    if architecture not in INDEPENDENT and architecture not in PERIODS:
+    if architecture not in INDEPENDENT and architecture not in LLAMA_CPP_PERIODS:
+        known = ", ".join(sorted(INDEPENDENT | LLAMA_CPP_PERIODS.keys()))
         raise ArchitectureError(
             f"whether blocks of GGUF architecture '{architecture}' depend on their place in the stack is not known to "
-            f"excise (known: {', '.join(sorted(INDEPENDENT | PERIODS.keys()))}); prune the safetensors checkpoint and "
-            f"convert it"
+            f"excise (known: {known}); prune the safetensors checkpoint and convert it"
         )
     for key in SHARED:
         if _number(reader, f"{architecture}.{key}"):
@@ -203,7 +204,7 @@ def _require_place_independent(reader: gguf.GGUFReader, architecture: str, kept:
 def _periods(reader: gguf.GGUFReader, architecture: str) -> set[int]:
     periods = {}
     if architecture not in PERIODS_IF_WINDOWED or _number(reader, f"{architecture}.attention.sliding_window"):
-        periods[""] = (PERIODS | PERIODS_IF_WINDOWED).get(architecture, 1)
+        periods[""] = (LLAMA_CPP_PERIODS | PERIODS_IF_WINDOWED).get(architecture, 1)
     for key, replaces_default in PERIOD_KEYS.items():
         if (period := _number(reader, f"{architecture}.{key}")) is not None:
             periods["" if replaces_default else key] = period
@@ -230,9 +231,31 @@ def _kept_tensors(
     return kept
 
 
-def _metadata(
-    reader: gguf.GGUFReader, architecture: str, kept: Sequence[int], predicting: int
-) -> list[tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]:
+def _size_label(tensors: Sequence[tuple[str, gguf.ReaderTensor]]) -> str:
+    """Parameters as GGUF writes them, such as 135M, or 8x7B for experts."""
+    experts = [tensor for name, tensor in tensors if "_exps." in name]
+    total = sum(int(tensor.n_elements) for _, tensor in tensors)
+    shared = total - sum(int(tensor.n_elements) for tensor in experts)
+    one_of_each = sum(int(tensor.n_elements) // int(tensor.shape[-1]) for tensor in experts)
+    count = sum(int(tensor.shape[-1]) for tensor in experts) // max(1, len(experts))
+    return gguf.size_label(total, shared, one_of_each, count)
+
+
+def _renamed(metadata: Sequence[Entry], size: str, blocks: str) -> list[Entry]:
+    """Let the model's name and its label of size, where the file has them, speak of what is left."""
+    before = {key: value for key, value, *_ in metadata}.get(gguf.Keys.General.SIZE_LABEL)
+    renamed = []
+    for key, value, *types in metadata:
+        if key == gguf.Keys.General.NAME:
+            words = re.split(r"([\s_-]+)", value)
+            value = f"{''.join(size if word == before else word for word in words)}, {blocks}"
+        elif key == gguf.Keys.General.SIZE_LABEL:
+            value = size
+        renamed.append((key, value, *types))
+    return renamed
+
+
+def _metadata(reader: gguf.GGUFReader, architecture: str, kept: Sequence[int], predicting: int) -> list[Entry]:
     """Key, value, type and type of entries, of everything that the new file is to say."""
     blocks, _ = _block_count(reader, architecture)
     total = blocks + predicting
@@ -269,7 +292,7 @@ def _header(
     path: Path,
     reader: gguf.GGUFReader,
     architecture: str,
-    metadata: Sequence[tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]],
+    metadata: Sequence[Entry],
     tensors: Sequence[tuple[str, gguf.ReaderTensor]],
 ) -> gguf.GGUFWriter:
     logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)

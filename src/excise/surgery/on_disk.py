@@ -19,6 +19,7 @@ from excise.errors import ArchitectureError, CheckpointError, InputError, Output
 from excise.models.architectures import Architecture, architecture_of
 from excise.models.headers import Checkpoint, Tensor, read_checkpoint
 from excise.models.names import Names, names_in, without_prefix
+from excise.models.portable import portability
 from excise.surgery import quantisation
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.changed import Changed
@@ -133,11 +134,10 @@ def prune_folder(
         test: tests what was written before it gets its name, see `excise.surgery.publish.publishing`.
 
     Returns:
-        The recipe, as in excise.json (see `excise.surgery.recipe`):
-        the facts of `card` and, among others, `removed`, `original_blocks` and `bytes`
-        ({"before", "after"}, of all tensors); where the weights are not quantised, `parameters` and `dtype`, too; and
-        `left_out` ({file or tensors: why}), if anything was. Beside it `self_test`, what the test found, if there was
-        one.
+        The recipe, as in excise.json (see `excise.surgery.recipe`): the facts of `card` and, among others, `removed`,
+        `original_blocks`, `readers` (see `excise.models.portable.Portability`) and `bytes` ({"before", "after"}, of all
+        tensors); where the weights are not quantised, `parameters` and `dtype`, too; and `left_out` ({file or tensors:
+        why}), if anything was. Beside it `self_test`, what the test found, if there was one.
 
     Raises:
         InputError: no such checkpoint, or `removed` does not fit the stack, or would leave no block.
@@ -164,6 +164,7 @@ def prune_folder(
             "model_type": original.config.model_type,
             "removed": list(plan.removed),
             "original_blocks": list(kept_blocks(original.blocks, plan.removed)),
+            "readers": portability(original.architecture, original.config, plan.removed, original.raw).describe(),
             **_sizes(original, plan),
             **({"left_out": left_out} if left_out else {}),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from excise.errors import CheckpointError
@@ -18,8 +18,10 @@ def pruned_raw_config(
     """Return a config.json for the model without the blocks `removed`, with all fields that transformers does not know.
 
     `pruned_config` says what changes; those values replace the original's, under every spelling that stands in the
-    file. Lists with one entry a block are written even where the original leaves them to a default, since defaults
-    count from the new bottom. Blocks for multi-token prediction, which guess from the whole stack's output, are gone.
+    file. Lists with one entry a block are cut as they stand there, in the file's words for the kinds of blocks, which
+    transformers may read as others that older versions of it refuse. Where the original leaves such a list to a default
+    it is written, since defaults count from the new bottom. Blocks for multi-token prediction, which guess from the
+    whole stack's output, are gone.
 
     Args:
         raw: parsed config.json of the original; left as it is.
@@ -40,23 +42,43 @@ def pruned_raw_config(
     if not whole and not isinstance(raw.get("text_config"), dict):
         raise CheckpointError("config.json leaves its text_config to defaults; expected it written out. Add it")
     place, raw_place = (result, raw) if whole else (result["text_config"], raw["text_config"])
-    _write_changes(place, original, text, always=architecture.per_block_keys)
-    kept = kept_blocks(original.num_hidden_layers, removed)
-    for key in {"num_hidden_layers", *architecture.per_block_keys} & raw_place.keys():
-        if place[key] == raw_place[key]:  # a spelling of other loaders, which the transformers config does not write
-            place[key] = len(kept) if key == "num_hidden_layers" else _cut(raw_place[key], kept)
+    blocks = original.num_hidden_layers
+    kept = kept_blocks(blocks, removed)
+    spellings = {key: _spellings(original, key) for key in architecture.per_block_keys}
+    standing = {name for names in spellings.values() for name in names if _is_list(raw_place.get(name), blocks)}
+    said = any(_is_list(raw_place.get(key), blocks) for key in architecture.derived_keys)
+    always = [key for key, names in spellings.items() if not said and not standing & set(names)]
+    others = {name for names in spellings.values() for name in names} - set(always)
+    _write_changes(place, original, text, always=always, never=others)
+    place.update({key: _cut(raw_place[key], kept) for key in standing})
+    if "num_hidden_layers" in raw_place:  # perhaps a spelling of other loaders, which transformers does not write
+        place["num_hidden_layers"] = len(kept)
     for key in (key for key in architecture.extra_blocks if raw_place.get(key)):
         place[key] = 0
     place.update({key: getattr(text, key) for key in architecture.derived_keys})
     return result
 
 
-def _write_changes(result: dict[str, Any], config: Any, pruned: Any, always: Sequence[str]) -> None:
+def _spellings(config: Any, key: str) -> tuple[str, ...]:
+    """Names that a config class has for one field."""
+    own_names = dict(getattr(config, "attribute_map", None) or {})
+    own = own_names.get(key, key)
+    return (own, *(alias for alias, name in own_names.items() if name == own))
+
+
+def _is_list(value: Any, blocks: int) -> bool:
+    """Whether a value has one entry a block; a string has its letters."""
+    return isinstance(value, list | str) and len(value) == blocks
+
+
+def _write_changes(
+    result: dict[str, Any], config: Any, pruned: Any, always: Collection[str], never: Collection[str]
+) -> None:
     """Put what differs between two configs into `result`, under every spelling that stands there."""
     before, after = config.to_dict(), pruned.to_dict()
     own_names = dict(getattr(config, "attribute_map", None) or {})
     for key, value in after.items():
-        if value is None or key in SETTINGS or (before.get(key) == value and key not in always):
+        if value is None or key in SETTINGS or key in never or (before.get(key) == value and key not in always):
             continue
         aliases = (alias for alias, own in own_names.items() if own == key and alias in result)
         result.update(dict.fromkeys((key, *aliases), value))

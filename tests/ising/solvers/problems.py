@@ -6,6 +6,7 @@ import numpy as np
 
 from excise.errors import InputError
 from excise.ising.energies import Energy
+from excise.ising.pattern import Pattern
 from excise.ising.problem import Problem, at_most, weigh_at_least, weigh_at_most
 
 
@@ -37,6 +38,11 @@ def matrix(kind, n, rng):
 
 
 KINDS = ("zero", "diagonal", "degenerate", "rank one", "low rank", "psd", "negative", "indefinite", "tiny", "huge")
+
+
+def pattern_of_kinds(kinds, places):
+    """Units of some kinds may stay only at the places of these kinds, which repeat."""
+    return Pattern(tuple(tuple(kind == place for place in places) for kind in kinds))
 
 
 def table():
@@ -71,7 +77,42 @@ def table():
         ),
         "weighted with a budget": Problem(energy, 4, constraints=(weigh_at_least(weights, 0.45 * weights.sum()),)),
     }
+    alternating = pattern_of_kinds("ab" * 6, "ab")
+    energy = Energy(rng.standard_normal(12), matrix("psd", 12, rng))
+    problems |= {
+        "alternating": Problem(energy, 4, pattern=alternating),
+        "alternating, an odd number": Problem(energy, 5, pattern=alternating),
+        "alternating, protected and forced": Problem(energy, 6, (0, 6, -1), (2, 3), pattern=alternating),
+        "alternating, all fixed": Problem(energy, 2, tuple(range(2, 12)), (0, 1), pattern=alternating),
+        "the last of three": Problem(energy, 6, pattern=pattern_of_kinds("aab" * 4, "aab")),
+        "a pattern not in the original": Problem(energy, 3, pattern=pattern_of_kinds("aabaabaabbba", "aab")),
+        "two patterns": Problem(energy, 6, pattern=alternating.both(pattern_of_kinds("ccd" * 4, "ccd"))),
+        "alternating, without a budget": Problem(
+            energy, None, (3,), constraints=(weigh_at_least(np.ones(12), 3),), pattern=alternating
+        ),
+        "alternating, kinds": Problem(energy, 6, constraints=(at_most(range(4), 2, 12),), pattern=alternating),
+    }
     return problems
+
+
+def random_pattern(seed, largest=14):
+    """A problem of any kind in which what stays must keep a pattern, or None where nothing does."""
+    rng = np.random.default_rng(seed)
+    n, period = int(rng.integers(1, largest + 1)), int(rng.integers(1, 6))
+    places = rng.integers(0, 2, period)
+    kinds = rng.integers(0, 2, n) if rng.random() < 0.2 else np.resize(places, n)
+    J = matrix(KINDS[seed % len(KINDS)], n, rng)
+    units = rng.permutation(n)
+    fixed = int(rng.integers(0, max(1, n // 2)))
+    protected, forced = units[: fixed // 2], units[fixed // 2 : fixed]
+    budget = int(rng.integers(max(1, len(forced)), n - len(protected) + 1)) if rng.random() < 0.8 else None
+    few = at_most(rng.permutation(n)[: max(1, n // 2)], int(rng.integers(0, n)), n)
+    constraints = (few,) if rng.random() < 0.3 else ()
+    energy = Energy(rng.standard_normal(n) * (np.abs(J).max() or 1.0), J)
+    try:
+        return Problem(energy, budget, protected, forced, constraints, pattern_of_kinds(kinds, places))
+    except InputError:
+        return None
 
 
 def random_problem(seed, largest=14):

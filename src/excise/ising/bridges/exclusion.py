@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from excise.ising.bridges.refused import require_no_pattern
 from excise.ising.problem import Problem, Reduced
 from excise.ising.solvers.base import make_spectrum, removed_sets
 from excise.ising.spectrum import Spectrum
@@ -49,7 +50,13 @@ class Backend(Protocol):
 
 
 def free_part(problem: Problem) -> Reduced:
-    """The problem without its fixed units; its count is that of the budget, 0 and to be ignored where there is none."""
+    """The problem without its fixed units; its count is that of the budget, 0 and to be ignored where there is none.
+
+    Raises:
+        InputError: the problem asks that what stays keeps a pattern.
+
+    """
+    require_no_pattern(problem)
     return problem.reduced(len(problem.forced) if problem.budget is None else None)
 
 

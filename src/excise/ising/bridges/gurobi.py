@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from excise.errors import InputError
 from excise.ising.bridges.extras import require
 from excise.ising.bridges.proof import with_pool_bound
+from excise.ising.bridges.refused import require_no_pattern
 from excise.ising.problem import Problem
 from excise.ising.solvers.base import make_spectrum
 from excise.ising.spectrum import Spectrum
@@ -81,6 +82,7 @@ class Gurobi:
 
 def _build(model: Any, gurobi: Any, problem: Problem) -> float:
     """Build the model, the energy multiplied by the returned scale so that absolute tolerances are harmless."""
+    require_no_pattern(problem)
     h, J = problem.energy.h, problem.energy.J
     n = len(h)
     scale = 1000.0 / (max(np.abs(h).max(), np.abs(J).max()) or 1.0)

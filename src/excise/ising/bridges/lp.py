@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from excise.artefacts import atomic_path
+from excise.ising.bridges.refused import require_no_pattern
 from excise.ising.problem import Problem
 
 # Characters; some readers stop at 255.
@@ -41,6 +42,7 @@ def write_lp(problem: Problem, path: str | Path) -> None:
     <BLANKLINE>
 
     """
+    require_no_pattern(problem)
     energy = problem.energy
     n = len(energy)
     linear = _sum((value, f"x{i}") for i, value in enumerate(energy.h.tolist()))

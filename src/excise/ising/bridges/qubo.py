@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from excise.artefacts import atomic_path, read_json, write_json
 from excise.errors import InputError
+from excise.ising.bridges.refused import require_no_pattern
 from excise.ising.bridges.repair import marginals
 from excise.ising.problem import Problem, Reduced
 
@@ -283,6 +284,7 @@ def penalisable(problem: Problem) -> Reduced:
         InputError: the problem has further constraints or no budget.
 
     """
+    require_no_pattern(problem)
     if problem.constraints:
         names = ", ".join(constraint.name for constraint in problem.constraints)
         raise InputError(

@@ -19,6 +19,7 @@ from excise.ising.solvers.kernels import (
     threshold,
     zobrist,
 )
+from excise.ising.solvers.places import misplaced, open_states
 from excise.ising.solvers.swaps import first_state, penalised, random_subset, record, swap, violation
 from excise.ising.spectrum import Spectrum
 
@@ -53,9 +54,23 @@ class Annealing:
             for count in problem.counts():
                 reduced = problem.reduced(count)
                 penalty, C, bounds = penalised(reduced)
-                for _ in range(self.restarts):
+                ordered = reduced.places.shape[1] > 0
+                drawn = open_states(reduced, self.restarts, random) if ordered else [()] * self.restarts
+                for start in drawn:
                     tried += _one_anneal(
-                        reduced.h, reduced.J, reduced.count, temperatures, random, pool, zobrist(n), C, bounds, penalty
+                        reduced.h,
+                        reduced.J,
+                        reduced.count,
+                        np.array([*start, *sorted(set(range(n)) - set(start))], dtype=np.int64),
+                        not ordered,
+                        temperatures,
+                        random,
+                        pool,
+                        zobrist(n),
+                        C,
+                        bounds,
+                        penalty,
+                        reduced.places,
                     )
                     if deadline.passed():
                         notes = ("time limit reached",)
@@ -82,12 +97,13 @@ def _uniform(random):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _one_anneal(h, J, count, temperatures, random, pool, keys, C, bounds, penalty):  # type: ignore[no-untyped-def]
+def _one_anneal(h, J, count, units, shuffle, temperatures, random, pool, keys, C, bounds, penalty, places):  # type: ignore[no-untyped-def]
     n = len(h)
-    units = np.arange(n)
-    random_subset(units, count, random)
+    ordered = places.shape[1] > 0
+    if shuffle:
+        random_subset(units, count, random)
     inside, outside = units[:count], units[count:]
-    c, energy, key, totals, present = first_state(h, J, inside, pool, keys, C, bounds)
+    c, energy, key, totals, gone, present = first_state(h, J, inside, pool, keys, C, bounds, places)
     if count == 0 or count == n:
         return 1
     size = 0.0  # mean size of a swap's change of energy
@@ -99,7 +115,9 @@ def _one_anneal(h, J, count, temperatures, random, pool, keys, C, bounds, penalt
             a, b = next_random(random) % count, next_random(random) % (n - count)
             i, j = inside[a], outside[b]
             change = c[j] - c[i] - 2 * J[i, j]
-            after = violation(C, bounds, totals, i, j) if len(bounds) > 0 else 0.0
+            after = 0.0
+            if ordered or len(bounds) > 0:
+                after = violation(C, bounds, totals, i, j) + misplaced(places, gone, i, j)
             if after == 0.0 and energy + change < threshold(pool):
                 record(pool, energy + change, key ^ keys[i] ^ keys[j], inside, i, j)
             score = change + penalty * (after - present)
@@ -110,4 +128,5 @@ def _one_anneal(h, J, count, temperatures, random, pool, keys, C, bounds, penalt
             swap(J, C, i, j, c, totals)
             key ^= keys[i] ^ keys[j]
             inside[a], outside[b] = j, i
+            gone[i], gone[j] = 0, 1
     return len(temperatures) * n

@@ -178,6 +178,8 @@ class TreeSearch:
             shifts=np.zeros((tables, n)),
             which=np.zeros(n + 1, dtype=np.int64),
             keys=zobrist(n),
+            places=reduced.places,
+            order=np.argsort(order),
         )
         limit = threshold - reduced.constant
         scale = float(np.abs(reduced.J).sum() + np.abs(reduced.h).sum())

@@ -27,6 +27,7 @@ from excise.ising.solvers.kernels import (
     threshold,
     zobrist,
 )
+from excise.ising.solvers.places import enumerate_open
 from excise.ising.spectrum import Spectrum
 
 PREFIX_COST, ENTRY_COST = 200.0, 0.4  # nanoseconds, only to choose q
@@ -88,6 +89,8 @@ class Exhaustive:
 def enumerate_states(reduced: Reduced, pool: Pool, deadline: Deadline) -> bool:
     """Visit every state of a reduced problem, adding the lowest to the pool; False when the deadline came first."""
     n, count = len(reduced.h), reduced.count
+    if reduced.places.shape[1]:
+        return enumerate_open(reduced, pool, deadline)
     flip = 2 * count > n  # enumerate the kept units when they are fewer
     h, C, bounds, offset = reduced.h, reduced.C, reduced.bounds, 0.0
     if flip:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from excise.ising.problem import Reduced
 from excise.ising.solvers.kernels import EMPTY_STATE, inner_kernel, is_known, next_random, place_state, threshold
+from excise.ising.solvers.places import misplaced
 
 
 def penalised(reduced: Reduced) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
@@ -65,8 +66,8 @@ def record(pool, energy, key, inside, out_unit, in_unit):  # type: ignore[no-unt
 
 
 @inner_kernel
-def first_state(h, J, inside, pool, keys, C, bounds):  # type: ignore[no-untyped-def]
-    """Marginals, energy, hash, constraint totals and violation of the state a search begins with; it is recorded."""
+def first_state(h, J, inside, pool, keys, C, bounds, places):  # type: ignore[no-untyped-def]
+    """Marginals, energy, hash, constraint totals, mask and violation of a search's first state; it is recorded."""
     c, energy = marginals_of(h, J, inside)
     key = EMPTY_STATE
     for i in inside:
@@ -75,10 +76,13 @@ def first_state(h, J, inside, pool, keys, C, bounds):  # type: ignore[no-untyped
     for k in range(len(bounds)):
         for i in inside:
             totals[k] += C[k, i]
-    violated = violation(C, bounds, totals, 0, 0)
+    gone = np.zeros(len(h), dtype=np.int64)
+    for i in inside:
+        gone[i] = 1
+    violated = violation(C, bounds, totals, 0, 0) + misplaced(places, gone, -1, -1)
     if violated == 0.0 and energy < threshold(pool):
         record(pool, energy, key, inside, -1, -1)
-    return c, energy, key, totals, violated
+    return c, energy, key, totals, gone, violated
 
 
 @inner_kernel

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from excise.ising.problem import Problem, Reduced
 from excise.ising.solvers.base import Deadline, make_spectrum, removed_sets
 from excise.ising.solvers.kernels import Pool, contents, kernel, new_pool, next_random, random_state, threshold, zobrist
+from excise.ising.solvers.places import misplaced, open_states
 from excise.ising.solvers.swaps import first_state, penalised, random_subset, record, swap, violation
 from excise.ising.spectrum import Spectrum
 
@@ -74,13 +75,13 @@ def search(
 ) -> int:
     """Run tabu search on a reduced problem, adding to the pool; return the number of moves made.
 
-    Constraints enter as a penalty on the moves; only states that satisfy them reach the pool.
+    Constraints and the pattern enter as a penalty on the moves; only states that satisfy them reach the pool.
 
     Args:
         reduced: The problem.
         pool: Where the states go.
         random: State of the generator.
-        restarts: Number of random starts.
+        restarts: Number of random starts, which keep the pattern if there is one.
         patience: See Tabu.
         deadline: When to stop.
         starts: Further starts, before the random ones: free units to remove, `reduced.count` of them each.
@@ -90,7 +91,8 @@ def search(
     n = len(reduced.h)
     keys = zobrist(n)
     moves = 0
-    for start in (*starts, *[()] * restarts):
+    drawn = open_states(reduced, restarts, random) if reduced.places.shape[1] else [()] * restarts
+    for start in (*starts, *drawn):
         chosen = [*start, *sorted(set(range(n)) - set(start))]
         units = np.array(chosen, dtype=np.int64)
         moves += _one_start(
@@ -106,6 +108,7 @@ def search(
             C,
             bounds,
             penalty,
+            reduced.places,
         )
         if deadline.passed():
             break
@@ -113,12 +116,13 @@ def search(
 
 
 @kernel
-def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bounds, penalty):  # type: ignore[no-untyped-def]
+def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bounds, penalty, places):  # type: ignore[no-untyped-def]
     n = len(h)
+    ordered = places.shape[1] > 0
     if shuffle:
         random_subset(units, count, random)
     inside, outside = units[:count], units[count:]
-    c, energy, key, totals, violated = first_state(h, J, inside, pool, keys, C, bounds)
+    c, energy, key, totals, gone, violated = first_state(h, J, inside, pool, keys, C, bounds, places)
     if count == 0 or count == n:
         return 0
     free_from = np.zeros(n, dtype=np.int64)
@@ -135,8 +139,8 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
                 j = outside[b]
                 value = base + c[j] - 2 * J[i, j]
                 score = value
-                if len(bounds) > 0 and (value < limit or value < best_score):
-                    score += penalty * violation(C, bounds, totals, i, j)
+                if (ordered or len(bounds) > 0) and (value < limit or value < best_score):
+                    score += penalty * (violation(C, bounds, totals, i, j) + misplaced(places, gone, i, j))
                 if value < limit and score == value:
                     record(pool, value, key ^ keys[i] ^ keys[j], inside, i, j)
                     limit = threshold(pool)
@@ -149,6 +153,7 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
         swap(J, C, i, j, c, totals)
         key ^= keys[i] ^ keys[j]
         inside[best_a], outside[best_b] = j, i
+        gone[i], gone[j] = 0, 1
         free_from[i] = move + 5 + next_random(random) % 5
         free_from[j] = move + 3 + next_random(random) % 5
         if best_score < best - 1e-12 * abs(best):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from excise.ising.solvers.kernels import EMPTY_STATE, inner_kernel, kernel, place_state, threshold
+from excise.ising.solvers.places import settle
 
 MOST_DESCENTS = 400
 TIES_FOLLOWED = 2000
@@ -34,6 +35,8 @@ class Instance(NamedTuple):
     shifts: NDArray[np.float64]  # [tables, n]
     which: NDArray[np.int64]  # [n + 1]
     keys: NDArray[np.uint64]  # [n]
+    places: NDArray[np.bool_]  # [2, n, n + 1], of units in their own order; [2, 0, 1] without a pattern
+    order: NDArray[np.int64]  # [n], branching place of each unit in their own order
 
 
 class Shared(NamedTuple):
@@ -58,6 +61,8 @@ class Work(NamedTuple):
     counters: NDArray[np.int64]  # [2]: nodes, ties with the threshold met
     open_status: NDArray[np.int8]  # [capacity, n]: nodes handed back
     open_bounds: NDArray[np.float64]  # [capacity]
+    ahead: NDArray[np.int8]  # [n + 1, n + 2], see excise.ising.solvers.places.settle
+    verdict: NDArray[np.int8]  # [n], likewise
 
 
 R, SIZE, FIRST, TABLE, UNIT, VALUE = 0, 1, 2, 3, 4, 5
@@ -79,6 +84,8 @@ def new_work(n: int, capacity: int) -> Work:
         np.zeros(2, dtype=np.int64),
         np.empty((capacity + depth, n), dtype=np.int8),
         np.empty(capacity + depth),
+        np.empty((n + 1, n + 2), dtype=np.int8),
+        np.empty(n, dtype=np.int8),
     )
 
 
@@ -202,6 +209,12 @@ def _must_branch(instance, shared, work, pool, depth):  # type: ignore[no-untype
         for k in range(len(instance.bounds)):
             if _most_weight(instance, work, depth, k, r) < instance.bounds[k]:
                 return False
+        if instance.places.shape[1] > 0:
+            settled = _fix_by_places(instance, work, depth)
+            if settled < 0:
+                return False
+            if settled > 0:
+                continue
         if r <= 1 or size - r <= 1:
             _leaves(instance, shared, work, pool, depth)
             return False
@@ -334,6 +347,23 @@ def _partition(values, size, r):  # type: ignore[no-untyped-def]
 
 
 @inner_kernel
+def _fix_by_places(instance, work, depth):  # type: ignore[no-untyped-def]
+    """Fix every unit whose other value would break the pattern; returns how many, −1 where both values would."""
+    n, verdict = len(instance.h), work.verdict
+    removed = work.numbers[depth, R]
+    for i in range(n):
+        removed += work.status[depth, i] == 1
+    if not settle(instance.places, instance.order, work.status[depth], n - removed, work.ahead, verdict):
+        return -1
+    fixed = 0
+    for i in range(n):
+        if verdict[i] >= 0:
+            _fix(instance, work, depth, i, verdict[i])
+            fixed += 1
+    return fixed
+
+
+@inner_kernel
 def _fix_by_reduced_cost(instance, shared, work, depth):  # type: ignore[no-untyped-def]
     """Fix every unit whose other value would lift the bound above the threshold; returns how many."""
     G, free, scratch = work.G[depth], work.free[depth], work.scratch
@@ -461,6 +491,13 @@ def _offer(instance, shared, work, pool, depth, energy, odd, others):  # type: i
             total += value * instance.C[k, i]
         if total < instance.bounds[k]:
             return
+    kept = 0
+    for k in range(instance.places.shape[1]):
+        i = instance.order[k]
+        value = status[i] if status[i] >= 0 else (1 - others if i == odd else others)
+        if not instance.places[value, k, kept]:
+            return
+        kept += 1 - value
     key = EMPTY_STATE
     for i in range(n):
         value = status[i] if status[i] >= 0 else (1 - others if i == odd else others)

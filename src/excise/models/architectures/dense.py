@@ -1,6 +1,7 @@
 """Pre-norm transformers: x + attention(norm(x)), then x + feed-forward(norm(x))."""
 
-from excise.models.architectures.record import Architecture, SublayerRecord
+from excise.models.architectures.readers import LLAMA_CPP_PERIODS
+from excise.models.architectures.record import Architecture, Placement, SublayerRecord
 
 ARCHITECTURES = (
     Architecture("llama"),
@@ -8,7 +9,21 @@ ARCHITECTURES = (
     Architecture("ministral3"),
     Architecture("qwen2", positions=("max_window_layers",)),
     Architecture("qwen3", positions=("max_window_layers",)),
-    Architecture("smollm3", per_block_keys=("layer_types", "no_rope_layers"), positions=("max_window_layers",)),
+    Architecture(
+        "smollm3",
+        per_block_keys=("layer_types", "no_rope_layers"),
+        positions=("max_window_layers",),
+        placements=(
+            Placement(
+                "llama.cpp",
+                "no_rope_layers",
+                LLAMA_CPP_PERIODS["smollm3"],
+                usual=1,
+                last=0,
+                source="src/models/smollm3.cpp, n_no_rope_layer_step: no key of a GGUF file sets it",
+            ),
+        ),
+    ),
     Architecture("phi3"),
     Architecture("granite", logit_divisor="logits_scaling"),
     Architecture(

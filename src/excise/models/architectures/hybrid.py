@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from excise.models.architectures.readers import linear_in_llama_cpp
 from excise.models.architectures.record import ATTENTION, FEED_FORWARD, MOE, Architecture, Period, SublayerRecord
 
 LINEAR_ATTENTION = SublayerRecord("linear-attention", "linear_attn", writes=("linear_attn.out_proj",))
@@ -15,6 +16,9 @@ QWEN3_5 = Architecture(
     extra_blocks=("mtp_num_hidden_layers",),
     needed_type="full_attention",
     index_attributes=("linear_attn.layer_idx", "self_attn.layer_idx"),
+    placements=(
+        linear_in_llama_cpp("qwen35", "src/models/qwen35.cpp; conversion/qwen.py writes the interval, and no list"),
+    ),
 )
 
 ARCHITECTURES = (
@@ -74,6 +78,11 @@ ARCHITECTURES = (
         needed_type="full_attention",
         index_attributes=("linear_attn.layer_idx", "self_attn.layer_idx"),
         required={"decoder_sparse_step": 1},
+        placements=(
+            linear_in_llama_cpp(
+                "qwen3next", "src/models/qwen3next.cpp; conversion/qwen.py writes the interval, and no list"
+            ),
+        ),
     ),
     QWEN3_5,
     replace(

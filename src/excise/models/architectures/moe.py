@@ -1,13 +1,30 @@
 """Transformers whose feed-forward is a mixture of experts, in all blocks or in some."""
 
-from excise.models.architectures.record import ATTENTION, FEED_FORWARD, MOE, Architecture
+from excise.models.architectures.readers import FULL, SLIDING, sliding_in_llama_cpp
+from excise.models.architectures.record import ATTENTION, FEED_FORWARD, MOE, Architecture, Placement
 
 SUBLAYERS = (ATTENTION, MOE, FEED_FORWARD)
 
 ARCHITECTURES = (
     Architecture("mixtral", sublayers=SUBLAYERS),
     Architecture("olmoe", sublayers=SUBLAYERS),
-    Architecture("gpt_oss", sublayers=SUBLAYERS),
+    Architecture(
+        "gpt_oss",
+        sublayers=SUBLAYERS,
+        placements=(
+            Placement(
+                "vllm",
+                "layer_types",
+                2,
+                SLIDING,
+                FULL,
+                "vllm/model_executor/models/gpt_oss.py of 0.32, OAIAttention: layer_idx % 2",
+            ),
+            sliding_in_llama_cpp(
+                "gpt-oss", "src/models/openai-moe.cpp, set_swa_pattern; conversion/gpt_oss.py writes no pattern"
+            ),
+        ),
+    ),
     Architecture(
         "qwen3_moe",
         sublayers=SUBLAYERS,

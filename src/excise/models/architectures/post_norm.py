@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from excise.models.architectures.record import Architecture, SublayerRecord
+from excise.models.architectures.readers import FULL, SLIDING, sliding_in_llama_cpp
+from excise.models.architectures.record import Architecture, Placement, SublayerRecord
 
 ATTENTION = SublayerRecord("attention", "post_attention_layernorm", inner=("self_attn",), writes=("self_attn.o_proj",))
 FEED_FORWARD = SublayerRecord("feed-forward", "post_feedforward_layernorm", inner=("mlp",), writes=("mlp.down_proj",))
@@ -12,6 +13,18 @@ GEMMA3 = Architecture(
     "gemma3_text",
     sublayers=POST_NORMS,
     index_attributes=("layer_idx", "self_attn.layer_idx"),
+    placements=(
+        sliding_in_llama_cpp("gemma3", "src/models/gemma3.cpp, set_swa_pattern; conversion/gemma.py writes no pattern"),
+        Placement(
+            "transformers-4.52",
+            "layer_types",
+            6,
+            SLIDING,
+            FULL,
+            "models/gemma3/modeling_gemma3.py of 4.51.3, Gemma3Attention.is_sliding",
+            period_key="sliding_window_pattern",
+        ),
+    ),
     logit_softcap="final_logit_softcapping",
 )
 
@@ -47,7 +60,24 @@ GEMMA4 = Architecture(
 )
 
 ARCHITECTURES = (
-    Architecture("gemma2", sublayers=POST_NORMS, logit_softcap="final_logit_softcapping"),
+    Architecture(
+        "gemma2",
+        sublayers=POST_NORMS,
+        placements=(
+            sliding_in_llama_cpp(
+                "gemma2", "src/models/gemma2.cpp, set_swa_pattern; conversion/gemma.py writes no pattern"
+            ),
+            Placement(
+                "transformers-4.52",
+                "layer_types",
+                2,
+                SLIDING,
+                FULL,
+                "models/gemma2/modeling_gemma2.py of 4.51.3, Gemma2DecoderLayer.is_sliding",
+            ),
+        ),
+        logit_softcap="final_logit_softcapping",
+    ),
     GEMMA3,
     replace(
         GEMMA3,

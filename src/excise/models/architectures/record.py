@@ -43,6 +43,33 @@ class Period:
     pattern: str
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What one reader takes of a block from its index, whatever the config's list says of that block.
+
+    The reader takes the last of every `period` blocks for `last`, and all others for `usual`.
+
+    Attributes:
+        reader: its name in `excise.models.architectures.readers.READERS`.
+        key: the config's own list, one entry a block, in whose place the reader does so.
+        period: number of blocks.
+        usual: entry of that list for most blocks.
+        last: entry of that list for the last block of a period.
+        source: where the reader does it: file and version.
+        period_key: key of config.json from which the reader takes the period where it stands there; `period` is then
+            the default.
+
+    """
+
+    reader: str
+    key: str
+    period: int
+    usual: object
+    last: object
+    source: str
+    period_key: str | None = None
+
+
 ATTENTION = SublayerRecord("attention", "self_attn", writes=("self_attn.o_proj",))
 FEED_FORWARD = SublayerRecord("feed-forward", "mlp", writes=("mlp.down_proj",))
 MOE_WRITES = (
@@ -88,6 +115,7 @@ class Architecture:
         scale: path inside a block of a buffer s by which the block multiplies the whole residual stream at its end.
         required: config key → the only value under which a block does the same thing wherever it stands. A model with
             another value is refused.
+        placements: what other readers than the transformers of this machine take of a block from its index.
         learned_positions: whether positions are learned, one embedding each, so that no sample can be longer than
             `max_position_embeddings`.
         logit_divisor, logit_multiplier: config keys by which logits are divided or multiplied.
@@ -114,6 +142,7 @@ class Architecture:
     returns_tuple: bool = False
     scale: str | None = None
     required: Mapping[str, object] = field(default_factory=dict)
+    placements: tuple[Placement, ...] = ()
     learned_positions: bool = False
     logit_divisor: str | None = None
     logit_multiplier: str | None = None
