@@ -39,7 +39,7 @@ def test_a_solve_imports_neither_torch_nor_transformers():
 # Folders and modules of the package in the order in which data passes through them: each imports only from those above
 # it (and within itself).
 STAGES = (
-    *("errors", "text", "settings", "progress", "artefacts", "drawing", "provenance"),
+    *("errors", "text", "plain", "settings", "progress", "artefacts", "drawing", "provenance"),
     *("ising", "models", "data", "store", "context", "evaluation"),
     *("surgery", "measuring", "repair", "healing", "choosing", "report", "run", "cli", "__main__"),
 )

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from excise.plain import Facts, Plain
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance as _Dataclass
 else:
@@ -68,13 +70,13 @@ def _as_output_error(error: OSError, final: Path) -> Exception:
     return error
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Plain) -> None:
     """Write `value` as indented JSON, atomically, as `json_text` gives it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json_text(value, indent=1) + "\n", encoding="utf-8")
 
 
-def json_text(value: Any, *, indent: int | None = None) -> str:
+def json_text(value: Plain, *, indent: int | None = None) -> str:
     """Return `value` as JSON; NumPy scalars and arrays become plain numbers and lists.
 
     JSON has neither NaN nor infinity: such a figure becomes null, and `as_number` reads it.
@@ -110,12 +112,12 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} is not JSON ({error}); it may be from another tool or cut short") from None
 
 
-def as_number(value: Any) -> float:
+def as_number(value: Plain) -> float:
     """A figure from JSON; null, which stands for one that was not finite, becomes NaN."""
     return math.nan if value is None else float(value)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Plain) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Path):
@@ -126,7 +128,7 @@ def _plain(value: Any) -> Any:
 class Artefact(_Dataclass):
     """Base of dataclasses that are a verb's result: written as JSON and read again."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Facts:
         """Plain values by name of field."""
         return asdict(self)
 

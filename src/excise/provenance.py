@@ -9,12 +9,13 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from excise.plain import Facts
 
 PACKAGES = ("excise", "torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "accelerate", "datasets")
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Facts:
     """Versions, machine, time and command of this process."""
     return {
         "command": " ".join(["excise", *map(shlex.quote, sys.argv[1:])]) if _is_command_line() else None,
@@ -35,8 +36,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _machine() -> dict[str, Any]:
-    facts: dict[str, Any] = {"platform": platform.platform(), "cpus": os.cpu_count(), "processor": platform.machine()}
+def _machine() -> Facts:
+    facts: Facts = {"platform": platform.platform(), "cpus": os.cpu_count(), "processor": platform.machine()}
     # Commands that need no torch must not load it to say so.
     if "torch" in sys.modules:
         import torch

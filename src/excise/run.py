@@ -12,11 +12,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from excise.artefacts import Artefact, read_json
 from excise.choosing.candidate import Candidate
 from excise.errors import ArchitectureError, InputError, OutputError
+from excise.plain import Facts, Values
 from excise.settings import (
     BackwardPass,
     Fixing,
@@ -225,22 +226,22 @@ class RunResult(Artefact):
     checkpoint_loss: float
     parameters: int
     pruned_parameters: int
-    repair: dict[str, Any] | None
-    race: dict[str, Any] | None
+    repair: Facts | None
+    race: Facts | None
     energy: str
     spearman: float | None
     candidates: tuple[Candidate, ...]
     spectra: dict[str, str]
     certified: dict[str, bool]
-    calibration: dict[str, Any]
-    held_out: dict[str, Any]
+    calibration: Facts
+    held_out: Facts
     skipped_samples: tuple[str, ...]
-    settings: dict[str, Any]
+    settings: Facts
     checkpoint: str
-    provenance: dict[str, Any]
-    self_test: dict[str, Any]
+    provenance: Facts
+    self_test: Facts
     figures: dict[str, str]
-    healed: dict[str, Any] | None
+    healed: Facts | None
     seconds: dict[str, float]
 
 
@@ -467,7 +468,7 @@ def _race(
     repairs: Repairs,
     held_out: Samples,
     clock: Clock,
-) -> tuple[Race, Removal, dict[str, Any]]:
+) -> tuple[Race, Removal, Facts]:
     """The race, the removal that won it, and the race as plain data, with removals in place of its checkpoints."""
     from excise.healing.heal_stage import race_removals
 
@@ -480,7 +481,7 @@ def _race(
 
 def _choice_facts(
     loaded: Loaded, verified: Verified, chosen: Candidate, settings: RunSettings, select: str, energy: str
-) -> dict[str, Any]:
+) -> Facts:
     from excise.models.identity import model_identity
     from excise.provenance import provenance
 
@@ -513,11 +514,11 @@ def _write(
     context: Context,
     chosen: Candidate,
     repairs: Repairs,
-    facts: Mapping[str, Any],
+    facts: Values,
     held_out: Samples,
     folder: Path,
     clock: Clock,
-) -> dict[str, Any]:
+) -> Facts:
     """Write the checkpoint, load it again, and only then give it its name."""
     from excise.data.batches import longest_together
     from excise.repair.several import write_removal
@@ -526,7 +527,7 @@ def _write(
     loaded, removed, card = context.loaded, chosen.removed, _card(facts, chosen, repairs)
     probe = longest_together(held_out)
 
-    def test(place: Path) -> dict[str, Any]:
+    def test(place: Path) -> Facts:
         with clock.stage("self_test"):
             return check_loaded(loaded.stack, removed, place, probe, source=loaded.folder, stored=loaded.stored_dtype)
 
@@ -537,7 +538,7 @@ def _write(
 
 def _heal(
     healing: Healing, context: Context, held_out: Samples, folder: Path, won: Race | None, force: bool, clock: Clock
-) -> dict[str, Any]:
+) -> Facts:
     from excise.healing.heal_stage import FOLDER, heal_pruned
 
     out = folder / FOLDER
@@ -545,7 +546,7 @@ def _heal(
         return heal_pruned(healing, folder / CHECKPOINT, held_out, out, context.store, won=won, force=force)
 
 
-def _card(facts: Mapping[str, Any], chosen: Candidate, repairs: Repairs) -> dict[str, Any]:
+def _card(facts: Values, chosen: Candidate, repairs: Repairs) -> Facts:
     calibration, origin, helpful = facts["calibration"], facts["provenance"], repairs.helpful(chosen.removed)
     return {
         "original": facts["model"],

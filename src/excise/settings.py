@@ -26,12 +26,13 @@ import difflib
 import importlib
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from excise.errors import InputError
+from excise.plain import Facts, Plain, Values
 
 # In the order in which `--help` and recipes show them.
 GROUPS = ("Arguments", "What to remove", "Options", "Data", "How it chooses", "Healing", "Machine", "Output")
@@ -217,7 +218,7 @@ class Setting:
         words = {"at least": known.least, "at most": known.most, "above": known.above, "below": known.below}
         return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
 
-    def check(self, value: Any) -> None:
+    def check(self, value: Plain) -> None:
         """Refuse a value of another type or out of range.
 
         Raises:
@@ -250,7 +251,7 @@ class Setting:
             return self.option.parse(given, self.called)
         return tuple(map(self._one_of_text, given)) if self.many else self._one_of_text(given)
 
-    def of_plain(self, plain: Any) -> Any:
+    def of_plain(self, plain: Plain) -> Any:
         """The value that a recipe gives; a text stands for what the command line would make of it.
 
         Raises:
@@ -276,12 +277,12 @@ class Setting:
         except ValueError:
             raise self._refuses(given) from None
 
-    def _one_of_plain(self, plain: Any) -> Any:
+    def _one_of_plain(self, plain: Plain) -> Any:
         if not _is(plain, str if self.kind is Path else self.kind):
             raise self._refuses(plain)
         return self.kind(plain)
 
-    def _allows(self, value: Any) -> bool:
+    def _allows(self, value: Plain) -> bool:
         if self.kind not in (int, float):
             return True
         known = self.option
@@ -293,12 +294,12 @@ class Setting:
             and (known.below is None or value < known.below)
         )
 
-    def _refuses(self, value: Any) -> InputError:
+    def _refuses(self, value: Plain) -> InputError:
         words = f"{'a list, each ' if self.many else ''}{_WORDS[self.kind]}"
         return InputError(f"{self.called} expects {', '.join(filter(None, (words, self.bounds)))}, got {value!r}")
 
 
-def _is(value: Any, kind: type) -> bool:
+def _is(value: Plain, kind: type) -> bool:
     if kind in (int, float):
         # true and false are integers to Python.
         return isinstance(value, int | float if kind is float else int) and not isinstance(value, bool)
@@ -334,7 +335,7 @@ def _place(setting: Setting) -> tuple[int, bool, bool]:
     return GROUPS.index(setting.option.group), not setting.required, not setting.option.recipe
 
 
-def check(settings: Any) -> None:
+def check(settings: Plain) -> None:
     """Refuse values of another type, out of range, or not among the choices; for `__post_init__`.
 
     Raises:
@@ -345,7 +346,7 @@ def check(settings: Any) -> None:
         setting.check(getattr(settings, setting.name))
 
 
-def make(cls: type[T], values: Mapping[str, Any]) -> T:
+def make(cls: type[T], values: Values) -> T:
     """Settings from values by name of field.
 
     Raises:
@@ -358,7 +359,7 @@ def make(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**values)
 
 
-def to_plain(settings: Any) -> dict[str, Any]:
+def to_plain(settings: Plain) -> Facts:
     """What a recipe holds: every setting that belongs into one, as JSON and YAML write it; paths become texts."""
     return {
         setting.name: plain(getattr(settings, setting.name))
@@ -367,14 +368,14 @@ def to_plain(settings: Any) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
+def plain(value: Plain) -> Any:
     """One value as JSON and YAML write it."""
     if isinstance(value, tuple):
         return [plain(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def values_of(cls: type, recipe: Mapping[str, Any], source: str = "recipe") -> dict[str, Any]:
+def values_of(cls: type, recipe: Values, source: str = "recipe") -> Facts:
     """Values by name of field from what a recipe holds, which need not be all of them.
 
     Args:
@@ -398,7 +399,7 @@ def values_of(cls: type, recipe: Mapping[str, Any], source: str = "recipe") -> d
         raise InputError(f"{source}: {error}") from None
 
 
-def from_plain(cls: type[T], recipe: Mapping[str, Any], source: str = "recipe") -> T:
+def from_plain(cls: type[T], recipe: Values, source: str = "recipe") -> T:
     """Settings from what a recipe holds; the inverse of `to_plain`.
 
     Raises:
@@ -522,7 +523,7 @@ class Loading(Placement):
         choices=DTYPES,
     )
 
-    def loading(self) -> dict[str, Any]:
+    def loading(self) -> Facts:
         """Arguments of `excise.models.loading.load` besides the model."""
         return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
 
@@ -572,7 +573,7 @@ class Sampling(Checked):
         choices=LOSS_ON,
     )
 
-    def drawing(self) -> dict[str, Any]:
+    def drawing(self) -> Facts:
         """Arguments of `excise.data.load_samples` besides source and tokenizer."""
         return {name: getattr(self, name) for name in ("samples", "tokens", "seed", "loss_on")}
 

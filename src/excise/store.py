@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from excise.artefacts import atomic_path, read_json, write_json
 from excise.errors import InputError, OutputError
 from excise.ising.problem import Removal
+from excise.plain import Values
 
 # 64 bits: names stay short, and two keys of one folder that share one are out of the question.
 DIGITS = 16
@@ -30,7 +31,7 @@ DIGITS = 16
 MEMORY_BYTES = 1 << 28
 
 Arrays = dict[str, np.ndarray]
-Key = Mapping[str, Any]
+Key = Values
 
 
 def digest(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
 from excise.ising.energies import ENERGIES
 from excise.measuring.score import score
+from excise.plain import Facts
 from excise.provenance import provenance
 from excise.repair.several import TOKENS, Repairs
 
@@ -57,11 +57,11 @@ class Comparison(Artefact):
     blocks: int
     parameters: int
     energy: str
-    calibration: dict[str, Any]
-    search: dict[str, Any]
-    held_out: dict[str, Any]
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
+    calibration: Facts
+    search: Facts
+    held_out: Facts
+    settings: Facts
+    provenance: Facts
 
 
 def compare(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from excise.choosing.proposal import Proposal
 from excise.ising.energies import Energy
 from excise.models.stack import Stack
+from excise.plain import Facts
 
 # The ends of a 95 % interval rest on the outer 250 on either side.
 REPLICATES = 10_000
@@ -85,7 +85,7 @@ class Row:
     backward_tokens: float
     seconds: float
     parameters: int
-    draws: tuple[dict[str, Any], ...] = ()
+    draws: tuple[Facts, ...] = ()
     note: str = ""
     repaired_delta: float | None = None
 
@@ -151,11 +151,11 @@ class Judge:
         # A ratio of resampled sums: samples differ in length, and the mean is per token.
         return np.einsum("rs,rd,ds->r", weights, shares, excess, optimize=True) / (weights @ self.counts)
 
-    def _damage(self, delta: float) -> dict[str, Any]:
+    def _damage(self, delta: float) -> Facts:
         loss = float(self.base.sum() / self.counts.sum()) + delta
         return {"loss": loss, "delta": delta, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
-    def _facts(self, drawn: Sequence[Choice]) -> dict[str, Any]:
+    def _facts(self, drawn: Sequence[Choice]) -> Facts:
         choice, at_random = drawn[0], len(drawn) > 1
         proposal = choice.proposal
         energies = [self.gates.energy(c.proposal.gates(self.stack)) for c in drawn]
@@ -175,7 +175,7 @@ class Judge:
             "note": f"mean of {len(drawn)} draws" if at_random else proposal.note,
         }
 
-    def _draw(self, choice: Choice) -> dict[str, Any]:
+    def _draw(self, choice: Choice) -> Facts:
         delta = self._mean((choice.sums - self.base)[None])
         return {"seed": choice.seed, "removed": choice.proposal.removed, "delta": delta}
 

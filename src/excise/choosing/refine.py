@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -24,6 +23,7 @@ from excise.ising.energies.pairs import pairs
 from excise.ising.problem import Problem, Removal
 from excise.measuring.objectives import Objective
 from excise.measuring.passes import pass_key
+from excise.plain import Facts
 from excise.provenance import provenance
 from excise.store import digest
 
@@ -89,7 +89,7 @@ class Refined:
         """The finalists, as proposals of `refined:k`, the winner first."""
         return [Proposal(f"refined:{k}", finalist.removed) for k, finalist in enumerate(self.finalists)]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Facts:
         """Plain values: what a report shows and `excise refine` writes."""
         return {
             "removed": list(self.removed),
@@ -116,9 +116,7 @@ def no_energy(units: int) -> Energy:
     return Energy(None, np.zeros((units, units)))
 
 
-def refinement_facts(
-    found: Mapping[int, Refined], objective: Objective, effort: float, calibration: Samples
-) -> dict[str, Any]:
+def refinement_facts(found: Mapping[int, Refined], objective: Objective, effort: float, calibration: Samples) -> Facts:
     """What `candidates.json` says of refinements at several budgets."""
     return {
         "objective": objective.name,
@@ -212,7 +210,7 @@ class _State:
     """What a search had proposed when it was interrupted, and what was known before it began."""
 
     context: Context
-    key: dict[str, Any]
+    key: Facts
     known: list[Removal]
     rounds: list[list[Removal]]
 

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from excise.plain import Facts
 from excise.settings import GROUPS, Setting, declared, make, plain
 
 _LAST = GROUPS[-1]
@@ -71,7 +72,7 @@ def _parameter(setting: Setting, recipes: bool) -> inspect.Parameter:
     repeated = setting.many and setting.option.parse is None
     annotation: Any = bool if setting.kind is bool else list[str] if repeated else str
     default: Any = ... if setting.required and not from_recipe else None
-    options: dict[str, Any] = {
+    options: Facts = {
         "help": _help(setting, from_recipe),
         "hidden": setting.option.hidden,
         "show_default": False,

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +16,7 @@ from excise.artefacts import json_text
 from excise.cli.healing import preset_of, print_healed, print_race, training_bar
 from excise.errors import InputError
 from excise.healing.settings import Settings
+from excise.plain import Facts
 from excise.settings import Placement, Printing, Replacing, Sampling, borrowing, changed, names_in, option
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def heal(settings: HealSettings) -> None:
     require_writable(student.folder, out, changes=student.stack.model, overwrite=settings.force)
     drawn, apart = _samples(plan, student, settings.loss_on)
     said = _teacher(settings, plan, place, student, drawn)
-    options: dict[str, Any] = {"force": settings.force}
+    options: Facts = {"force": settings.force}
     store = Store(out.with_name(f".{out.name}.work"))
     if len(pruned) > 1:
         from excise.healing.race import race

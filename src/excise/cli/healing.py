@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from excise.errors import InputError
+from excise.plain import Facts, Values
 
 if TYPE_CHECKING:
     from excise.data import Samples
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DATA = ("data", "samples", "tokens", "held_out", "teacher")
 
 
-def preset_of(name: str, options: Mapping[str, Any]) -> Preset:
+def preset_of(name: str, options: Values) -> Preset:
     """A preset, changed by the options that were given: those of `DATA`, and fields of its settings.
 
     Raises:
@@ -57,7 +58,7 @@ def healing_of(plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettin
         loss_on=asked.loss_on,
         fit=Fit.of(loaded.stack),
     )
-    options: dict[str, Any] = {"device": asked.device, "trust_remote_code": asked.trust_remote_code}
+    options: Facts = {"device": asked.device, "trust_remote_code": asked.trust_remote_code}
     teacher = loaded
     if plan.teacher != "auto":
         with status(f"loading {loaded.source} as the teacher"):
@@ -83,7 +84,7 @@ def training_bar() -> Iterator[Callable[..., None]]:
 
     facts = TextColumn("loss {task.fields[loss]:.4f}  [cyan]{task.fields[speed]:,.0f} tokens/s[/]  {task.fields[left]}")
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), facts, console=console) as bar:
-        tasks: dict[str, Any] = {}
+        tasks: Facts = {}
 
         def report(progress: Any, name: str = "healing") -> None:
             left = str(timedelta(seconds=round(progress.seconds_left)))
@@ -95,7 +96,7 @@ def training_bar() -> Iterator[Callable[..., None]]:
         yield report
 
 
-def print_healed(out: Path, facts: Mapping[str, Any]) -> None:
+def print_healed(out: Path, facts: Values) -> None:
     """Print steps, losses before and after, and what the self-test found."""
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import output
@@ -105,7 +106,7 @@ def print_healed(out: Path, facts: Mapping[str, Any]) -> None:
     print_self_test(facts["self_test"])
 
 
-def print_race(standings: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]) -> None:
+def print_race(standings: Sequence[Values], name: Callable[[Values], str]) -> None:
     """Print how far each entrant went, and its held-out loss on the way."""
     from excise.cli.terminal import output
 

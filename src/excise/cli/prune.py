@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from excise.artefacts import json_text
 from excise.errors import InputError
+from excise.plain import Facts, Values
 from excise.settings import Loading, Porting, Printing, Replacing, Sampling, changed, indices, names, names_in, option
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _check_together(settings: PruneSettings, sublayers: Sequence[str]) -> None:
         raise InputError(f"a GGUF file is for llama.cpp; expected no other reader in --portable, got {others}")
 
 
-def _card(settings: PruneSettings) -> dict[str, Any]:
+def _card(settings: PruneSettings) -> Facts:
     from excise.provenance import provenance
 
     origin, spectrum = provenance(), settings.spectrum
@@ -142,7 +143,7 @@ def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], tuple[str, ...]]
     return ((), tuple(states.labels[i] for i in removed)) if states.labels else (removed, ())
 
 
-def _from_gguf_to_gguf(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
+def _from_gguf_to_gguf(settings: PruneSettings, blocks: Sequence[int]) -> Facts:
     from excise.cli.terminal import status
     from excise.surgery.gguf import prune_gguf
 
@@ -151,7 +152,7 @@ def _from_gguf_to_gguf(settings: PruneSettings, blocks: Sequence[int]) -> dict[s
         return prune_gguf(settings.model, blocks, settings.out, overwrite=settings.force, test=test)
 
 
-def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> dict[str, Any]:
+def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> Facts:
     """Without loading the model, whatever its size; a hub id's folder lies in the hub's cache."""
     from excise.cli.terminal import status
     from excise.models.loading import checkpoint_folder
@@ -175,7 +176,7 @@ def _test(settings: PruneSettings, removed: Sequence[int], folder: Path | None =
     return lambda place: check_pruned(str(folder or settings.model), removed, place, **settings.loading())
 
 
-def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequence[str]) -> dict[str, Any]:
+def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequence[str]) -> Facts:
     """For GGUF files written as safetensors, and what makes new weights: sublayers, merging, repair."""
     from dataclasses import asdict
     from functools import partial
@@ -205,7 +206,7 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
         card["merge"] = {"rule": merge, "runs": [asdict(run) for run in runs_of(blocks)]}
     repairs = _repaired(loaded, blocks, settings, card) if settings.repairs else Repairs()
     stack = loaded.stack
-    facts: dict[str, Any] = {"source": loaded.folder, "sublayers": gates, "stored": loaded.stored_dtype}
+    facts: Facts = {"source": loaded.folder, "sublayers": gates, "stored": loaded.stored_dtype}
     test = partial(check_loaded, stack, blocks, **facts) if settings.test else None
     showing = status(f"writing and testing {out}")
     with merging(stack, blocks, merge or None), repairs.applied(stack, blocks), showing:
@@ -223,7 +224,7 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
         )
 
 
-def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: dict[str, Any]) -> Repairs:
+def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: Facts) -> Repairs:
     """Fit the repair, and put what it brought on the card."""
     from excise.cli.terminal import tokens_progress
     from excise.context import Context
@@ -256,7 +257,7 @@ def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: di
     return repairs
 
 
-def _print_readers(result: dict[str, Any]) -> None:
+def _print_readers(result: Facts) -> None:
     """Say for which readers every block is still what it was."""
     from excise.cli.terminal import output
     from excise.models.architectures.readers import READERS
@@ -269,7 +270,7 @@ def _print_readers(result: dict[str, Any]) -> None:
         output.print(f"WRONG in {READERS[name].title}: it {reason}")
 
 
-def _print_repair(result: dict[str, Any]) -> None:
+def _print_repair(result: Facts) -> None:
     from excise.cli.terminal import output
 
     kept = result.get("repair")
@@ -283,7 +284,7 @@ def _print_repair(result: dict[str, Any]) -> None:
     )
 
 
-def print_self_test(report: Mapping[str, Any] | None) -> None:
+def print_self_test(report: Values | None) -> None:
     """Print what the self-test found in one line; None where there was none."""
     from excise.cli.terminal import output
     from excise.surgery.proof import in_words

@@ -12,13 +12,14 @@ from typing import Any
 
 from excise.artefacts import read_json
 from excise.errors import InputError
+from excise.plain import Facts, Plain, Values
 from excise.settings import Setting, declared, make, plain, values_of
 
 # YAML 1.1, which PyYAML reads, takes 1e-4 for a text; everyone else takes it for a number.
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
-def read_recipe(cls: type, path: Path) -> dict[str, Any]:
+def read_recipe(cls: type, path: Path) -> Facts:
     """Values by name of field from YAML, JSON, or an artefact that holds them as its "settings".
 
     Args:
@@ -37,7 +38,7 @@ def read_recipe(cls: type, path: Path) -> dict[str, Any]:
     return values_of(cls, found, str(path))
 
 
-def recipe_text(cls: type, values: Mapping[str, Any]) -> str:
+def recipe_text(cls: type, values: Values) -> str:
     """All settings as YAML, each below its help; those that are required and not among `values` are commented out.
 
     Raises:
@@ -55,7 +56,7 @@ def recipe_text(cls: type, values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(setting: Setting, values: Mapping[str, Any]) -> str:
+def _line(setting: Setting, values: Values) -> str:
     import yaml
 
     if setting.required and setting.name not in values:
@@ -91,5 +92,5 @@ def _read_yaml(path: Path) -> Any:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _brief(found: Any) -> str:
+def _brief(found: Plain) -> str:
     return textwrap.shorten(json.dumps(found, default=str), 60)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from excise.artefacts import json_text
 from excise.cli.healing import healing_of, preset_of, print_healed, print_race
+from excise.plain import Facts
 from excise.run import MANIFEST, RunResult, RunSettings, check_folder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _healing_plan(settings: RunSettings) -> Preset | None:
     """How to heal; None where no option of healing was given."""
     if not settings.heals:
         return None
-    options: dict[str, Any] = {
+    options: Facts = {
         "data": settings.heal_data,
         "samples": settings.heal_samples,
         "tokens": settings.heal_tokens,

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from excise.artefacts import json_text, write_json
 from excise.cli.options import check_new
 from excise.errors import InputError
+from excise.plain import Facts
 from excise.settings import Fixing, Porting, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def solve(settings: SolveSettings) -> None:
     budget = settings.remove[0] if settings.remove else None
     pattern = _pattern(units, settings.portable)
     problem = Problem(units.energy, budget, protected, settings.force_blocks, constraints, pattern)
-    options: dict[str, Any] = {
+    options: Facts = {
         name: getattr(settings, name) for name in ("states", "solver", "seed", "time_limit", "min_distance")
     }
     if len(settings.remove) < 2:

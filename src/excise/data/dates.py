@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from datetime import date
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_DATE = date(2025, 1, 1)
 DIRECTIVES = "aAbBcdDefFgGhHIjmMnpSuUVwWxXyYZ"
 
 
-def asks_for_date(tokenizer: Any) -> bool:
+def asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer's chat template writes today's date into every chat."""
     template = getattr(tokenizer, "chat_template", None)
     return "strftime_now" in str(template)
 
 
-def dated_template(tokenizer: Any) -> str:
+def dated_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """The chat template in which today is always `TEMPLATE_DATE`."""
     return _date_macro() + tokenizer.get_chat_template()
 

@@ -9,11 +9,12 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from excise.errors import InputError
+from excise.plain import Values
 
 GZIP = b"\x1f\x8b"
 # The longer ones first: the mark of UTF-32 begins with that of UTF-16.
@@ -33,7 +34,7 @@ class BadRowError(Exception):
     """A row that cannot be used; the message says why, and leaves the row's name to whoever counts it."""
 
 
-Parsed = tuple[str, Mapping[str, Any] | BadRowError]
+Parsed = tuple[str, Values | BadRowError]
 
 
 def is_json(path: Path) -> bool:
@@ -138,12 +139,12 @@ def _beginning_of_list(content: bytes) -> list[Any] | None:
     return rows
 
 
-def _parsed(line: bytes) -> Mapping[str, Any] | BadRowError:
+def _parsed(line: bytes) -> Values | BadRowError:
     try:
         return _as_object(json.loads(line.decode("utf-8")))
     except (ValueError, RecursionError) as error:
         return BadRowError(f"not a JSON object ({error}); expected one JSON object per line")
 
 
-def _as_object(row: Any) -> Mapping[str, Any] | BadRowError:
+def _as_object(row: Any) -> Values | BadRowError:
     return row if isinstance(row, dict) else BadRowError(f"expected a JSON object, got {type(row).__name__}")

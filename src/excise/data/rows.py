@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from excise.data.files import BadRowError
+from excise.plain import Plain, Values
 
 FORMATS = "`messages`, `conversations` (ShareGPT), `prompt`/`response`, or `text`"
 ROLES = {"human": "user", "gpt": "assistant", "function": "tool"}  # of ShareGPT, and of tools' older interface
@@ -26,12 +26,12 @@ class Row:
     """
 
     name: str
-    messages: tuple[Mapping[str, Any], ...] | None = None
+    messages: tuple[Values, ...] | None = None
     text: str | None = None
     category: str | None = None
 
 
-def row_of(record: Mapping[str, Any], name: str) -> Row:
+def row_of(record: Values, name: str) -> Row:
     """Read one JSON object as a row.
 
     Contents in parts become their text; tool calls stay, their arguments parsed; a call without content has None.
@@ -60,7 +60,7 @@ def row_of(record: Mapping[str, Any], name: str) -> Row:
     raise BadRowError(f"expected {FORMATS}, got keys {sorted(map(str, record))}; rename the fields of your data")
 
 
-def _chat(turns: Any, key: str) -> tuple[Mapping[str, Any], ...]:
+def _chat(turns: Plain, key: str) -> tuple[Values, ...]:
     if isinstance(turns, str):  # tables without nested types keep a chat as JSON
         try:
             turns = json.loads(turns)
@@ -75,7 +75,7 @@ def _chat(turns: Any, key: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(_turn(turn, f"turn {number} of `{key}`") for number, turn in enumerate(turns, start=1))
 
 
-def _turn(turn: Any, place: str) -> Mapping[str, Any]:
+def _turn(turn: Plain, place: str) -> Values:
     if not isinstance(turn, Mapping):
         raise BadRowError(f"{place} must be an object, got {type(turn).__name__}")
     role_key, content_key = ("from", "value") if "from" in turn else ("role", "content")
@@ -95,7 +95,7 @@ def _turn(turn: Any, place: str) -> Mapping[str, Any]:
     return {"role": role, "content": text, **given}
 
 
-def _call(call: Any) -> Any:
+def _call(call: Plain) -> Plain:
     """A tool call as templates take it: arguments as an object, not as the JSON that interfaces send."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(arguments := function.get("arguments"), str):
@@ -107,7 +107,7 @@ def _call(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": parsed}} if isinstance(parsed, dict) else call
 
 
-def text_of(value: Any, place: str) -> str:
+def text_of(value: Plain, place: str) -> str:
     """Text, or the texts of a list of parts, such as [{"type": "text", "text": "Hi"}]; `place` is for messages.
 
     A byte order mark at its beginning, which readers of tables and of folders of text leave there, is no text.
@@ -137,7 +137,7 @@ def encodable(text: str, place: str) -> str:
     return text
 
 
-def _part(part: Any, place: str) -> str:
+def _part(part: Plain, place: str) -> str:
     if isinstance(part, str):
         return part
     if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
@@ -146,5 +146,5 @@ def _part(part: Any, place: str) -> str:
     raise BadRowError(f"{place} has a part of type {kind}; expected parts of text")
 
 
-def _told(turn: Mapping[str, Any], key: str) -> str:
+def _told(turn: Values, key: str) -> str:
     return f"keys {sorted(map(str, turn))}" if key not in turn else f"'{key}': {json.dumps(turn[key], default=str)}"

@@ -9,9 +9,9 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
 
@@ -21,7 +21,11 @@ from excise.data.fit import Fit
 from excise.data.rows import Row, encodable
 from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of
 from excise.errors import InputError
+from excise.plain import Facts, Values
 from excise.settings import LOSS_ON
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TOKENS = 512
 PROBES = ("a", "b")  # two first messages that differ in their first character
@@ -62,7 +66,7 @@ class Samples(Sequence[Sample]):
     """A sequence of samples and what is needed to draw them again."""
 
     items: tuple[Sample, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Values = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -116,14 +120,14 @@ class Samples(Sequence[Sample]):
             )
         return digest.hexdigest()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Facts for provenance."""
         return {**self.provenance, "samples": len(self), "total_tokens": self.tokens, "hash": self.hash}
 
 
 def load_samples(
     data: str,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     samples: int = 128,
     tokens: int = DEFAULT_TOKENS,
@@ -173,7 +177,7 @@ def load_samples(
         warnings.warn(f"{skipped.rows} rows of '{data}' were skipped, such as {skipped.first[0]}", stacklevel=2)
     items = draws[0].items if len(places) == 1 else _mixed([draw.items for draw in draws], places, samples)
     template = getattr(tokenizer, "chat_template", None)
-    facts: dict[str, Any] = (
+    facts: Facts = (
         draws[0].provenance
         if len(places) == 1
         else {
@@ -203,10 +207,12 @@ def _share_of(samples: int, place: Place) -> int:
 class _Draw:
     items: list[Sample]
     skipped: Skipped
-    provenance: dict[str, Any]
+    provenance: Facts
 
 
-def _drawn(data: str, tokenizer: Any, count: int, tokens: int, seed: int, loss_on: str, fit: Fit | None) -> _Draw:
+def _drawn(
+    data: str, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, seed: int, loss_on: str, fit: Fit | None
+) -> _Draw:
     """Samples of one place."""
     source = draw_rows(data, count, seed)
     items: list[Sample] = []
@@ -265,7 +271,7 @@ class Drawing(TypedDict):
 
 def split_samples(
     data: str,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     held_out: int,
     held_out_data: str | None = None,
@@ -315,7 +321,7 @@ def split_samples(
     return drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
 
 
-def _tokenise(row: Row, tokenizer: Any, tokens: int, loss_on: str) -> Sample:
+def _tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, tokens: int, loss_on: str) -> Sample:
     if row.text is not None:
         if loss_on == "responses":
             raise BadRowError("plain text has no responses (use --loss-on all)")
@@ -332,7 +338,9 @@ def _tokenise(row: Row, tokenizer: Any, tokens: int, loss_on: str) -> Sample:
     return sample
 
 
-def _tokenise_chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any, loss_on: str) -> tuple[list[int], list[bool]]:
+def _tokenise_chat(
+    messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, loss_on: str
+) -> tuple[list[int], list[bool]]:
     has_template = bool(getattr(tokenizer, "chat_template", None))
     special = {"add_special_tokens": not has_template, "verbose": False}
     messages, text = _rendered(messages, tokenizer)
@@ -348,7 +356,7 @@ def _tokenise_chat(messages: Sequence[Mapping[str, Any]], tokenizer: Any, loss_o
     return encoded["input_ids"], counted
 
 
-def _opening(ids: Sequence[int], messages: Sequence[Mapping[str, Any]], tokenizer: Any, special: Any) -> int:
+def _opening(ids: Sequence[int], messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, special: Any) -> int:
     """Tokens that every chat of this form begins with: those that stay when its first message says something else.
 
     The message itself is not searched for: what it says may stand in the opening too.
@@ -361,7 +369,7 @@ def _opening(ids: Sequence[int], messages: Sequence[Mapping[str, Any]], tokenize
     return 0
 
 
-def _rendered(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> tuple[Sequence[Mapping[str, Any]], str]:
+def _rendered(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Values], str]:
     """A chat as its template takes it, and the text: templates differ in what a call of a tool has for a content."""
     if all(message["content"] is not None for message in messages):
         return messages, _render(messages, tokenizer)
@@ -376,7 +384,7 @@ def _rendered(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> tuple[Se
     return messages, text
 
 
-def _render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, prompt: bool = False) -> str:
+def _render(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, prompt: bool = False) -> str:
     if not getattr(tokenizer, "chat_template", None):
         text = "\n\n".join(message["content"] or "" for message in messages)
         return text + ("\n\n" if prompt and messages else "")
@@ -388,7 +396,9 @@ def _render(messages: Sequence[Mapping[str, Any]], tokenizer: Any, prompt: bool 
     return encodable(text, "a role or a call of a tool")  # contents have been looked at
 
 
-def _response_spans(messages: Sequence[Mapping[str, Any]], text: str, tokenizer: Any) -> Iterator[tuple[int, int]]:
+def _response_spans(
+    messages: Sequence[Values], text: str, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, int]]:
     """Character spans of assistant turns, found by rendering the chat up to each."""
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -399,7 +409,7 @@ def _response_spans(messages: Sequence[Mapping[str, Any]], text: str, tokenizer:
         yield len(before), len(after)
 
 
-def beginning(tokenizer: Any) -> list[int]:
+def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that a tokenizer puts before every text, such as the one for the beginning of a text; mostly one or none.
 
     Models that were trained with such a token make nothing of a text without it.
@@ -409,7 +419,7 @@ def beginning(tokenizer: Any) -> list[int]:
     return list(whole[: next((i for i in places if whole[i : i + len(plain)] == plain), 0)])
 
 
-def windows_of(text: str, tokenizer: Any, width: int) -> list[tuple[int, list[int]]]:
+def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, width: int) -> list[tuple[int, list[int]]]:
     """A text's tokens in windows that do not overlap, each begun as the tokenizer begins a text.
 
     Args:
@@ -427,7 +437,7 @@ def windows_of(text: str, tokenizer: Any, width: int) -> list[tuple[int, list[in
     return [(start, [*first, *ids[start : start + step]]) for start in range(0, len(ids), step)]
 
 
-def _windows(row: Row, tokenizer: Any, width: int, count: int, seed: int) -> list[Sample]:
+def _windows(row: Row, tokenizer: PreTrainedTokenizerBase, width: int, count: int, seed: int) -> list[Sample]:
     whole = windows_of(row.text or "", tokenizer, width)
     windows = [window for window in whole if len(window[1]) == width] or whole[:1]
     random.Random(seed).shuffle(windows)

@@ -8,7 +8,7 @@ import io
 import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from excise.data.files import BadRowError, Parsed, is_json, objects_of, read_obj
 from excise.data.rows import Row, row_of
 from excise.errors import InputError
 from excise.models.file_hashes import sha256_of
+from excise.plain import Values
 
 STARTER = "starter"
 SHUFFLE_BUFFER = 10_000
@@ -63,7 +64,7 @@ class Source:
     """
 
     rows: tuple[Row, ...]
-    provenance: Mapping[str, Any]
+    provenance: Values
     is_text_file: bool = False
     skipped: Skipped = field(default_factory=Skipped)
 

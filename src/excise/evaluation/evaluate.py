@@ -19,6 +19,7 @@ from excise.evaluation.scores import MANIFEST, Result, Scores, describe
 from excise.evaluation.speed import speed, speed_settings
 from excise.ising.spectrum import Spectrum
 from excise.models.loading import Loaded
+from excise.plain import Facts
 from excise.provenance import provenance
 
 Announce = Callable[[str], AbstractContextManager[Any]]
@@ -125,7 +126,7 @@ def _missing(
     if plan.text and first:
         name, window, limit, fit = plan.text.name, plan.window, plan.limit, Fit.of(loaded.stack)
         if known.find(fingerprint, "perplexity", name, text_settings(plan.text, window, limit)) is None:
-            asked: dict[str, Any] = {"fingerprint": fingerprint, "window": window, "limit": limit, "fit": fit}
+            asked: Facts = {"fingerprint": fingerprint, "window": window, "limit": limit, "fit": fit}
             yield f"perplexity of {name}", partial(perplexity, model, tokenizer, plan.text, **asked)
     if plan.speed and first:
         lengths = {"prompt_tokens": plan.prompt_tokens, "new_tokens": plan.new_tokens}

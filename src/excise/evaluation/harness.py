@@ -23,6 +23,7 @@ from excise.evaluation.inputs import task_identity
 from excise.evaluation.scores import Metric, Result
 from excise.ising.bridges.extras import require
 from excise.models.loading import Loaded
+from excise.plain import Facts, Values
 
 TASK_SETS = {
     # Table 1 of the paper, and the two benchmarks of its Fig. 5.
@@ -74,9 +75,7 @@ def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> Any:
     return manager
 
 
-def harness_settings(
-    manager: Any, task: str, shots: int | None, limit: int | None, chat_template: bool
-) -> dict[str, Any]:
+def harness_settings(manager: Any, task: str, shots: int | None, limit: int | None, chat_template: bool) -> Facts:
     """What a benchmark's score depends on beside the model.
 
     Args:
@@ -132,7 +131,7 @@ def processes() -> Any:
 
 
 def benchmark(
-    lm: Any, task: str, settings: Mapping[str, Any], manager: Any, *, fingerprint: str, bootstrap: int = 100_000
+    lm: Any, task: str, settings: Values, manager: Any, *, fingerprint: str, bootstrap: int = 100_000
 ) -> Result | None:
     """Run one task (or group, or tag).
 
@@ -197,7 +196,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
 
 
-def _dataset(found: Mapping[str, Any], task: str) -> dict[str, Any]:
+def _dataset(found: Values, task: str) -> Facts:
     """Where the samples come from: of a group, what its tasks have in common."""
     configs = [found["configs"][task]] if task in found["configs"] else list(found["configs"].values())
     facts = {"path": "dataset_path", "name": "dataset_name", "split": "test_split"}
@@ -205,11 +204,11 @@ def _dataset(found: Mapping[str, Any], task: str) -> dict[str, Any]:
     return {name: value.pop() if len(value) == 1 else None for name, value in values.items()}
 
 
-def _directions(found: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+def _directions(found: Values, task: str) -> Values:
     return found.get("higher_is_better", {}).get(task) or {}
 
 
-def _metrics(row: Mapping[str, Any], directions: Mapping[str, Any]) -> dict[str, Metric]:
+def _metrics(row: Values, directions: Values) -> dict[str, Metric]:
     metrics = {}
     for name, value in row.items():
         metric, comma, filtered = name.partition(",")

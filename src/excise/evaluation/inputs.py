@@ -8,12 +8,16 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.ising.bridges.extras import require
 from excise.models.file_hashes import sha256_of, sha256_of_each
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded
+from excise.plain import Facts, Plain, Values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BEHAVIOUR = ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "legacy")
 
@@ -46,7 +50,7 @@ def task_identity(manager: Any, name: str) -> str:
     return _digest(_resolved(manager.task_index, name, ()))
 
 
-def _resolved(index: Mapping[str, Any], name: str, above: tuple[str, ...]) -> dict[str, Any]:
+def _resolved(index: Values, name: str, above: tuple[str, ...]) -> Facts:
     entry = index[name]
     config = dict(entry.cfg or {})
     if entry.yaml_path is not None:  # read again, as lm-eval does when it runs the task
@@ -66,7 +70,7 @@ def _resolved(index: Mapping[str, Any], name: str, above: tuple[str, ...]) -> di
     }
 
 
-def _members(config: Mapping[str, Any]) -> Iterator[str]:
+def _members(config: Values) -> Iterator[str]:
     """Names of a group's tasks and groups, those of the groups that it defines within it too."""
     tasks = config.get("task")
     for item in tasks if isinstance(tasks, list) else ():
@@ -77,7 +81,7 @@ def _members(config: Mapping[str, Any]) -> Iterator[str]:
             yield from _members(item)
 
 
-def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+def _mappings(value: Plain) -> Iterator[Values]:
     if isinstance(value, Mapping):
         yield value
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
@@ -85,7 +89,7 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
         yield from _mappings(item)
 
 
-def _without_places(value: Any, code: set[Path]) -> Any:
+def _without_places(value: Plain, code: set[Path]) -> Any:
     """A config in which functions are named without the folder they lie in; adds the files of their code to `code`."""
     if isinstance(value, Mapping):
         return {str(key): _without_places(item, code) for key, item in value.items()}
@@ -115,7 +119,7 @@ def _installed(module: str) -> Path | None:
     return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
 
 
-def _data_files(config: Mapping[str, Any]) -> Iterator[Path]:
+def _data_files(config: Values) -> Iterator[Path]:
     """Local files that `datasets.load_dataset` would read."""
     options = config.get("dataset_kwargs") or {}
     folders = [Path(str(value)) for value in (config.get("dataset_path"), options.get("data_dir")) if value]
@@ -130,7 +134,7 @@ def _data_files(config: Mapping[str, Any]) -> Iterator[Path]:
             yield from (path for path in found if path.is_file())
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Plain) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
@@ -138,7 +142,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield from _texts(item)
 
 
-def _tokenizer(tokenizer: Any) -> dict[str, Any]:
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> Facts:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         vocabulary = json.loads(backend.to_str())
@@ -157,5 +161,5 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _digest(value: Any) -> str:
+def _digest(value: Plain) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +19,16 @@ from excise.data.fit import Fit
 from excise.data.samples import beginning, windows_of
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
+from excise.plain import Facts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINDOW = 2048
 CHUNK = 512  # tokens whose logits are widened to float32 at a time
 
 
-def text_settings(path: str | Path, window: int | None, limit: int | None) -> dict[str, Any]:
+def text_settings(path: str | Path, window: int | None, limit: int | None) -> Facts:
     """What the perplexity of a text depends on beside the model.
 
     Args:
@@ -40,8 +44,8 @@ def text_settings(path: str | Path, window: int | None, limit: int | None) -> di
 
 
 def perplexity(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     path: str | Path,
     *,
     fingerprint: str,
@@ -113,12 +117,12 @@ def _read(path: str | Path) -> str:
     return text
 
 
-def _width(model: Any, window: int | None) -> int:
+def _width(model: PreTrainedModel, window: int | None) -> int:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or WINDOW
     return window or min(WINDOW, positions)
 
 
-def _windows(tokenizer: Any, text: str, width: int) -> list[list[int]]:
+def _windows(tokenizer: PreTrainedTokenizerBase, text: str, width: int) -> list[list[int]]:
     windows = [ids for _, ids in windows_of(text, tokenizer, width) if len(ids) >= 2]
     if not windows:
         raise InputError(
@@ -128,7 +132,7 @@ def _windows(tokenizer: Any, text: str, width: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _losses(model: Any, ids: list[int]) -> np.ndarray:
+def _losses(model: PreTrainedModel, ids: list[int]) -> np.ndarray:
     """Cross-entropy of every token after the first [tokens − 1], nats."""
     input_ids = torch.tensor([ids], device=model.device)
     logits: Tensor = model(input_ids=input_ids, use_cache=False).logits[0, :-1]

@@ -6,10 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from excise.artefacts import as_number, read_json, write_json
 from excise.errors import InputError
+from excise.plain import Values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FORMAT = "excise scores 1"
 MANIFEST = "scores.json"
@@ -87,9 +91,9 @@ class Result:
     model: str
     kind: str
     name: str
-    settings: Mapping[str, Any]
+    settings: Values
     metrics: Mapping[str, Metric]
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Values = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -125,9 +129,9 @@ class Scores:
 
     models: Mapping[str, Model] = field(default_factory=dict)
     results: tuple[Result, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Values = field(default_factory=dict)
 
-    def find(self, model: str, kind: str, name: str, settings: Mapping[str, Any]) -> Result | None:
+    def find(self, model: str, kind: str, name: str, settings: Values) -> Result | None:
         """The result measured under exactly these settings."""
         # Metrics are no part of a key, so any stand-in will do.
         key = Result(model, kind, name, settings, {}).key
@@ -169,14 +173,14 @@ class Scores:
             raise InputError(f"{path} is damaged ({error!r}); delete it and run `excise evaluate` again") from None
 
 
-def _result(value: Mapping[str, Any]) -> Result:
+def _result(value: Values) -> Result:
     metrics = {
         name: Metric(**{**metric, "value": as_number(metric["value"])}) for name, metric in value["metrics"].items()
     }
     return Result(value["model"], value["kind"], value["name"], value["settings"], metrics, value["details"])
 
 
-def describe(source: str, model: Any, fingerprint: str) -> Model:
+def describe(source: str, model: PreTrainedModel, fingerprint: str) -> Model:
     """What is known of a loaded model, from itself and from the recipe (excise.json) beside its weights.
 
     Args:

@@ -8,18 +8,22 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
+from excise.plain import Facts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 REPEATS, WARM_UP = 3, 1
 
 
-def speed_settings(prompt_tokens: int, new_tokens: int, batch: int) -> dict[str, Any]:
+def speed_settings(prompt_tokens: int, new_tokens: int, batch: int) -> Facts:
     """What a measured speed depends on beside model and machine.
 
     Raises:
@@ -36,7 +40,13 @@ def speed_settings(prompt_tokens: int, new_tokens: int, batch: int) -> dict[str,
 
 @torch.no_grad()
 def speed(
-    model: Any, *, fingerprint: str, prompt_tokens: int = 512, new_tokens: int = 64, batch: int = 1, seed: int = 0
+    model: PreTrainedModel,
+    *,
+    fingerprint: str,
+    prompt_tokens: int = 512,
+    new_tokens: int = 64,
+    batch: int = 1,
+    seed: int = 0,
 ) -> Result:
     """Time prefill and greedy decoding with a KV cache on random tokens; the median of three runs after a warm-up.
 
@@ -90,7 +100,7 @@ def speed(
     return Result(fingerprint, "speed", "speed", settings, metrics, details)
 
 
-def _run(model: Any, prompt: Tensor, new_tokens: int) -> tuple[float, float, int]:
+def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float, int]:
     """Seconds of the prefill, seconds of the other tokens, bytes of the cache at the end."""
     start = _now(prompt)
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
@@ -120,7 +130,7 @@ def _peak_bytes_of_process() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> Facts:
     if torch.cuda.is_available():
         return {"device": torch.cuda.get_device_name(), "threads": None, "torch": torch.__version__}
     return {"device": "cpu", "model": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}

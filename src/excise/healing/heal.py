@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import DistributedType, PartialState
@@ -27,6 +25,7 @@ from excise.healing.trainer import Watching, last_whole, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
+from excise.plain import Facts, Values
 from excise.provenance import provenance
 from excise.store import Store
 from excise.surgery.card import model_card, original_metadata
@@ -47,10 +46,10 @@ def heal(
     settings: Settings,
     *,
     store: Store | None = None,
-    further: Mapping[str, Any] | None = None,
+    further: Values | None = None,
     force: bool = False,
     watching: Watching | None = None,
-) -> dict[str, Any]:
+) -> Facts:
     """Train a pruned model to predict what its original does, and write it as an ordinary checkpoint.
 
     The folder appears when all is done: the checkpoint, `heal.json` and the loss curve. Until then the training lies
@@ -153,14 +152,12 @@ def _loss(loaded: Loaded, samples: Samples) -> float:
     return measure(Context(loaded), samples, [()]).loss()
 
 
-def _write(
-    student: Loaded, recipe: Mapping[str, Any], facts: dict[str, Any], out: Path, probe: torch.Tensor, started: float
-) -> dict[str, Any]:
+def _write(student: Loaded, recipe: Values, facts: Facts, out: Path, probe: torch.Tensor, started: float) -> Facts:
     """Write the checkpoint, its card, its curve and its facts as one folder, which is tested; returns the facts."""
     told = {key: facts[key] for key in ("losses", "steps", "settings")}
     healing = {**told, "samples": facts["samples"], "teacher": facts["teacher"]}
 
-    def tested(folder: Path) -> dict[str, Any]:
+    def tested(folder: Path) -> Facts:
         report = check_loaded(student.stack, (), folder, probe, source=student.folder, stored=student.stored_dtype)
         facts["self_test"] = report
         facts["seconds"] = round(time.perf_counter() - started, 1)
@@ -193,7 +190,7 @@ def _write(
     return facts
 
 
-def _still_zero(stack: Stack, recipe: Mapping[str, Any]) -> list[str]:
+def _still_zero(stack: Stack, recipe: Values) -> list[str]:
     """Of the sublayers that had been set to 0, those to which training gave no weights."""
     named = {f"{recipe['original_blocks'][s.block]}.{s.kind}": s for s in stack.sublayers}
 
@@ -204,7 +201,7 @@ def _still_zero(stack: Stack, recipe: Mapping[str, Any]) -> list[str]:
     return [name for name in recipe["zeroed_sublayers"] if name in named and is_zero(name)]
 
 
-def _section(facts: Mapping[str, Any]) -> str:
+def _section(facts: Values) -> str:
     losses, settings, teacher = facts["losses"], facts["settings"], facts["teacher"]
     rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in losses.items())
     trained = {"all": "all parameters", "lora": "LoRA, merged", "cuts": "the blocks next to a cut"}[settings["train"]]

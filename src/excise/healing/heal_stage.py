@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from excise.context import Context
 from excise.data.samples import Samples
@@ -19,6 +18,7 @@ from excise.healing.teachers import Teacher
 from excise.healing.trainer import Progress, Watching, planned_steps
 from excise.ising.problem import Removal
 from excise.models.loading import Loaded
+from excise.plain import Facts
 from excise.repair.several import Repairs, write_removal
 from excise.store import Store
 from excise.text import ranges
@@ -123,7 +123,7 @@ def _trainings(store: Store) -> Store:
 
 def heal_pruned(
     healing: Healing, pruned: Path, held_out: Samples, out: Path, store: Store, *, won: Race | None, force: bool
-) -> dict[str, Any]:
+) -> Facts:
     """Heal the checkpoint of a run; where it won a race, its training goes on from there.
 
     Args:

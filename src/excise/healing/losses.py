@@ -244,7 +244,7 @@ def _logits(student: Stack, states: Tensor) -> tuple[Tensor, Tensor]:
     """What the head's matrix gives, and the logits it becomes (scaled, capped), with the graph between the two."""
     kept: list[Tensor] = []
 
-    def keep(module: Any, args: Any, output: Tensor) -> Tensor:
+    def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
         # The head's product is differentiated by hand in `_Gradients.add`: autograd sees only what follows it.
         kept.append(output.detach().requires_grad_())
         return kept[-1]

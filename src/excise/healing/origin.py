@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from excise.errors import InputError
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, Teacher, anatomy
 from excise.models.loading import Loaded
+from excise.plain import Facts, Values
 from excise.surgery.recipe import HISTORY, read_recipe
 
 
@@ -26,7 +26,7 @@ class Origin:
     teacher_blocks: int
 
     @staticmethod
-    def of(recipe: Mapping[str, Any], teacher_blocks: Sequence[int] | None = None) -> Origin | None:
+    def of(recipe: Values, teacher_blocks: Sequence[int] | None = None) -> Origin | None:
         """Read it from a recipe (excise.json); None where the recipe does not say, or nothing was removed.
 
         Args:
@@ -50,7 +50,7 @@ class Origin:
         return Origin(tuple(teacher.index(i) for i in kept), len(teacher))
 
 
-def recipe_of(student: Loaded) -> dict[str, Any]:
+def recipe_of(student: Loaded) -> Facts:
     """The recipe beside a checkpoint's weights, in the hub's cache too; empty where it has none."""
     return read_recipe(student.folder or student.source)
 
@@ -94,5 +94,5 @@ def origin_of(student: Loaded, teacher: Teacher) -> Origin | None:
     )
 
 
-def _named(recipe: Mapping[str, Any]) -> str:
+def _named(recipe: Values) -> str:
     return str(recipe.get("original") or "the student's own original")

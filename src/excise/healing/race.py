@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from excise.healing.teachers import Teacher
 from excise.healing.trainer import Progress, Watching, planned_steps, train, training_place
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
+from excise.plain import Facts
 from excise.store import Store
 
 
@@ -54,7 +54,7 @@ class Race:
     standings: tuple[Standing, ...]
     steps_trained: int
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """The result as plain data; JSON has no infinity, so an infinite loss is None."""
         standings = [{"student": s.student, "losses": _finite(s.losses)} for s in self.standings]
         return {"standings": standings, "steps_trained": self.steps_trained}

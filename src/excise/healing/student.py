@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,11 @@ from excise.healing.losses import hidden_loss, vocabulary_loss
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
 from excise.models.stack import Stack, override_forward
+from excise.plain import Plain
 from excise.repair.streams import recorded_streams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def distilling(
@@ -98,7 +102,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             setattr(module, name, rate)
 
 
-def _is_rate(value: Any) -> bool:
+def _is_rate(value: Plain) -> bool:
     return isinstance(value, float) and value > 0
 
 
@@ -144,7 +148,7 @@ def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int]
     return model
 
 
-def _with_lora(model: Any, settings: Settings) -> Any:
+def _with_lora(model: PreTrainedModel, settings: Settings) -> Any:
     if importlib.util.find_spec("peft") is None:
         raise MissingExtraError("LoRA needs peft; pip install 'excise[heal]', or train all parameters")
     from peft import LoraConfig, get_peft_model

@@ -24,6 +24,7 @@ from excise.measuring.passes import over_batches
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
+from excise.plain import Facts, Values
 from excise.repair.streams import recorded_streams
 from excise.store import Journal
 from excise.surgery.config import quantisation
@@ -68,7 +69,7 @@ class Teacher(Protocol):
         """
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Facts for provenance."""
         ...
 
@@ -96,7 +97,7 @@ class OnlineTeacher:
         head = self.stack.model.get_output_embeddings().weight.device
         return Lesson(DenseTargets(self.stack, hidden[rows, positions].to(head), self.temperature), dict(streams))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Facts for provenance."""
         facts = {"kind": "online", "precision": self.precision, "temperature": self.temperature}
         return {**facts, "model_hash": model_identity(self.stack.model)}
@@ -114,7 +115,7 @@ class OfflineTeacher:
     """
 
     folder: Path
-    facts: Mapping[str, Any]
+    facts: Values
     places: tuple[tuple[int, int, int], ...]
 
     @staticmethod
@@ -176,14 +177,14 @@ class OfflineTeacher:
                     rows.append(torch.from_numpy(opened[shard].get_slice(name)[start:end]))
         return Lesson(SparseTargets(*(torch.cat(pieces[name]) for name in ("tokens", "log_probs", "rest"))))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Facts for provenance."""
         return {"kind": "offline", **self.facts}
 
 
 def record_teacher(
     context: Context, samples: Samples, folder: str | Path, *, k: int = 64, temperature: float = 1.0
-) -> dict[str, Any]:
+) -> Facts:
     """Write the teacher's k most probable tokens at every counted position, once for any number of students.
 
     Each position takes 8·k + 4 bytes. The mass of all other tokens is kept as one number. An interrupted recording goes
@@ -240,7 +241,7 @@ def record_teacher(
     return index
 
 
-def anatomy(stack: Stack) -> dict[str, Any]:
+def anatomy(stack: Stack) -> Facts:
     """What tells whether a model is the one that another was made from.
 
     Returns:

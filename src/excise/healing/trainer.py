@@ -37,6 +37,7 @@ from excise.healing.student import counterparts_of, distilling, trainable, witho
 from excise.healing.teachers import OfflineTeacher, Teacher
 from excise.models.identity import model_identity
 from excise.models.stack import Stack
+from excise.plain import Facts
 from excise.store import Journal, Store
 
 MARK = "whole.json"
@@ -148,7 +149,7 @@ def train(
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
-def training_key(student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> dict[str, Any]:
+def training_key(student: Stack, teacher: Teacher, samples: Samples, settings: Settings) -> Facts:
     """Everything that a training depends on; the student as it is before."""
     facts = {"settings": asdict(settings), "samples": samples.hash, "teacher": teacher.describe()}
     return {"stage": "heal", "student": model_identity(student.model), **facts}

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 
 from excise.artefacts import atomic_path
 from excise.errors import InputError
+from excise.plain import Plain, Values
 
 FORMAT = "excise gradients 1"
 
@@ -43,7 +43,7 @@ class Gradients:
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     sizes: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
-    provenance: Mapping[str, Any] | None = None
+    provenance: Values | None = None
     positions: np.ndarray | None = None
 
     def blocks(self) -> np.ndarray:
@@ -60,7 +60,7 @@ class Gradients:
             kinds.setdefault(block, []).append(kind)
         return tuple("+".join(kinds[block]) for block in sorted(kinds))
 
-    def with_provenance(self, **facts: Any) -> Gradients:
+    def with_provenance(self, **facts: Plain) -> Gradients:
         """The same gradients with further facts in their provenance."""
         return replace(self, provenance={**(self.provenance or {}), **facts})
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from excise.artefacts import read_json, write_json
 from excise.errors import InputError
+from excise.plain import Facts, Values
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Spectrum:
         gap = 0.0 if self.states else None
         return replace(self, certified=True, lower_bound=bound, gap=gap, proved=len(self.states))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Facts:
         """Plain values: `states` as [{"removed": […], "energy": …}, …] and the other fields by name."""
         fields = {name: value for name, value in asdict(self).items() if name not in ("states", "notes", "labels")}
         states = [{"removed": list(state.removed), "energy": state.energy} for state in self.states]
@@ -144,7 +144,7 @@ class Spectrum:
         return {"states": states, **fields, "notes": list(self.notes), **labels}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Spectrum:
+    def from_json(cls, value: Values) -> Spectrum:
         """Read what `to_json` wrote.
 
         Raises:

@@ -23,6 +23,7 @@ from excise.measuring.losses import sample_losses
 from excise.measuring.passes import Rows, each_batch, pass_key
 from excise.measuring.trie import Trie
 from excise.models.stack import Stack, removable_indices
+from excise.plain import Facts
 from excise.store import Ledger
 
 Statistic = Literal["loss", "divergence"]
@@ -123,12 +124,12 @@ def known_removals(
     return tuple(_ledger(context, samples, {"sublayers": sublayers, "statistic": statistic}))
 
 
-def _ledger(context: Context, samples: Samples, kind: dict[str, Any]) -> Ledger:
+def _ledger(context: Context, samples: Samples, kind: Facts) -> Ledger:
     return context.store.ledger(MEASUREMENTS, pass_key(context, samples, kind))
 
 
 @torch.no_grad()
-def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal], kind: dict[str, Any]) -> np.ndarray:
+def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal], kind: Facts) -> np.ndarray:
     """Sums [candidates, samples] of removals not yet known."""
     trie = Trie.of(context.stack, _gates_off(context.stack, removals, kind["sublayers"]))
     # Without the candidates, so that a later call on the same samples finds the intact model's states again.

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,11 @@ from excise.data.sources import Skipped
 from excise.errors import InputError
 from excise.ising.problem import Removal
 from excise.measuring.measure import Statistic, known_removals, measure
+from excise.plain import Values
 from excise.settings import Objecting, weighted_kinds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DOMAINS = ("mean", "worst")
 Floats = NDArray[np.float64]
@@ -217,7 +221,7 @@ def parse_objective(text: str, samples: Samples, questions: Samples | None = Non
 
 
 def load_objective(
-    asked: Objecting, samples: Samples, tokenizer: Any, seed: int = 0, fit: Fit | None = None
+    asked: Objecting, samples: Samples, tokenizer: PreTrainedTokenizerBase, seed: int = 0, fit: Fit | None = None
 ) -> Objective:
     """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
 
@@ -237,7 +241,7 @@ def load_objective(
 
 
 def load_questions(
-    path: str | Path, tokenizer: Any, *, count: int = 64, seed: int = 0, fit: Fit | None = None
+    path: str | Path, tokenizer: PreTrainedTokenizerBase, *, count: int = 64, seed: int = 0, fit: Fit | None = None
 ) -> Samples:
     """Multiple-choice questions, one sample an option, those of a question side by side and the right one first.
 
@@ -282,7 +286,7 @@ def load_questions(
     return Samples(items, {**facts, "skipped": {"rows": skipped.rows, "first": skipped.first}})
 
 
-def _question(row: Mapping[str, Any] | BadRowError) -> tuple[str, list[str], int]:
+def _question(row: Values | BadRowError) -> tuple[str, list[str], int]:
     """Question, options and which of them is right."""
     if isinstance(row, BadRowError):
         raise row
@@ -308,7 +312,9 @@ def _question(row: Mapping[str, Any] | BadRowError) -> tuple[str, list[str], int
     )
 
 
-def _option_samples(name: str, question: str, options: Sequence[str], tokenizer: Any) -> list[Sample]:
+def _option_samples(
+    name: str, question: str, options: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[Sample]:
     prompt = len(tokenizer(question, verbose=False)["input_ids"])
     samples = []
     for i, option in enumerate(options):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +13,7 @@ from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import ExciseError
+from excise.plain import Facts, Values
 from excise.store import Journal
 
 Rows = dict[str, np.ndarray]
@@ -44,7 +44,7 @@ def each_batch(
     context: Context,
     samples: Samples,
     kind: str,
-    key: Mapping[str, Any],
+    key: Values,
     rows_of: Callable[[int, Batch], Rows],
     *,
     weight: int = 1,
@@ -89,7 +89,7 @@ def each_batch(
     return {name: np.concatenate([pieces[n][name] for n in range(len(batches))])[order] for name in names}
 
 
-def pass_key(context: Context, samples: Samples, key: Mapping[str, Any]) -> dict[str, Any]:
+def pass_key(context: Context, samples: Samples, key: Values) -> Facts:
     """Everything that the rows of a pass depend on."""
     return {
         "excise": __version__,

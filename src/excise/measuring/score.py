@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from excise.ising.gradients import Gradients
 from excise.measuring.losses import sample_losses
 from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import Stack, first, override_forward, replace_first
+from excise.plain import Facts, Values
 
 # One odd sample must not cost a long pass; more than a tenth means that weights or dtype are at fault.
 MOST_SKIPPED = 0.1
@@ -49,7 +50,7 @@ def score(
     """
     stack = context.stack
     alpha = None if positions is None else _gates(stack, samples, positions)
-    settings: dict[str, Any] = {"checkpointing": checkpointing}
+    settings: Facts = {"checkpointing": checkpointing}
     if alpha is not None:
         # The positions themselves, [samples, blocks], would be too long for a key.
         settings["positions"] = hashlib.sha256(alpha.numpy().tobytes()).hexdigest()
@@ -113,7 +114,7 @@ def gate_gradients(
 def _recorded(stack: Stack, rows: Tensor, alpha: Tensor | None) -> Iterator[None]:
     """Hook every sublayer so that the backward pass writes its column of `rows`."""
 
-    def hook(module: torch.nn.Module, args: Any, output: Any, gate: int, share: float) -> Any:
+    def hook(module: torch.nn.Module, args: object, output: Any, gate: int, share: float) -> Any:
         tensor = first(output)
         if not tensor.requires_grad:
             # The lowest sublayer: nothing below it needs a gradient, so its output is where the graph begins.
@@ -158,9 +159,7 @@ def frozen(stack: Stack) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _joined(
-    stack: Stack, samples: Samples, rows: Rows, facts: Mapping[str, Any], positions: np.ndarray | None
-) -> Gradients:
+def _joined(stack: Stack, samples: Samples, rows: Rows, facts: Values, positions: np.ndarray | None) -> Gradients:
     A, losses = rows["A"], rows["losses"]
     finite = np.isfinite(A).all(axis=1) & np.isfinite(losses)
     names = np.array([sample.name for sample in samples], dtype=object)

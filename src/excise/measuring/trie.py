@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from excise.models.stack import Stack, block_input, block_output, override_forward, pass_through, silent
+from excise.plain import Facts
 
 Off = tuple[bool, ...]
 
@@ -120,7 +121,7 @@ def _path(
 
     def keep(depth: int) -> Callable[..., None]:
         # On the way in, which fires even where the block is passed over: what is replaced is its forward, not its call.
-        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: Any, args: tuple[Tensor, ...], kwargs: Facts) -> None:
             saved[depth] = block_input(args, kwargs)
 
         return hook

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from excise.models.architectures import Architecture
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-def kv_sources(config: Any, architecture: Architecture) -> tuple[int | None, ...]:
+
+def kv_sources(config: PretrainedConfig, architecture: Architecture) -> tuple[int | None, ...]:
     """For each block [blocks], the index of the block whose keys and values it uses instead of its own, or None.
 
     Args:
@@ -23,7 +26,7 @@ def kv_sources(config: Any, architecture: Architecture) -> tuple[int | None, ...
     return tuple(stored[types[i]] if mode == "reuse" else None for i, mode in enumerate(modes))
 
 
-def fixed_blocks(config: Any, architecture: Architecture) -> Mapping[int, str]:
+def fixed_blocks(config: PretrainedConfig, architecture: Architecture) -> Mapping[int, str]:
     """Blocks that cannot be removed without changing others, each with the reason.
 
     Args:
@@ -44,7 +47,7 @@ def fixed_blocks(config: Any, architecture: Architecture) -> Mapping[int, str]:
     return fixed
 
 
-def needed_blocks(config: Any, architecture: Architecture) -> tuple[int, ...]:
+def needed_blocks(config: PretrainedConfig, architecture: Architecture) -> tuple[int, ...]:
     """Blocks of which at least one must stay; () where there is no such condition.
 
     Args:

@@ -14,13 +14,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from excise.errors import ArchitectureError
 from excise.models.stack import block_input, first, replace_first
+from excise.plain import Facts, Plain, Values
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 TOKENS = 12
 MOST_SUBLAYERS = 4
@@ -79,7 +83,7 @@ class Found:
     variants: Mapping[str, tuple[Variant, ...]]
     index_attributes: tuple[str, ...]
     per_block_keys: tuple[str, ...]
-    numbers: Mapping[str, Any]
+    numbers: Values
     returns_tuple: bool
 
     def record(self) -> str:
@@ -108,7 +112,7 @@ def _quoted(values: Sequence[str]) -> str:
     return "(" + "".join(f'"{value}", ' for value in values).rstrip(" " if len(values) == 1 else ", ") + ")"
 
 
-def find_record(model: Any) -> Found:
+def find_record(model: PreTrainedModel) -> Found:
     """Propose a record for a causal language model in memory, known or not.
 
     Args:
@@ -143,7 +147,7 @@ def find_record(model: Any) -> Found:
 
 
 @torch.no_grad()
-def _run(model: Any, tokens: Tensor) -> None:
+def _run(model: PreTrainedModel, tokens: Tensor) -> None:
     model(input_ids=tokens, use_cache=False)
 
 
@@ -158,11 +162,11 @@ def _hooks(modules: Mapping[Any, nn.Module], hook: Any) -> Iterator[None]:
             handle.remove()
 
 
-def _is_states(value: Any) -> bool:
+def _is_states(value: Plain) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2
 
 
-def _block_list(model: Any, tokens: Tensor) -> tuple[str, list[nn.Module]]:
+def _block_list(model: PreTrainedModel, tokens: Tensor) -> tuple[str, list[nn.Module]]:
     """The list of modules that pass hidden states on to each other, the longest if there are several."""
     lists = {name: list(m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0}
     passes: dict[str, list[tuple[int, Tensor, Tensor]]] = {name: [] for name in lists}
@@ -203,7 +207,7 @@ class _Observed:
     in_tuple: bool
 
 
-def _observe(model: Any, tokens: Tensor, block: nn.Module) -> _Observed:
+def _observe(model: PreTrainedModel, tokens: Tensor, block: nn.Module) -> _Observed:
     given: list[Tensor] = []
     outputs: dict[str, Tensor] = {}
     tuples: list[bool] = []
@@ -256,7 +260,7 @@ def _added(block: nn.Module, seen: _Observed, path: str) -> tuple[tuple[str, ...
 
 
 def _try(
-    model: Any, tokens: Tensor, stack: str, blocks: Sequence[nn.Module], sublayers: Sequence[Sequence[str]]
+    model: PreTrainedModel, tokens: Tensor, stack: str, blocks: Sequence[nn.Module], sublayers: Sequence[Sequence[str]]
 ) -> None:
     """Check the proposal as a whole: with every sublayer at 0, each block returns its input."""
     wrong: list[int] = []
@@ -356,10 +360,10 @@ def _index_attributes(blocks: Sequence[nn.Module]) -> tuple[str, ...]:
     return tuple(name for name, equal in values.items() if all(equal))
 
 
-def _config_entries(config: Any, blocks: int) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _config_entries(config: PretrainedConfig, blocks: int) -> tuple[tuple[str, ...], Facts]:
     """Config lists as long as the stack, and entries named after layers or blocks."""
     lists: list[str] = []
-    numbers: dict[str, Any] = {}
+    numbers: Facts = {}
     for key, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == blocks:
             lists.append(key)

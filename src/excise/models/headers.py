@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.errors import CheckpointError, InputError
+from excise.plain import Facts, Plain
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -222,7 +223,7 @@ def _place(tensor: Tensor) -> tuple[int, int]:
     return tensor.start, tensor.bytes
 
 
-def _tensor(name: str, entry: Any, shard: Path, data: int) -> Tensor:
+def _tensor(name: str, entry: Plain, shard: Path, data: int) -> Tensor:
     """Read one entry of a header; `data` is where the shard's data begin."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -242,8 +243,8 @@ def _tensor(name: str, entry: Any, shard: Path, data: int) -> Tensor:
     return Tensor(name, dtype, shape, shard, data + begin, end - begin)
 
 
-def _json_object(text: bytes, what: str) -> dict[str, Any]:
-    def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _json_object(text: bytes, what: str) -> Facts:
+    def without_duplicates(pairs: list[tuple[str, Any]]) -> Facts:
         result = dict(pairs)
         if len(result) != len(pairs):
             names = [name for name, _ in pairs]

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,6 +37,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from excise.errors import CheckpointError
 from excise.models.file_hashes import THREADS, Stat, sha256_of_each
+from excise.plain import Values
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Of a tensor on a GPU, copied at a time.
 CHUNK_BYTES = 1 << 26
@@ -54,7 +58,7 @@ class WeightFiles:
 
     """
 
-    def __init__(self, paths: Sequence[Path], loading: Mapping[str, Any]) -> None:
+    def __init__(self, paths: Sequence[Path], loading: Values) -> None:
         self._paths = tuple(paths)
         self._loading = json.dumps(loading, sort_keys=True, default=str)
         self._stats = self._current()
@@ -103,7 +107,7 @@ _FILES: WeakKeyDictionary[Any, WeightFiles] = WeakKeyDictionary()
 _SEEN = WeakTensorKeyDictionary()  # tensor → its states that can come back
 
 
-def model_identity(model: Any) -> str:
+def model_identity(model: PreTrainedModel) -> str:
     """SHA-256 that two models share only if config, dtypes and every byte of their weights are the same.
 
     The reverse does not hold: a model changed in memory has another identity than the same one loaded from files.
@@ -129,7 +133,7 @@ def model_identity(model: Any) -> str:
     return digest.hexdigest()
 
 
-def loaded_from(model: Any, files: WeightFiles) -> None:
+def loaded_from(model: PreTrainedModel, files: WeightFiles) -> None:
     """Tell that a model's weights are now exactly what loading gave, so that its identity needs none of them read."""
     _FILES[model] = files
     quantised = bool(getattr(model, "is_quantized", False))
@@ -139,7 +143,7 @@ def loaded_from(model: Any, files: WeightFiles) -> None:
 
 
 @contextlib.contextmanager
-def unchanged(model: Any) -> Iterator[None]:
+def unchanged(model: PreTrainedModel) -> Iterator[None]:
     """Context that ends with the weights as they were, to the last bit, though perhaps in other memory.
 
     What is known of them then holds for their new place. Only tensors that are known at the start are carried over:
@@ -159,7 +163,7 @@ def unchanged(model: Any) -> Iterator[None]:
                 _remember(tensor, packed, source)
 
 
-def _weights(model: Any) -> dict[str, Tensor]:
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; tied ones under each of their names."""
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for path, module in model.named_modules(remove_duplicate=False):
@@ -178,7 +182,7 @@ def _is_packed(tensor: Tensor, quantised: bool) -> bool:
     return quantised and not tensor.is_floating_point()
 
 
-def _sources(model: Any, weights: Mapping[str, Tensor], quantised: bool) -> dict[str, str]:
+def _sources(model: PreTrainedModel, weights: Mapping[str, Tensor], quantised: bool) -> dict[str, str]:
     """Where each weight's bytes come from, as text; what is not known yet is hashed."""
     sources: dict[str, str] = {}
     unknown: dict[str, Tensor] = {}
@@ -209,7 +213,7 @@ def _told(stored: _Stored) -> str | None:
     return None if identity is None else f"{identity} {stored.name}"
 
 
-def _require_stored(model: Any, name: str, stored_name: str | None) -> str:
+def _require_stored(model: PreTrainedModel, name: str, stored_name: str | None) -> str:
     files = _FILES.get(model)
     if files is None or stored_name is None:
         raise CheckpointError(
@@ -223,7 +227,7 @@ def _require_stored(model: Any, name: str, stored_name: str | None) -> str:
     return text
 
 
-def _offloaded(model: Any) -> dict[str, str]:
+def _offloaded(model: PreTrainedModel) -> dict[str, str]:
     """Weights that accelerate's hooks bring in for each forward pass: name → name under which the hook finds them."""
     found: dict[str, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -291,14 +295,14 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
 
 
-def _stable(config: Any) -> Any:
+def _stable(config: PretrainedConfig) -> Any:
     """A config as plain data, without what says where it came from and who wrote it."""
     if isinstance(config, Mapping):
         return {str(key): _stable(value) for key, value in config.items() if key not in UNSTABLE}
     return [_stable(value) for value in config] if isinstance(config, list | tuple) else config
 
 
-def _own_code(model: Any) -> bytes:
+def _own_code(model: PreTrainedModel) -> bytes:
     """Hash of the Python files of a model that came with code of its own; empty for transformers' own models."""
     if not type(model).__module__.startswith("transformers_modules."):
         return b""

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -24,7 +24,11 @@ from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
 from excise.models.stack import Stack, find_stack
+from excise.plain import Facts
 from excise.settings import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 # Hub repositories often hold the same weights in several formats, of which only safetensors are read.
@@ -50,18 +54,18 @@ class Loaded:
     """
 
     stack: Stack
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     source: str
     stored_dtype: torch.dtype
     folder: Path | None = None
 
     @property
-    def raw_config(self) -> dict[str, Any] | None:
+    def raw_config(self) -> Facts | None:
         """What stands in its config.json, also what transformers drops; None for a GGUF file."""
         return None if self.folder is None else read_json(self.folder / "config.json")
 
     @staticmethod
-    def of(model: Any, tokenizer: Any = None) -> Loaded:
+    def of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase = None) -> Loaded:
         """A causal language model that is in memory already.
 
         Args:
@@ -148,7 +152,7 @@ def load_unread(
     """
     place = device_map(dtype, device)
     folder = checkpoint_folder(source)
-    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    arguments: Facts = {"trust_remote_code": trust_remote_code}
     if folder is not None:
         arguments["pretrained_model_name_or_path"] = str(folder)
     else:
@@ -250,7 +254,7 @@ def _weight_files(source: str, folder: Path | None, headers: Checkpoint | None) 
     return [folder / INDEX, *shards] if (folder / INDEX).is_file() else shards
 
 
-def _stored_dtype(checkpoint: Checkpoint, config: Any) -> torch.dtype:
+def _stored_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dtype:
     """Dtype of most plain weights, by bytes; where the weights are quantised, the one that the config names."""
     sizes = dict.fromkeys(PLAIN, 0)
     others = 0
@@ -265,7 +269,7 @@ def _stored_dtype(checkpoint: Checkpoint, config: Any) -> torch.dtype:
     return PLAIN[max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else named or torch.float32
 
 
-def _tokenizer(arguments: dict[str, Any], reading: bool) -> Any:
+def _tokenizer(arguments: Facts, reading: bool) -> Any:
     try:
         return AutoTokenizer.from_pretrained(**arguments)
     # Whatever a tokenizer raises, weights can be tested without it.
@@ -301,7 +305,7 @@ def _compute_dtype(dtype: str, stored: torch.dtype, on_gpu: bool) -> torch.dtype
     return stored if on_gpu else torch.float32
 
 
-def _require_complete(source: str, report: dict[str, Any], model: Any) -> None:
+def _require_complete(source: str, report: Facts, model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()
     missing = set(map(str, report.get("missing_keys") or ()))
     # A base model, saved without its head, deserves its own advice.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -18,6 +18,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from excise.models.architectures import Architecture
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 SETTINGS = ("quantization_config", "compression_config")
 # Buffers that old checkpoints hold and transformers drops for every model that computes them.
@@ -32,7 +35,7 @@ class Names:
 
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         conversions = getattr(model, "_weight_conversions", None)
         if conversions is None:
             conversions = get_model_conversion_mapping(model)
@@ -98,7 +101,7 @@ def without_prefix(path: str) -> str:
     return path.partition(".")[2] or path
 
 
-def names_in(config: Any) -> Names | None:
+def names_in(config: PretrainedConfig) -> Names | None:
     """How the model that a checkpoint was saved from reads its names; None where transformers has no such model.
 
     That is the class which the config names, so that a multimodal model's towers and a classifier's head are its own.

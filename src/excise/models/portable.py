@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.errors import ArchitectureError, InputError
 from excise.ising.problem import Pattern
 from excise.models.architectures import Architecture
 from excise.models.architectures.readers import READERS
 from excise.models.architectures.record import Placement
+from excise.plain import Facts, Values
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,13 @@ class Portability:
     wrong: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Plain values for the recipe."""
         return {"right": list(self.right), "wrong": dict(self.wrong)}
 
 
 def portability(
-    architecture: Architecture, config: Any, removed: Sequence[int], raw: Mapping[str, Any] | None = None
+    architecture: Architecture, config: PretrainedConfig, removed: Sequence[int], raw: Values | None = None
 ) -> Portability:
     """Say for which readers the model without the blocks `removed` is right, as far as their code is known.
 
@@ -56,7 +60,7 @@ def portability(
 
 
 def rules_of(
-    architecture: Architecture, config: Any, raw: Mapping[str, Any] | None = None
+    architecture: Architecture, config: PretrainedConfig, raw: Values | None = None
 ) -> dict[str, tuple[str, ...]]:
     """What each reader that knows this model type takes from the index of a block, in words; () where nothing.
 
@@ -79,10 +83,10 @@ def rules_of(
 
 def keeps_pattern(
     architecture: Architecture,
-    config: Any,
+    config: PretrainedConfig,
     removed: Sequence[int],
     readers: Iterable[str],
-    raw: Mapping[str, Any] | None = None,
+    raw: Values | None = None,
 ) -> bool:
     """Whether every one of `readers` takes each block that stays for what it is; arguments as for `portability`."""
     return all(_misreading(architecture, config, removed, reader, raw) is None for reader in readers)
@@ -90,10 +94,10 @@ def keeps_pattern(
 
 def require_portable(
     architecture: Architecture,
-    config: Any,
+    config: PretrainedConfig,
     removed: Sequence[int],
     readers: Iterable[str],
-    raw: Mapping[str, Any] | None = None,
+    raw: Values | None = None,
 ) -> None:
     """Refuse a removal that one of `readers` would read wrongly; arguments as for `portability`.
 
@@ -111,7 +115,7 @@ def require_portable(
 
 
 def pattern_of(
-    architecture: Architecture, config: Any, readers: Iterable[str], raw: Mapping[str, Any] | None = None
+    architecture: Architecture, config: PretrainedConfig, readers: Iterable[str], raw: Values | None = None
 ) -> Pattern | None:
     """The condition under which a removal is right for all of `readers`; None where every removal is.
 
@@ -131,7 +135,7 @@ def pattern_of(
 
 
 def patterns_of(
-    architecture: Architecture, config: Any, raw: Mapping[str, Any] | None = None
+    architecture: Architecture, config: PretrainedConfig, raw: Values | None = None
 ) -> dict[str, Pattern | None]:
     """For each reader that knows this model type, the condition under which a removal is right; as `pattern_of`."""
     patterns: dict[str, Pattern | None] = {
@@ -160,7 +164,7 @@ class _Places:
     last: object
 
     @classmethod
-    def of(cls, placement: Placement, config: Any, raw: Mapping[str, Any] | None) -> _Places:
+    def of(cls, placement: Placement, config: PretrainedConfig, raw: Values | None) -> _Places:
         values = config.to_dict() if raw is None else raw
         written = _text_part(values).get(placement.period_key or "")
         period = written if isinstance(written, int) and written > 0 else placement.period
@@ -170,12 +174,12 @@ class _Places:
         return self.usual if (place + 1) % self.period else self.last
 
 
-def _text_part(values: Mapping[str, Any]) -> Mapping[str, Any]:
+def _text_part(values: Values) -> Values:
     inner = values.get("text_config")
     return inner if isinstance(inner, Mapping) else values
 
 
-def _kinds(placement: Placement, config: Any) -> list[Any] | None:
+def _kinds(placement: Placement, config: PretrainedConfig) -> list[Any] | None:
     return getattr(config.get_text_config(decoder=True), placement.key, None)
 
 
@@ -190,7 +194,7 @@ def _known(architecture: Architecture, readers: Iterable[str]) -> tuple[str, ...
 
 
 def _misreading(
-    architecture: Architecture, config: Any, removed: Sequence[int], reader: str, raw: Mapping[str, Any] | None
+    architecture: Architecture, config: PretrainedConfig, removed: Sequence[int], reader: str, raw: Values | None
 ) -> str | None:
     """What a reader takes wrongly, first of all; None where it is right."""
     gone = set(removed)

@@ -11,10 +11,10 @@ Every other way in which a checkpoint holds float8 values is refused rather than
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -24,6 +24,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from excise.artefacts import read_json
 from excise.errors import CheckpointError
 from excise.models.headers import Checkpoint, read_checkpoint
+from excise.plain import Facts, Values
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 MODELOPT_FILE = "hf_quant_config.json"
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -60,7 +64,7 @@ class Dequantised:
         return dequantise(self.weight[...], self.scale[...], self.block)[key]
 
 
-def find_format(folder: str | Path, settings: Mapping[str, Any] | None) -> Format | None:
+def find_format(folder: str | Path, settings: Values | None) -> Format | None:
     """Return the format in which to read a checkpoint folder, or None where transformers reads it rightly itself.
 
     Args:
@@ -96,17 +100,17 @@ def find_format(folder: str | Path, settings: Mapping[str, Any] | None) -> Forma
     return None
 
 
-def _modelopt_settings(folder: Path) -> dict[str, Any] | None:
+def _modelopt_settings(folder: Path) -> Facts | None:
     """Older ModelOpt checkpoints say nothing in config.json."""
     path = folder / MODELOPT_FILE
     return {"quant_method": "modelopt", **read_json(path)} if path.is_file() else None
 
 
-def _algorithm(settings: Mapping[str, Any]) -> str:
+def _algorithm(settings: Values) -> str:
     return str(settings.get("quant_algo") or (settings.get("quantization") or {}).get("quant_algo") or "")
 
 
-def _block(settings: Mapping[str, Any]) -> tuple[int, int]:
+def _block(settings: Values) -> tuple[int, int]:
     """Rows and columns of a block, as each tool spells them."""
     candidates = [settings.get("weight_block_size")]
     for group in (settings.get("config_groups") or {}).values():
@@ -127,7 +131,7 @@ def _refuse_raw_float8(folder: Path) -> None:
         )
 
 
-def load_dequantised(folder: Path, form: Format, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+def load_dequantised(folder: Path, form: Format, config: PretrainedConfig, **options: Any) -> tuple[Any, Facts]:
     """Build the model of a checkpoint folder from dequantised weights.
 
     Args:
@@ -156,7 +160,7 @@ def load_dequantised(folder: Path, form: Format, config: Any, **options: Any) ->
     return model, report
 
 
-def lazy_weights(folder: str | Path, form: Format) -> dict[str, Any]:
+def lazy_weights(folder: str | Path, form: Format) -> Facts:
     """Weights by name, as transformers takes them: read when indexed, float8 ones multiplied by their scale.
 
     Scales of activations and of the KV cache are left out: activations are computed in full precision here.
@@ -168,7 +172,7 @@ def lazy_weights(folder: str | Path, form: Format) -> dict[str, Any]:
     checkpoint = read_checkpoint(folder)
     slices = _slices(checkpoint)
     names = {tensor.name: tensor for tensor in checkpoint.tensors}
-    weights: dict[str, Any] = {}
+    weights: Facts = {}
     for name, tensor in names.items():
         if is_scale(name, form, names):
             continue
@@ -197,8 +201,8 @@ def is_scale(name: str, form: Format, names: Container[str]) -> bool:
     return name.endswith(form.scale) and name.removesuffix(form.scale) in names
 
 
-def _slices(checkpoint: Checkpoint) -> dict[str, Any]:
-    slices: dict[str, Any] = {}
+def _slices(checkpoint: Checkpoint) -> Facts:
+    slices: Facts = {}
     for shard in dict.fromkeys(tensor.shard for tensor in checkpoint.tensors):
         file = safe_open(shard, framework="pt")
         slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import ARCHITECTURES, Architecture, SublayerRecord, architecture_of
 from excise.models.constraints import fixed_blocks, needed_blocks
+from excise.plain import Plain, Values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCALE = "scale"
 
@@ -102,7 +106,7 @@ class Stack:
 
     """
 
-    model: Any
+    model: PreTrainedModel
     architecture: Architecture
     blocks: tuple[Block, ...]
     fixed: Mapping[int, str] = field(default_factory=dict)
@@ -149,7 +153,7 @@ class Stack:
         return logits
 
 
-def find_stack(model: Any) -> Stack:
+def find_stack(model: PreTrainedModel) -> Stack:
     """Read a loaded transformers causal language model as a stack of blocks.
 
     Puts the model in evaluation mode, and checks on a few tokens that hidden states and head reproduce its logits, and
@@ -192,7 +196,7 @@ def find_stack(model: Any) -> Stack:
     return stack
 
 
-def _record_of(model: Any) -> Architecture:
+def _record_of(model: PreTrainedModel) -> Architecture:
     if model.config.model_type in ARCHITECTURES:
         return ARCHITECTURES[model.config.model_type]
     from excise.models.finder import find_record  # which imports this module
@@ -209,7 +213,7 @@ def _record_of(model: Any) -> Architecture:
 
 def submodule(module: nn.Module, path: str) -> Any:
     """Return what stands at a dotted path inside a module (a module or a parameter), or None."""
-    found: Any = module
+    found: Plain = module
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
@@ -356,7 +360,7 @@ def pass_through(stack: Stack) -> Callable[..., Any]:
     return lambda *args, **kwargs: block_output(stack, block_input(args, kwargs))
 
 
-def block_input(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def block_input(args: Sequence[Any], kwargs: Values) -> Tensor:
     """Return the hidden states among the arguments of a block's forward."""
     return args[0] if args else kwargs["hidden_states"]
 

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from excise.errors import ArchitectureError, InputError
 from excise.models.stack import Stack, Sublayer, block_indices, first
+from excise.plain import Facts
 from excise.surgery.merge import Run, runs_of
 
 PROBE_TOKENS = 4
@@ -112,10 +113,10 @@ def _recorded(stack: Stack, blocks: Sequence[int]) -> Iterator[tuple[dict[Any, T
     outputs: dict[Any, Tensor] = {}
     inputs: dict[int, Tensor] = {}
 
-    def keep_output(module: Any, args: Any, output: Any) -> None:
+    def keep_output(module: nn.Module, args: object, output: Any) -> None:
         outputs[module] = first(output)
 
-    def keep_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
+    def keep_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: Facts, index: int) -> None:
         inputs[index] = args[0] if args else kwargs["hidden_states"]
 
     handles = []

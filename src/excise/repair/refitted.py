@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from excise.artefacts import atomic_path
 from excise.errors import InputError
+from excise.plain import Facts, Values
 
 FORMAT = "excise repair 2"
 
@@ -40,12 +40,12 @@ class Step:
     ridge: float
     error: float
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Plain data; JSON has no infinity, so an infinite ridge is None."""
         return {**asdict(self), "run": list(self.run), "ridge": None if math.isinf(self.ridge) else self.ridge}
 
     @staticmethod
-    def read(facts: Mapping[str, Any]) -> Step:
+    def read(facts: Values) -> Step:
         """Read what `describe` gave."""
         ridge = math.inf if facts["ridge"] is None else facts["ridge"]
         return Step(**{**facts, "run": tuple(facts["run"]), "ridge": ridge})
@@ -89,9 +89,9 @@ class Repair:
     steps: tuple[Step, ...]
     forward_tokens: float
     losses: Losses | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Values = field(default_factory=dict)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Everything but the weights, as plain data."""
         losses = self.losses and {
             **asdict(self.losses),

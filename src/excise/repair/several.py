@@ -17,6 +17,7 @@ from excise.ising.problem import Removal
 from excise.measuring.passes import pass_key
 from excise.models.loading import Loaded
 from excise.models.stack import Stack
+from excise.plain import Facts, Values
 from excise.repair.cuts import cuts_of
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable
@@ -59,7 +60,7 @@ class Repairs:
         helpful = self.helpful(removed)
         return repaired(stack, helpful) if helpful else contextlib.nullcontext()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Facts:
         """Plain data: how each was fitted and what it brought, and what was refused."""
         return {
             "fitted": [fitted.describe() for fitted in self.fitted.values()],
@@ -114,9 +115,9 @@ def write_removal(
     removed: Removal,
     repairs: Repairs,
     out: Path,
-    card: Mapping[str, Any] | None = None,
+    card: Values | None = None,
     test: Test | None = None,
-) -> dict[str, Any]:
+) -> Facts:
     """Write the checkpoint without some blocks, repaired where that helps; replaces one that is there.
 
     From folder to folder byte by byte, save for the matrices that were repaired; only a GGUF file comes from memory.

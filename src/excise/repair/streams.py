@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,11 @@ from excise.models.stack import (
     pass_through,
     replace_first,
 )
+from excise.plain import Facts
 from excise.repair.cuts import Projection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Uniform is the default: weighting by gradient or norm did not pay (log, 2026-11-24, closed-form repair).
 WEIGHTINGS = ("gradient", "norm", "uniform")
@@ -50,7 +54,7 @@ def original_streams(
     with_gradient = weighting == "gradient"
 
     def keep(index: int) -> Callable[..., Any]:
-        def hook(module: Any, args: Any, output: Any) -> Any:
+        def hook(module: object, args: object, output: Any) -> Any:
             stream = first(output)
             if not (with_gradient and index == tops[0]):
                 streams[index] = stream
@@ -106,13 +110,13 @@ def student_streams(
     block = stack.blocks[projection.sublayer.block]
     kept: dict[str, Tensor] = {}
 
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(module: object, args: tuple[Tensor, ...], kwargs: Facts) -> None:
         kept["state"] = block_input(args, kwargs)
 
-    def at_projection(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+    def at_projection(module: object, args: tuple[Tensor, ...], output: Tensor) -> None:
         kept["input"], kept["output"] = args[0], output * projection.scale
 
-    def after(module: Any, args: Any, output: Any) -> None:
+    def after(module: object, args: object, output: object) -> None:
         kept["stream"] = first(output)
 
     skipped = [b for b in stack.blocks if b.index < start or b.index > block.index or b.index in removed]
@@ -134,7 +138,7 @@ def student_streams(
 
 
 @contextlib.contextmanager
-def swapped(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Context in which parameters, by name, hold other data; their own come back at the end."""
     originals = {name: model.get_parameter(name).data for name in weights}
     try:

@@ -14,6 +14,7 @@ from excise.evaluation.scores import Scores
 from excise.ising.energies import ENERGIES, Energy
 from excise.ising.gradients import Gradients
 from excise.ising.spectrum import Spectrum
+from excise.plain import Plain, Values
 
 Removed = tuple[int, ...]
 
@@ -61,21 +62,21 @@ class Material:
     """
 
     folder: Path
-    runs: tuple[Mapping[str, Any], ...] = ()
+    runs: tuple[Values, ...] = ()
     places: tuple[Path, ...] = ()
     spectra: Mapping[str, Mapping[int, Spectrum]] = field(default_factory=dict)
     measured: Mapping[int, tuple[Measured, ...]] = field(default_factory=dict)
     energies: Mapping[str, Energy] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
-    compare: Mapping[str, Any] = field(default_factory=dict)
+    compare: Values = field(default_factory=dict)
     scores: Scores = field(default_factory=Scores)
-    refined: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    healing: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    refined: Mapping[int, Values] = field(default_factory=dict)
+    healing: Mapping[str, Values] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
     @property
-    def run(self) -> Mapping[str, Any]:
+    def run(self) -> Values:
         """The run that the page opens with: the folder's own, else the first; empty where there is none."""
         own = [run for run, place in zip(self.runs, self.places, strict=True) if place == self.folder]
         return (own or list(self.runs) or [{}])[0]
@@ -140,7 +141,7 @@ def gather(folder: str | Path) -> Material:
         scores = replace(scores, provenance=loaded.provenance)
         for result in loaded.results:
             scores = scores.adding(loaded.models[result.model], result)
-    compare: Mapping[str, Any] = next((content for _, content in known.get("compare", [])), {})
+    compare: Values = next((content for _, content in known.get("compare", [])), {})
     compared = [row for row in compare.get("rows", ()) if len(row["removed"]) == row["remove"] and not row.get("merge")]
     candidates = [row for kind in ("run", "verified") for _, c in known.get(kind, []) for row in c["candidates"]]
     return Material(
@@ -160,7 +161,7 @@ def gather(folder: str | Path) -> Material:
     )
 
 
-def _kind(path: Path, content: Any) -> str | None:
+def _kind(path: Path, content: Plain) -> str | None:
     """What a JSON file is, by its content where its name may be anything."""
     if not isinstance(content, dict):
         return None
@@ -175,7 +176,7 @@ def _kind(path: Path, content: Any) -> str | None:
     return "verified" if {"candidates", "base_loss"} <= content.keys() else None
 
 
-def _require_one_model(runs: Sequence[Mapping[str, Any]]) -> None:
+def _require_one_model(runs: Sequence[Values]) -> None:
     names = sorted({run["model"] for run in runs})
     if len({run["model_hash"] for run in runs}) > 1:
         raise InputError(f"the folder holds runs of different models ({', '.join(names)}); report on one at a time")
@@ -223,7 +224,7 @@ def _saved_energies(places: Sequence[Path], units: int | None) -> dict[str, Ener
     return found
 
 
-def measured_removals(candidates: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Measured, ...]]:
+def measured_removals(candidates: Sequence[Values]) -> dict[int, tuple[Measured, ...]]:
     """Distinct removals by budget, lowest damage first.
 
     Args:

@@ -103,7 +103,7 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
             _perplexity(math.exp(loss) if loss < 700 else math.inf),
             f"was {_perplexity(run['base_perplexity'])}",
         ),
-        ("Proposed by", ", ".join(run["proposed_by"]), CHOSEN_BY.get(run["selected_by"], run["selected_by"])),
+        ("Proposed by", ", ".join(run["proposed_by"]), str(CHOSEN_BY.get(run["selected_by"], run["selected_by"]))),
     ]
     if healed := run.get("healed"):
         after = healed["losses"]["healed"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
+from excise.plain import Plain
 from excise.report.material import Material
 from excise.text import ranges
 
@@ -121,7 +122,7 @@ def _damages(material: Material) -> Iterator[tuple[int, str, Cell]]:
                     yield budget, method, Cell(measured.delta, None, False)
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Plain) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

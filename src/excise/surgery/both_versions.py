@@ -14,6 +14,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from excise.artefacts import read_json, write_json
+from excise.plain import Facts, Plain
 
 # Where a model type of version 4.57 has names of its own for what all others call rope_theta and partial_rotary_factor.
 ROTARY_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
@@ -41,7 +42,7 @@ def write_for_both(folder: Path) -> None:
         _respell_tokenizer(folder / "tokenizer_config.json")
 
 
-def _as_read(folder: Path) -> dict[str, Any]:
+def _as_read(folder: Path) -> Facts:
     """What version 5 makes of a config.json; empty where it refuses it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a spelling is the old one is what is wanted
@@ -51,21 +52,21 @@ def _as_read(folder: Path) -> dict[str, Any]:
             return {}
 
 
-def _everywhere(values: dict[str, Any], change: Any) -> dict[str, Any]:
+def _everywhere(values: Facts, change: Any) -> Facts:
     """Change a config and those inside it."""
     inside = {k: _everywhere(v, change) if isinstance(v, dict) and "model_type" in v else v for k, v in values.items()}
     return change(inside)
 
 
-def _with_old_dtype(values: dict[str, Any]) -> dict[str, Any]:
+def _with_old_dtype(values: Facts) -> Facts:
     return _everywhere(values, lambda part: {("torch_dtype" if k == "dtype" else k): v for k, v in part.items()})
 
 
-def _with_old_rotary(values: dict[str, Any]) -> dict[str, Any]:
+def _with_old_rotary(values: Facts) -> Facts:
     return _everywhere(values, _old_rotary)
 
 
-def _old_rotary(part: dict[str, Any]) -> dict[str, Any]:
+def _old_rotary(part: Facts) -> Facts:
     rotary = part.get("rope_parameters")
     if not isinstance(rotary, dict):
         return part
@@ -84,10 +85,10 @@ def _old_rotary(part: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _with_old_counts(values: dict[str, Any]) -> dict[str, Any]:
+def _with_old_counts(values: Facts) -> Facts:
     """The count of experts under the name that most model types of version 4.57 have for it."""
 
-    def respelled(part: dict[str, Any]) -> dict[str, Any]:
+    def respelled(part: Facts) -> Facts:
         model_type = part.get("model_type")
         if model_type is None:
             return part
@@ -98,8 +99,8 @@ def _with_old_counts(values: dict[str, Any]) -> dict[str, Any]:
     return _everywhere(values, respelled)
 
 
-def _with_old_kinds(values: dict[str, Any]) -> dict[str, Any]:
-    def respelled(part: dict[str, Any]) -> dict[str, Any]:
+def _with_old_kinds(values: Facts) -> Facts:
+    def respelled(part: Facts) -> Facts:
         names = KINDS.get(str(part.get("model_type")))
         if names is None or not isinstance(kinds := part.get("layer_types"), list):
             return part
@@ -108,7 +109,7 @@ def _with_old_kinds(values: dict[str, Any]) -> dict[str, Any]:
     return _everywhere(values, respelled)
 
 
-def _with_plain_numbers(value: Any) -> Any:
+def _with_plain_numbers(value: Plain) -> Any:
     """Infinity as a number, which version 5 writes as {"__float__": "Infinity"}."""
     if isinstance(value, dict):
         if value.keys() == {"__float__"}:

@@ -13,6 +13,7 @@ from huggingface_hub.utils import yaml_dump
 from yaml import YAMLError
 
 from excise.models.architectures.readers import READERS
+from excise.plain import Facts, Plain, Values
 
 TAGS = ("excise", "depth-pruning", "pruned")
 # What an original's card says of that very model: its scores, and by which model its authors replaced it.
@@ -37,7 +38,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_spec
 """
 
 
-def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, Any] | None = None) -> str:
+def model_card(facts: Values, *, name: str, original: Values | None = None) -> str:
     """Render the model card of a pruned checkpoint; what is not known is left out.
 
     Licence, languages, base models, tags and whatever else the original's metadata say stays, save for its scores.
@@ -69,7 +70,7 @@ def model_card(facts: Mapping[str, Any], *, name: str, original: Mapping[str, An
     return "\n".join(part for part in parts if part)
 
 
-def original_metadata(original: str | Path) -> dict[str, Any]:
+def original_metadata(original: str | Path) -> Facts:
     """What an original says of itself, as metadata of a model card.
 
     Args:
@@ -86,7 +87,7 @@ def original_metadata(original: str | Path) -> dict[str, Any]:
     return {**metadata, "language": languages[0] if len(languages) == 1 else languages}
 
 
-def _of_readme(path: Path) -> dict[str, Any]:
+def _of_readme(path: Path) -> Facts:
     try:
         text = path.read_text(encoding="utf-8-sig").lstrip()
         return dict(RepoCard(text).data.to_dict()) if text.startswith("---") else {}
@@ -94,7 +95,7 @@ def _of_readme(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _of_gguf(path: Path) -> dict[str, Any]:
+def _of_gguf(path: Path) -> Facts:
     import gguf
 
     if not path.is_file():
@@ -116,7 +117,7 @@ def _of_gguf(path: Path) -> dict[str, Any]:
     return {**found, "base_model": repositories("base_model"), "datasets": repositories("dataset")}
 
 
-def _metadata(facts: Mapping[str, Any], original: Mapping[str, Any]) -> str:
+def _metadata(facts: Values, original: Values) -> str:
     bases = list(dict.fromkeys(filter(None, (_base_model(facts), *_as_list(original.get("base_model"))))))
     further = {key: value for key, value in original.items() if key not in (*NOT_INHERITED, "base_model", "tags")}
     data = {
@@ -130,11 +131,11 @@ def _metadata(facts: Mapping[str, Any], original: Mapping[str, Any]) -> str:
     return f"---\n{yaml_dump({k: v for k, v in data.items() if v not in (None, [])}, sort_keys=False)}---\n"
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: Plain) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _base_model(facts: Mapping[str, Any]) -> str | None:
+def _base_model(facts: Values) -> str | None:
     for key in ("base_model", "original"):
         candidate = str(facts.get(key) or "")
         if HUB_ID.fullmatch(candidate) and not Path(candidate).exists():
@@ -142,20 +143,20 @@ def _base_model(facts: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _original_name(facts: Mapping[str, Any]) -> str | None:
+def _original_name(facts: Values) -> str | None:
     """Hub id, or the last part of a path: the folders of whoever pruned it are nobody's business."""
     original = facts.get("original")
     return _base_model(facts) or (Path(str(original)).name if original else None)
 
 
-def _title(facts: Mapping[str, Any]) -> str | None:
+def _title(facts: Values) -> str | None:
     removed, kept, original = facts.get("removed"), facts.get("original_blocks"), _original_name(facts)
     if removed is None or kept is None or original is None:
         return None
     return f"{original.rpartition('/')[2]}, {len(kept)} of {len(removed) + len(kept)} blocks"
 
 
-def _summary(facts: Mapping[str, Any]) -> str:
+def _summary(facts: Values) -> str:
     removed, kept = facts.get("removed"), facts.get("original_blocks")
     original = _original_name(facts) or "The original model"
     if removed is None:
@@ -185,12 +186,12 @@ def _summary(facts: Mapping[str, Any]) -> str:
     return f"{summary}; the others {others}.\n"
 
 
-def _steps(facts: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _steps(facts: Values) -> list[Values]:
     """The recipes of all steps, the first at first."""
     return [*facts.get("history", ()), facts]
 
 
-def _history(facts: Mapping[str, Any]) -> str | None:
+def _history(facts: Values) -> str | None:
     """What each step removed, and what else it did, where there were several."""
     steps = _steps(facts)
     if len(steps) == 1:
@@ -208,7 +209,7 @@ def _history(facts: Mapping[str, Any]) -> str | None:
     return "; then ".join(texts)
 
 
-def _recipe_table(facts: Mapping[str, Any]) -> str:
+def _recipe_table(facts: Values) -> str:
     rows = [
         ("Original", _original_name(facts)),
         ("Blocks removed (original indices, from 0)", _listed(facts.get("removed"))),
@@ -234,24 +235,24 @@ def _recipe_table(facts: Mapping[str, Any]) -> str:
     return "\n".join(["## Recipe\n", "| | |", "|---|---|", *known, ""]) if known else ""
 
 
-def _right_readers(readers: Mapping[str, Any] | None) -> str | None:
+def _right_readers(readers: Values | None) -> str | None:
     return ", ".join(READERS[name].title for name in readers["right"]) if readers else None
 
 
-def _wrong_readers(readers: Mapping[str, Any] | None) -> str | None:
+def _wrong_readers(readers: Values | None) -> str | None:
     if not readers or not readers["wrong"]:
         return None
     return "; ".join(f"{READERS[name].title}, which {reason}" for name, reason in readers["wrong"].items())
 
 
-def _merged(facts: Mapping[str, Any]) -> str | None:
+def _merged(facts: Values) -> str | None:
     if not facts.get("merge"):
         return None
     runs = ", ".join(f"{_listed(run['removed'])} into {run['kept']}" for run in facts["merge"]["runs"])
     return f"{runs} (rule '{facts['merge']['rule']}' of sliding window merging)"
 
 
-def _repaired(facts: Mapping[str, Any]) -> str | None:
+def _repaired(facts: Values) -> str | None:
     if not facts.get("repair"):
         return None
     samples, steps = facts["repair"].get("samples"), facts["repair"]["steps"]
@@ -259,7 +260,7 @@ def _repaired(facts: Mapping[str, Any]) -> str | None:
     return "; ".join(f"{step['kind']} of block {step['block']}" for step in steps) + data
 
 
-def _data_name(data: Any) -> str:
+def _data_name(data: Plain) -> str:
     """A hub id, or the last part of a path."""
     return str(data) if HUB_ID.fullmatch(str(data)) and not Path(str(data)).exists() else Path(str(data)).name
 
@@ -268,7 +269,7 @@ def _listed(indices: Any) -> str | None:
     return None if indices is None else ", ".join(map(str, indices)) or "none"
 
 
-def _energy(facts: Mapping[str, Any]) -> str | None:
+def _energy(facts: Values) -> str | None:
     if facts.get("energy") is None:
         return None
     model = f" ({facts['energy_model']})" if facts.get("energy_model") else ""
@@ -292,11 +293,11 @@ def _left_out(reasons: Mapping[str, str] | None) -> str | None:
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items()) if reasons else None
 
 
-def _phrase(value: Any) -> str | None:
+def _phrase(value: Plain) -> str | None:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
     return None if value is None else str(value)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Plain) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
@@ -13,6 +12,7 @@ from excise.artefacts import atomic_path
 from excise.errors import InputError
 from excise.evaluation.scores import Result, Scores
 from excise.ising.spectrum import Spectrum
+from excise.plain import Plain
 from excise.text import human_bytes, ranges
 
 BEGIN, END = "<!-- excise: scores and spectrum -->", "<!-- excise: end -->"
@@ -54,7 +54,7 @@ def update_card(
     except ValueError as error:
         raise InputError(f"the metadata of {path} cannot be read ({error}); mend them, or pass --no-card") from None
     if results:
-        data: Any = card.data  # ModelCardData, which its base's annotation hides
+        data: Plain = card.data  # ModelCardData, which its base's annotation hides
         data.model_name = Path(folder).resolve().name
         data.eval_results = [_entry(result) for result in results if math.isfinite(result.score.value)]
     text = SECTION.sub("\n\n", card.text).rstrip("\n") + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -15,6 +15,10 @@ from excise.errors import CheckpointError
 from excise.models import headers
 from excise.models.headers import Checkpoint
 from excise.models.names import Names, without_prefix
+from excise.plain import Values
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 
@@ -75,7 +79,7 @@ class Changed:
         return cast.reshape(-1).view(torch.uint8).numpy().data
 
 
-def changed_tensors(model: Any, checkpoint: Checkpoint) -> Mapping[str, Changed]:
+def changed_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[str, Changed]:
     """Find what a loaded model's weights say otherwise than the checkpoint they came from.
 
     Every tensor of the checkpoint is read once and compared in the model's dtype, so that what was only cast on the way
@@ -111,7 +115,7 @@ def changed_tensors(model: Any, checkpoint: Checkpoint) -> Mapping[str, Changed]
     return changed
 
 
-def _require_place(names: Names, weights: Mapping[str, Any], read: Mapping[str, str]) -> None:
+def _require_place(names: Names, weights: Values, read: Mapping[str, str]) -> None:
     placed = {names.parameter(name) for name in read} | {None}
     lost = [key for key in weights if names.parameter(key) not in placed]
     if lost:
@@ -121,7 +125,7 @@ def _require_place(names: Names, weights: Mapping[str, Any], read: Mapping[str, 
         )
 
 
-def _separate(separate: Mapping[str, torch.Tensor], name: str, model: Any) -> torch.Tensor:
+def _separate(separate: Mapping[str, torch.Tensor], name: str, model: PreTrainedModel) -> torch.Tensor:
     """One of the tensors that the loader had fused, by its name in the checkpoint, with the base prefix or without."""
     for spelling in (name, f"{model.base_model_prefix}.{name}", without_prefix(name)):
         if spelling in separate:

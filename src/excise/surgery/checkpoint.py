@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from excise.models.architectures import Architecture
 from excise.models.identity import unchanged
 from excise.models.portable import portability
 from excise.models.stack import Stack, block_indices, submodule
+from excise.plain import Facts, Plain, Values
 from excise.surgery.both_versions import write_for_both
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.changed import changed_tensors
@@ -27,6 +28,9 @@ from excise.surgery.on_disk import Source, prune_folder, read_source, write_dequ
 from excise.surgery.publish import Test, publishing
 from excise.surgery.recipe import composed, read_recipe
 from excise.surgery.sublayers import Removal, as_removal, zeroed
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "layer_number", "block_idx")
 
@@ -107,12 +111,12 @@ def _cut(
     _set_attribute(undo, owner, name, cut)
 
 
-def _set_attribute(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+def _set_attribute(undo: contextlib.ExitStack, owner: Any, name: str, value: Plain) -> None:
     undo.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
 
 
-def _restore_contents(undo: contextlib.ExitStack, config: Any) -> None:
+def _restore_contents(undo: contextlib.ExitStack, config: PretrainedConfig) -> None:
     """Let a config be changed from within: the base model and every attention hold the same object."""
     original = dict(vars(config))
 
@@ -130,13 +134,13 @@ def write_pruned(
     *,
     source: str | Path | None = None,
     sublayers: Sequence[int] = (),
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase = None,
     dtype: torch.dtype | None = None,
-    card: Mapping[str, Any] | None = None,
+    card: Values | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
     test: Test | None = None,
-) -> dict[str, Any]:
+) -> Facts:
     """Write the model without the blocks `removed` as a checkpoint folder that stock transformers loads.
 
     With a `source` it is that folder's checkpoint without these blocks: its config, tokenizer and other files, its
@@ -207,12 +211,12 @@ def _write_from_memory(
     removal: Removal,
     out: Path,
     original: Source | None,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype | None,
-    facts: dict[str, Any],
+    facts: Facts,
     max_shard_size: str | int,
     test: Test | None,
-) -> dict[str, Any]:
+) -> Facts:
     with _no_space_as_output_error(out), publishing(out, test) as publication:
         folder = publication.place
         folder.mkdir()
@@ -256,7 +260,7 @@ def _parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def require_plain(model: Any) -> None:
+def require_plain(model: PreTrainedModel) -> None:
     """Refuse a model whose weights in memory are no plain numbers, so that changed ones could not be written.
 
     Raises:
@@ -288,7 +292,7 @@ def _no_space_as_output_error(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_gguf_marks(model: Any) -> Iterator[None]:
+def _without_gguf_marks(model: PreTrainedModel) -> Iterator[None]:
     """Let a model read from a GGUF file be saved; its weights are ordinary tensors, only marked as quantised."""
     names = ("hf_quantizer", "quantization_method", "is_quantized")
     marks = {name: vars(model).pop(name) for name in names if name in vars(model)}
@@ -299,7 +303,7 @@ def _without_gguf_marks(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_released_layout(model: Any) -> Iterator[None]:
+def _in_released_layout(model: PreTrainedModel) -> Iterator[None]:
     """Let transformers save experts one by one, as they are released, however this model was loaded.
 
     It takes back what it did when loading, and from a GGUF file it did something else.
@@ -313,7 +317,7 @@ def _in_released_layout(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stored_as(model: Any, dtype: torch.dtype | None) -> Iterator[None]:
+def _stored_as(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
     """Context in which the model's floating parameters have `dtype`, save those transformers itself keeps in float32.
 
     A model computed in float32 but stored in bfloat16 goes there and back without loss, so the cast replaces each

@@ -14,6 +14,8 @@ from excise.models.architectures.record import Period
 from excise.models.constraints import kv_sources, listed, needed_blocks
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from excise.models.stack import Stack
 
 
@@ -40,7 +42,7 @@ def kept_blocks(blocks: int, removed: Sequence[int]) -> tuple[int, ...]:
     return tuple(i for i in range(blocks) if i not in gone)
 
 
-def pruned_config(config: Any, architecture: Architecture, removed: Sequence[int]) -> Any:
+def pruned_config(config: PretrainedConfig, architecture: Architecture, removed: Sequence[int]) -> Any:
     """Return a copy of a transformers config for the model without the blocks `removed`.
 
     The block count is lowered; lists with one entry a block are cut; positions and counts are recounted; lists of block
@@ -110,7 +112,7 @@ def recounted(position: int, removed: Sequence[int]) -> int:
     return position - sum(i < position for i in removed)
 
 
-def write_derived(folder: Path, config: Any, architecture: Architecture) -> None:
+def write_derived(folder: Path, config: PretrainedConfig, architecture: Architecture) -> None:
     """Write into a saved checkpoint's config.json what transformers derives and leaves out, for other loaders.
 
     Args:
@@ -128,7 +130,7 @@ def write_derived(folder: Path, config: Any, architecture: Architecture) -> None
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _check_ties(config: Any, architecture: Architecture, kept: Sequence[int]) -> None:
+def _check_ties(config: PretrainedConfig, architecture: Architecture, kept: Sequence[int]) -> None:
     for block, source in enumerate(kv_sources(config, architecture)):
         if block in kept and source is not None and source not in kept:
             raise ArchitectureError(
@@ -183,7 +185,7 @@ def _check_as_read(text: Any, original: Any, architecture: Architecture, kept: S
             )
 
 
-def quantisation(config: Any) -> str | None:
+def quantisation(config: PretrainedConfig) -> str | None:
     """How the weights are quantised, as `quant_method` of the config says ("gguf", "bitsandbytes", …), or None."""
     marks = getattr(config, "quantization_config", None)
     if marks is None:

@@ -12,6 +12,7 @@ import gguf
 
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from excise.models.architectures.readers import LLAMA_CPP_PERIODS
+from excise.plain import Facts
 from excise.surgery.byte_copy import copy_range
 from excise.surgery.config import kept_blocks
 from excise.surgery.on_disk import original_indices, require_space
@@ -47,7 +48,7 @@ Entry = tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]  # key, v
 
 def prune_gguf(
     source: str | Path, removed: Sequence[int], out: str | Path, *, overwrite: bool = False, test: Test | None = None
-) -> dict[str, Any]:
+) -> Facts:
     """Write a GGUF file without the blocks `removed`.
 
     Tensors `blk.N.*` of removed blocks are dropped, those above renumbered, lists with one entry a block cut, block
@@ -142,12 +143,12 @@ def open_gguf(source: Path) -> gguf.GGUFReader:
     return reader
 
 
-def gguf_recipe(path: Path) -> dict[str, Any]:
+def gguf_recipe(path: Path) -> Facts:
     """What a GGUF file says of its making, as `excise.surgery.recipe.read_recipe` gives it; empty for an original."""
     return _recipe(open_gguf(path))
 
 
-def _recipe(reader: gguf.GGUFReader) -> dict[str, Any]:
+def _recipe(reader: gguf.GGUFReader) -> Facts:
     original, removed, kept = (_value(reader, key) for key in RECIPE_KEYS)
     if not removed or not kept:
         return {}

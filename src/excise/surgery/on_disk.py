@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from excise.artefacts import read_json, write_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
@@ -20,6 +20,7 @@ from excise.models.architectures import Architecture, architecture_of
 from excise.models.headers import Checkpoint, Tensor, read_checkpoint
 from excise.models.names import Names, names_in, without_prefix
 from excise.models.portable import portability
+from excise.plain import Facts, Values
 from excise.surgery import quantisation
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.changed import Changed
@@ -30,6 +31,9 @@ from excise.surgery.raw_config import pruned_raw_config
 from excise.surgery.recipe import composed, read_recipe
 from excise.surgery.shards import write_shards
 from excise.surgery.side_files import carry_along, without_absent_modules
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -48,8 +52,8 @@ class Source:
     """
 
     folder: Path
-    raw: dict[str, Any]
-    config: Any
+    raw: Facts
+    config: PretrainedConfig
     architecture: Architecture
     checkpoint: Checkpoint
 
@@ -93,7 +97,7 @@ class Plan:
 
     removed: tuple[int, ...]
     tensors: Mapping[str, Tensor | Changed]
-    config: dict[str, Any]
+    config: Facts
     new_index: Mapping[int, int | None]
     left_out: Mapping[str, str]
 
@@ -109,11 +113,11 @@ def prune_folder(
     out: str | Path,
     *,
     changed: Mapping[str, Changed] | None = None,
-    card: Mapping[str, Any] | None = None,
+    card: Values | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
     test: Test | None = None,
-) -> dict[str, Any]:
+) -> Facts:
     """Write a checkpoint folder without the blocks `removed`, from folder to folder.
 
     Tensors of removed blocks are dropped and those above renumbered; every other byte is copied as it is, but for
@@ -176,7 +180,7 @@ def prune_folder(
     return recipe | publication.told
 
 
-def write_dequantised(source: Source, removed: Sequence[int], folder: Path, dtype: str) -> dict[str, Any]:
+def write_dequantised(source: Source, removed: Sequence[int], folder: Path, dtype: str) -> Facts:
     """Put config and files of a quantised original beside plain weights of its model, which lie in `folder`.
 
     Args:
@@ -199,7 +203,7 @@ def write_dequantised(source: Source, removed: Sequence[int], folder: Path, dtyp
     return {"left_out": left_out} if left_out else {}
 
 
-def _write_config(folder: Path, config: dict[str, Any]) -> None:
+def _write_config(folder: Path, config: Facts) -> None:
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
     write_json(folder / "config.json", without_absent_modules(config, present))
 
@@ -344,10 +348,10 @@ def _kept_tensors(
     return kept, left_out
 
 
-def _sizes(source: Source, plan: Plan) -> dict[str, Any]:
+def _sizes(source: Source, plan: Plan) -> Facts:
     """Bytes before and after, and elements where they are parameters: scales and packed weights are none."""
     tensors = source.checkpoint.tensors
-    sizes: dict[str, Any] = {"bytes": {"before": source.checkpoint.bytes, "after": plan.bytes}}
+    sizes: Facts = {"bytes": {"before": source.checkpoint.bytes, "after": plan.bytes}}
     if not source.quantised:
         sizes["parameters"] = {
             "before": _parameters(source, ((tensor.name, tensor.elements) for tensor in tensors)),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from excise.errors import SelfTestError
+from excise.plain import Facts, Values
 
 # From the least to the most, each with those before it.
 LEVELS = {
@@ -21,7 +20,7 @@ LEVELS = {
 }
 NOTHING = "none"
 
-Report = dict[str, Any]
+Report = Facts
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Proof:
     proved: set[str] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
     untested: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
     def judge(self, level: str, reason: str | None) -> None:
         """Count a level as proved, or as failed where there is a reason why it is not."""
@@ -63,7 +62,7 @@ class Proof:
         return {**summary, **self.facts}
 
 
-def in_words(report: Mapping[str, Any]) -> str:
+def in_words(report: Values) -> str:
     """What a report says, as one sentence without its full stop.
 
     Args:
@@ -85,7 +84,7 @@ def in_words(report: Mapping[str, Any]) -> str:
     return "; ".join([said, *(f"not tested: {text}" for text in _reasons(report))])
 
 
-def _reasons(report: Mapping[str, Any]) -> list[str]:
+def _reasons(report: Values) -> list[str]:
     """Each reason once, after all that it kept from being tested."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in report["untested"].items():
@@ -93,7 +92,7 @@ def _reasons(report: Mapping[str, Any]) -> list[str]:
     return [f"{', '.join(names)} ({reason})" for reason, names in by_reason.items()]
 
 
-def require_passed(report: Mapping[str, Any], out: Path) -> None:
+def require_passed(report: Values, out: Path) -> None:
     """Refuse a checkpoint that failed, and warn of what could not be tested.
 
     Args:

@@ -13,13 +13,14 @@ from fnmatch import translate
 from typing import Any
 
 from excise.errors import CheckpointError
+from excise.plain import Facts, Plain
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 REGULAR_EXPRESSION = ("re:", "+:", "-:")  # marks of compressed-tensors and GPTQModel
 
 
-def renumbered(settings: Any, prefixes: Sequence[str], new_index: Mapping[int, int | None]) -> Any:
+def renumbered(settings: Plain, prefixes: Sequence[str], new_index: Mapping[int, int | None]) -> Any:
     """Return quantisation settings in which every name of a block has the block's new index.
 
     Looks at all lists of text and all keys, however deep, and leaves the rest as it is. Names of removed blocks are
@@ -40,7 +41,7 @@ def renumbered(settings: Any, prefixes: Sequence[str], new_index: Mapping[int, i
 
     """
     if isinstance(settings, dict):
-        result: dict[str, Any] = {}
+        result: Facts = {}
         for key, value in settings.items():
             kept = renumbered(value, prefixes, new_index)
             if _lost_its_targets(value, kept):

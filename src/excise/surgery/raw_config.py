@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from excise.errors import CheckpointError
 from excise.models.architectures import Architecture
+from excise.plain import Facts, Plain
 from excise.surgery.config import kept_blocks, pruned_config
 from excise.surgery.quantisation import CONFIG_KEYS as SETTINGS
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 def pruned_raw_config(
-    raw: dict[str, Any], config: Any, architecture: Architecture, removed: Sequence[int]
-) -> dict[str, Any]:
+    raw: Facts, config: PretrainedConfig, architecture: Architecture, removed: Sequence[int]
+) -> Facts:
     """Return a config.json for the model without the blocks `removed`, with all fields that transformers does not know.
 
     `pruned_config` says what changes; those values replace the original's, under every spelling that stands in the
@@ -59,20 +63,20 @@ def pruned_raw_config(
     return result
 
 
-def _spellings(config: Any, key: str) -> tuple[str, ...]:
+def _spellings(config: PretrainedConfig, key: str) -> tuple[str, ...]:
     """Names that a config class has for one field."""
     own_names = dict(getattr(config, "attribute_map", None) or {})
     own = own_names.get(key, key)
     return (own, *(alias for alias, name in own_names.items() if name == own))
 
 
-def _is_list(value: Any, blocks: int) -> bool:
+def _is_list(value: Plain, blocks: int) -> bool:
     """Whether a value has one entry a block; a string has its letters."""
     return isinstance(value, list | str) and len(value) == blocks
 
 
 def _write_changes(
-    result: dict[str, Any], config: Any, pruned: Any, always: Collection[str], never: Collection[str]
+    result: Facts, config: PretrainedConfig, pruned: Any, always: Collection[str], never: Collection[str]
 ) -> None:
     """Put what differs between two configs into `result`, under every spelling that stands there."""
     before, after = config.to_dict(), pruned.to_dict()
@@ -84,6 +88,6 @@ def _write_changes(
         result.update(dict.fromkeys((key, *aliases), value))
 
 
-def _cut(values: Any, kept: Sequence[int]) -> Any:
+def _cut(values: Plain, kept: Sequence[int]) -> Any:
     cut = [values[i] for i in kept]
     return "".join(cut) if isinstance(values, str) else cut

@@ -7,19 +7,19 @@ blocks are named; what each earlier step wrote stands in `history`, and what the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from excise.artefacts import read_json
 from excise.errors import InputError
+from excise.plain import Facts, Values
 from excise.surgery.destination import RECIPE
 
 HISTORY = "history"
 REPAIRS = ("repair", "repair_left_out")
 
 
-def read_recipe(source: str | Path) -> dict[str, Any]:
+def read_recipe(source: str | Path) -> Facts:
     """Read what a checkpoint says of its making.
 
     Args:
@@ -45,7 +45,7 @@ def read_recipe(source: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def composed(earlier: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, Any]:
+def composed(earlier: Values, step: Values) -> Facts:
     """Return the recipe of a checkpoint that was made in another step from one that has a recipe.
 
     Args:
@@ -92,7 +92,7 @@ def composed(earlier: Mapping[str, Any], step: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _fits(recipe: Mapping[str, Any], blocks: int) -> bool:
+def _fits(recipe: Values, blocks: int) -> bool:
     """Whether a recipe, which anyone may have written, speaks of a model of so many blocks."""
     kept, removed = recipe.get("original_blocks"), recipe.get("removed")
     if not isinstance(kept, list) or not isinstance(removed, list) or len(kept) != blocks:
@@ -100,14 +100,14 @@ def _fits(recipe: Mapping[str, Any], blocks: int) -> bool:
     return sorted(kept + removed, key=str) == sorted(range(len(kept) + len(removed)), key=str)
 
 
-def _since(earlier: Mapping[str, Any] | None, step: Mapping[str, Any]) -> dict[str, Any]:
+def _since(earlier: Values | None, step: Values) -> Facts:
     """Sizes after the step and before the first; None where the first did not say."""
     return {**step, "before": earlier.get("before") if earlier else None}
 
 
-def _renumbered(step: Mapping[str, Any], first: Sequence[int]) -> dict[str, Any]:
+def _renumbered(step: Values, first: Sequence[int]) -> Facts:
     """What a step says of single blocks, by the first original's indices."""
-    facts: dict[str, Any] = {}
+    facts: Facts = {}
     if merge := step.get("merge"):
         runs = [{"kept": first[run["kept"]], "removed": _all(run["removed"], first)} for run in merge["runs"]]
         facts["merge"] = {**merge, "runs": runs}
@@ -117,7 +117,7 @@ def _renumbered(step: Mapping[str, Any], first: Sequence[int]) -> dict[str, Any]
     return facts
 
 
-def _is_refilled(sublayer: str, step: Mapping[str, Any]) -> bool:
+def _is_refilled(sublayer: str, step: Values) -> bool:
     """Whether a step put weights into a sublayer that had been set to 0."""
     merged = {run["kept"] for run in (step.get("merge") or {"runs": ()})["runs"]}
     refitted = {f"{s['block']}.{s['kind']}" for s in (step.get("repair") or {"steps": ()})["steps"]}

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,6 +20,7 @@ from torch import Tensor
 from excise.data.fit import Fit
 from excise.errors import InputError, UntestableError
 from excise.models.stack import Stack, block_indices, gated
+from excise.plain import Values
 from excise.surgery.files_test import wrong_files
 from excise.surgery.proof import Proof, Report
 from excise.surgery.stock_load import TIE, TIE_IN_HALF, compare_generation, said, tokenizer_loads
@@ -161,7 +161,7 @@ def judge_loading(proof: Proof, error: str, source: Path | None, *options: str) 
     _blame(proof, error, "it does not load in stock transformers", *levels)
 
 
-def wrong_names(report: Mapping[str, Any]) -> str | None:
+def wrong_names(report: Values) -> str | None:
     """Say which weights are not where stock transformers looks for them; None where all are."""
     kinds = {"missing_keys": "missing", "unexpected_keys": "unexpected", "mismatched_keys": "of another shape"}
     wrong = [f"{len(report[k])} {name} (first: {report[k][0]})" for k, name in kinds.items() if report[k]]

@@ -7,10 +7,10 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from excise.errors import InputError
 from excise.models.headers import INDEX, SINGLE, Tensor
+from excise.plain import Facts
 from excise.surgery.byte_copy import copy_range, copy_slices
 from excise.surgery.changed import Changed
 
@@ -87,7 +87,7 @@ def _group(tensors: Iterable[Tensor | Changed], limit: int) -> list[list[Tensor 
 
 
 def _write_shard(path: Path, tensors: list[Tensor | Changed], metadata: Mapping[str, str]) -> None:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: Facts = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for tensor in tensors:
         offsets = [offset, offset + tensor.bytes]

@@ -13,6 +13,7 @@ from typing import Any
 
 from excise.artefacts import read_json, write_json
 from excise.errors import InputError
+from excise.plain import Plain
 from excise.surgery.destination import RECIPE
 
 # Other copies of the weights, in whatever format.
@@ -82,7 +83,7 @@ def carry_along(source: Path, out: Path) -> Mapping[str, str]:
     return files.left_out
 
 
-def without_absent_modules(value: Any, present: Collection[str]) -> Any:
+def without_absent_modules(value: Plain, present: Collection[str]) -> Any:
     """Return parsed JSON without the references to Python files, in `auto_map` and the like, that are not `present`.
 
     References to another repository ("org/name--module.Class") stay: the file is to be found there.
@@ -143,7 +144,7 @@ def _parsed(path: Path) -> Any:
         return None
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: Plain) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import Block, block_indices, block_input, bypass, first
+from excise.plain import Facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def _record(sums: Rows, real: Tensor, block: int, x_in: Tensor, x_out: Tensor) -
 def block_hooks(blocks: Sequence[Block], record: Callable[[int, Tensor, Tensor], None]) -> Iterator[None]:
     """Context in which `record(index, x_in, x_out)` sees the residual stream before and after each of `blocks`."""
 
-    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor, block: int) -> None:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: Facts, output: Tensor, block: int) -> None:
         record(block, block_input(args, kwargs), first(output))
 
     handles = [

@@ -18,6 +18,7 @@ from excise.ising.bridges.repair import to_count
 from excise.ising.problem import Problem
 from excise.ising.solvers.base import make_spectrum
 from excise.ising.spectrum import Spectrum
+from excise.plain import Facts
 
 # Few samplers know a time limit; between calls there is a chance to look at the clock.
 READS_PER_CALL = 100
@@ -67,7 +68,7 @@ class DimodSampler:
     sampler: Any
     reads: int = 1000
     penalty: float | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Facts = field(default_factory=dict)
     name: str = "dimod"
 
     def __post_init__(self) -> None:
@@ -109,7 +110,7 @@ class DimodSampler:
     def _sample(self, bqm: Any, units: NDArray[np.int64], reads: int, random: np.random.Generator) -> NDArray[np.int8]:
         if not len(units):
             return np.zeros((reads, 0), dtype=np.int8)
-        arguments: dict[str, Any] = {"num_reads": reads, "seed": int(random.integers(2**31))}
+        arguments: Facts = {"num_reads": reads, "seed": int(random.integers(2**31))}
         # Samplers differ in what they take, and complain of what they do not know.
         taken = {name: value for name, value in arguments.items() if name in self.sampler.parameters}
         answer = self.sampler.sample(bqm, **{**taken, **self.parameters})

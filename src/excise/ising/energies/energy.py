@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from excise.artefacts import atomic_path
 from excise.errors import InputError
+from excise.plain import Facts, Plain, Values
 
 SYMMETRY_TOLERANCE = 1e-6
 
@@ -44,14 +45,14 @@ class Energy:
     h: NDArray[np.float64]
     J: NDArray[np.float64]
     labels: tuple[str, ...] = ()
-    source: Mapping[str, Any] = field(default_factory=dict)
+    source: Values = field(default_factory=dict)
 
     def __init__(
         self,
         h: ArrayLike | None,
         J: ArrayLike,
         labels: Sequence[str] = (),
-        source: Mapping[str, Any] | None = None,
+        source: Values | None = None,
     ) -> None:
         quadratic = _symmetric_matrix(J)
         n = len(quadratic)
@@ -149,7 +150,7 @@ class Energy:
             raise InputError(f"{path}: {error}") from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> Facts:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -168,7 +169,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise InputError(f"not a readable safetensors file ({error}); it may be cut short") from None
 
 
-def _read_numpy(path: Path) -> dict[str, Any]:
+def _read_numpy(path: Path) -> Facts:
     try:
         # Pickles run code when opened.
         content = np.load(path, allow_pickle=False)
@@ -176,7 +177,7 @@ def _read_numpy(path: Path) -> dict[str, Any]:
         raise InputError(
             f"not a NumPy file of numbers ({error}); expected .npy, .npz or .safetensors, e.g. numpy.save(path, H)"
         ) from None
-    source: dict[str, Any] = {"kind": "matrix", "file": path.name}
+    source: Facts = {"kind": "matrix", "file": path.name}
     if isinstance(content, np.ndarray):
         return {"h": None, "J": content, "source": source}
     with content:
@@ -226,5 +227,5 @@ def _require_finite(values: NDArray[np.float64], name: str) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Plain) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from excise.errors import InputError
 from excise.ising.energies.energy import Energy
+from excise.plain import Facts
 
 
 def fisher(A: ArrayLike, labels: Sequence[str] = ()) -> Energy:
@@ -57,7 +57,7 @@ def _second_moment(gradients: NDArray[np.float64]) -> NDArray[np.float64]:
     return (product + product.T) / 2
 
 
-def _source(kind: str, gradients: NDArray[np.float64]) -> dict[str, Any]:
+def _source(kind: str, gradients: NDArray[np.float64]) -> Facts:
     m, n = gradients.shape
     rank = int(np.linalg.matrix_rank(gradients))
     if rank < n:

@@ -9,7 +9,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-OPTIONS: dict[str, Any] = {
+from excise.plain import Facts
+
+OPTIONS: Facts = {
     "nogil": True,
     "error_model": "numpy",
     "fastmath": {"nnan", "nsz", "contract", "reassoc"},
@@ -26,7 +28,7 @@ def inner_kernel(function: Callable[..., Any]) -> Any:
     return _compile(function, {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True})
 
 
-def _compile(function: Callable[..., Any], options: dict[str, Any]) -> Any:
+def _compile(function: Callable[..., Any], options: Facts) -> Any:
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no writable place: compile in every process instead

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jinja2.utils import htmlsafe_json_dumps
@@ -14,6 +14,7 @@ from excise.drawing.chart import Chart, Drawing
 from excise.drawing.heat_map import LEVELS, RED_BLUE, VIRIDIS, heat_map
 from excise.drawing.svg import moved, svg, text
 from excise.ising.energies import Energy
+from excise.plain import Facts
 from excise.report.html import table
 from excise.report.material import Material
 from excise.report.section import Section
@@ -123,7 +124,7 @@ def _render(material: Material) -> Markup | None:
     )
 
 
-def _upper_triangles(energy: Energy) -> dict[str, Any]:
+def _upper_triangles(energy: Energy) -> Facts:
     """Both matrices row by row from the diagonal on, four significant digits."""
     rows, columns = np.triu_indices(len(energy))
     pairs = {"values": energy.J, "correlations": energy.correlation()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from markupsafe import Markup
 
@@ -13,13 +12,14 @@ from excise.drawing.axes import NARROW, Axis, axis, frame, number, plane, row_fr
 from excise.drawing.chart import Chart, Drawing, Entry
 from excise.drawing.style import SERIES, series
 from excise.drawing.svg import line, marker, polyline, text
+from excise.plain import Plain, Values
 from excise.report.html import figure
 from excise.report.material import Material
 from excise.report.section import Section
 from excise.text import ranges
 
 AGAINST_BUDGET, AGAINST_COST = "damage_against_budget", "damage_against_cost"
-Row = Mapping[str, Any]
+Row = Values
 
 
 def damage_rows(material: Material) -> list[Row]:
@@ -212,7 +212,7 @@ def _drawn(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if _finite(row.get("delta"))]
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Plain) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from markupsafe import Markup
 
 from excise.drawing.chart import Chart
 from excise.drawing.loss_curves import loss_curves
+from excise.plain import Values
 from excise.report.html import figure, table
 from excise.report.material import Material
 from excise.report.section import Section
@@ -26,7 +26,7 @@ def _render(material: Material) -> Markup | None:
     return Markup("").join([_held_out(material.healing), *map(figure, figures(material).values())])
 
 
-def _held_out(healing: Mapping[str, Mapping[str, Any]]) -> Markup:
+def _held_out(healing: Mapping[str, Values]) -> Markup:
     rows = []
     for name, facts in healing.items():
         losses = facts.get("losses", {})

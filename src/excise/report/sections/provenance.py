@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
 
+from excise.plain import Values
 from excise.report.html import table
 from excise.report.material import Material
 from excise.report.section import Section
@@ -47,11 +47,11 @@ def _render(material: Material) -> Markup | None:
     return Markup("").join(parts)
 
 
-def _of_scores(material: Material) -> Mapping[str, Any]:
+def _of_scores(material: Material) -> Values:
     return {"provenance": material.scores.provenance} if material.scores.provenance else {}
 
 
-def _rows(facts: Mapping[str, Any], origin: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _rows(facts: Values, origin: Values) -> list[tuple[str, Any]]:
     test = facts.get("self_test") or {}
     machine = origin.get("machine") or {}
     settings = facts.get("settings") or {}
@@ -71,14 +71,14 @@ def _rows(facts: Mapping[str, Any], origin: Mapping[str, Any]) -> list[tuple[str
     ]
 
 
-def _samples(facts: Mapping[str, Any] | None) -> str | None:
+def _samples(facts: Values | None) -> str | None:
     if not facts:
         return None
     digest = str(facts.get("hash", ""))[:12]
     return f"{facts.get('data')}: {facts.get('samples')} samples, {facts.get('total_tokens'):,} tokens, hash {digest}…"
 
 
-def _phrase(facts: Mapping[str, Any]) -> str:
+def _phrase(facts: Values) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from markupsafe import Markup
 
@@ -13,6 +12,7 @@ from excise.artefacts import as_number
 from excise.drawing.axes import axis, number, plane
 from excise.drawing.chart import Chart, Drawing, Entry
 from excise.drawing.svg import line, marker
+from excise.plain import Values
 from excise.report.html import figure, table
 from excise.report.material import Material
 from excise.report.section import Section
@@ -23,7 +23,7 @@ LOOP, RANDOM = Entry("proposed by the loop", "ours", 0), Entry("random", "random
 Pairs = list[tuple[float, float]]
 
 
-def predictions(facts: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
+def predictions(facts: Values) -> tuple[Pairs, Pairs]:
     """(predicted, measured) damage of what the loop proposed, and of random removals, in nats.
 
     Args:
@@ -39,7 +39,7 @@ def predictions(facts: Mapping[str, Any]) -> tuple[Pairs, Pairs]:
     return loop, random
 
 
-def trust_chart(facts: Mapping[str, Any], budget: int) -> Chart | None:
+def trust_chart(facts: Values, budget: int) -> Chart | None:
     """Measured damage against the damage predicted before; None where nothing was predicted.
 
     Args:
@@ -80,7 +80,7 @@ def trust_chart(facts: Mapping[str, Any], budget: int) -> Chart | None:
     )
 
 
-def budget_figures(refined: Mapping[int, Mapping[str, Any]]) -> dict[str, Chart]:
+def budget_figures(refined: Mapping[int, Values]) -> dict[str, Chart]:
     """Predicted against measured, one figure per budget, by the names of their files.
 
     Args:
@@ -100,7 +100,7 @@ def _render(material: Material) -> Markup | None:
     return Markup("").join(parts) if parts else None
 
 
-def _race(facts: Mapping[str, Any]) -> Markup:
+def _race(facts: Values) -> Markup:
     rows = [
         (
             ranges(f["removed"]).replace(",", ", "),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any
 
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
@@ -13,6 +12,7 @@ from excise.drawing.axes import NARROW, Axis, number
 from excise.drawing.chart import Chart, Drawing
 from excise.drawing.svg import line, text
 from excise.ising.spectrum import Spectrum
+from excise.plain import Facts
 from excise.report.html import code, responsive
 from excise.report.material import Material
 from excise.report.section import Section
@@ -24,7 +24,7 @@ BAR = '<rect x="{:.2f}" y="0" width="{:.2f}" height="{:.4g}" class="bar fill-our
 MARK = '<path d="M{:.1f} {:.1f}l{:.1f} {:.1f}h{:.1f}z" class="removed-mark fill-chosen" data-block="{}"{}/>'
 
 
-def explorer_data(material: Material) -> dict[str, Any]:
+def explorer_data(material: Material) -> Facts:
     """What the page's script shows: plain JSON values.
 
     Every view is one energy at one budget; `measured` lists damage by budget; `runs` says what was removed.
