@@ -16,6 +16,7 @@ from excise.progress import Progress, silent
 from excise.report.figures import write_report_figures
 from excise.report.material import gather
 from excise.run import RunResult, RunSettings, run
+from excise.settings import values_of
 from tests.contexts import context_of
 from tests.gguf_files import write_gguf
 from tests.quantised import quantise
@@ -262,3 +263,27 @@ def test_a_small_source_is_split_with_a_warning(loaded, tmp_path):
     data.write_text("".join(json.dumps({"text": f"sentence number {i} of ten"}) + "\n" for i in range(10)))
     with pytest.warns(UserWarning, match="8 to calibrate, 2 held out"):
         split_samples(str(data), loaded.tokenizer, samples=20, held_out=6, tokens=24, seed=0, loss_on="all")
+
+
+def test_what_remains_keeps_the_pattern_that_other_readers_take_from_the_index(tmp_path):
+    oss = load(str(tiny_folder(tmp_path / "model", "gpt_oss", layers=8)))
+    drawn = split_samples("starter", oss.tokenizer, samples=20, held_out=4, tokens=20, seed=0, loss_on="all")
+    options = {"effort": 1, "random_states": 3, "rivals": ("last",), "repair": False}
+    facts = run_in(tmp_path / "run", oss, drawn, 2, portable=("vllm", "llama.cpp"), **options)
+    kinds = oss.stack.config.layer_types
+    for candidate in facts.candidates:
+        kept = [kinds[i] for i in range(8) if i not in candidate.removed]
+        assert kept == kinds[:6]
+    assert facts.certified["fisher"]
+    assert len({c.removed for c in facts.candidates if c.method.startswith("random")}) > 1
+    recipe = json.loads((tmp_path / "run" / "model" / "excise.json").read_text())
+    assert {"vllm", "llama.cpp"} <= set(recipe["readers"]["right"])
+
+
+def test_a_run_repeats_its_own_settings(loaded, samples, finished, tmp_path):
+    first, out = finished
+    values = values_of(RunSettings, json.loads((out / "run.json").read_text())["settings"])
+    again = run(loaded, *samples, RunSettings(**values, out=tmp_path / "again"))
+    assert again.removed == first.removed
+    assert again.candidates == first.candidates
+    assert again.checkpoint_loss == first.checkpoint_loss

@@ -23,6 +23,7 @@ from excise.settings import (
     Fixing,
     Loading,
     Objecting,
+    Porting,
     Printing,
     Replacing,
     Sampling,
@@ -57,7 +58,7 @@ SELECT = ("measured", "refined", "energy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Printing, Replacing, BackwardPass, Fixing, Objecting, Sampling, Loading):
+class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting, Sampling, Loading):
     """Settings of `excise run`: all of them make its recipe, and stand in its `run.json`."""
 
     remove: int = option(..., "Number M of blocks to remove.", group="What to remove", least=1)
@@ -381,7 +382,7 @@ def _propose(
             proposals += lowest_states(name, spectra[name], settings.verify_states, settings.min_distance)
     with clock.stage("rivals"):
         proposals += _rivals(context, calibration, brief, settings)
-    return _Proposed(energies, spectra, _writable(context.stack, proposals), gradients.skipped)
+    return _Proposed(energies, spectra, _writable(context.stack, brief, proposals), gradients.skipped)
 
 
 def _refine(
@@ -412,13 +413,17 @@ def _rivals(context: Context, calibration: Samples, brief: Brief, settings: RunS
     return proposals
 
 
-def _writable(stack: Stack, proposals: Sequence[Proposal]) -> list[Proposal]:
-    """Leave out removals that no config can describe."""
+def _writable(stack: Stack, brief: Brief, proposals: Sequence[Proposal]) -> list[Proposal]:
+    """Leave out removals that no config can describe, or that break the pattern asked for."""
     from excise.surgery.config import is_writable
 
-    kept = [proposal for proposal in proposals if is_writable(stack, proposal.removed)]
-    if len(kept) < len(proposals):
-        left_out = ", ".join(p.method for p in proposals if not is_writable(stack, p.removed))
+    patterned = [proposal for proposal in proposals if brief.allows(proposal.removed)]
+    if len(patterned) < len(proposals):
+        broken = ", ".join(p.method for p in proposals if not brief.allows(p.removed))
+        warnings.warn(f"left out, since they break the pattern that --portable keeps: {broken}", stacklevel=3)
+    kept = [proposal for proposal in patterned if is_writable(stack, proposal.removed)]
+    if len(kept) < len(patterned):
+        left_out = ", ".join(p.method for p in patterned if not is_writable(stack, p.removed))
         warnings.warn(f"left out, since no config describes what they leave: {left_out}", stacklevel=3)
     if not kept:
         raise ArchitectureError(
@@ -569,9 +574,18 @@ def _card(facts: Values, chosen: Candidate, repairs: Repairs) -> Facts:
 
 def _brief(loaded: Loaded, settings: RunSettings) -> Brief:
     from excise.choosing.brief import Brief
+    from excise.models.portable import pattern_of
 
-    fixed = {"protected": settings.protect, "forced": settings.force_blocks}
-    return Brief.on(loaded.stack, settings.remove, **fixed, seed=settings.seed)
+    stack = loaded.stack
+    pattern = pattern_of(stack.architecture, stack.model.config, settings.portable, loaded.raw_config)
+    return Brief.on(
+        stack,
+        settings.remove,
+        protected=settings.protect,
+        forced=settings.force_blocks,
+        seed=settings.seed,
+        pattern=pattern,
+    )
 
 
 def check_folder(out: str | Path, force: bool) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from excise.errors import InputError
 from excise.ising.energies import Energy
+from excise.ising.pattern import Pattern
 from excise.ising.problem import Problem, Removal
 from excise.models.removable import block_problem
 from excise.models.stack import Stack, block_indices, removable_indices
@@ -21,6 +22,7 @@ class Brief:
         protected: blocks that stay.
         forced: blocks that go; they count towards the budget.
         seed: of everything random.
+        pattern: what the blocks that stay must keep for other readers, see `excise.models.portable.pattern_of`.
 
     """
 
@@ -28,10 +30,17 @@ class Brief:
     protected: Removal = ()
     forced: Removal = ()
     seed: int = 0
+    pattern: Pattern | None = None
 
     @staticmethod
     def on(
-        stack: Stack, budget: int, *, protected: Sequence[int] = (), forced: Sequence[int] = (), seed: int = 0
+        stack: Stack,
+        budget: int,
+        *,
+        protected: Sequence[int] = (),
+        forced: Sequence[int] = (),
+        seed: int = 0,
+        pattern: Pattern | None = None,
     ) -> Brief:
         """A brief that fits a model.
 
@@ -41,13 +50,14 @@ class Brief:
             protected: blocks that stay; negative indices count from the top.
             forced: blocks that go; likewise.
             seed: of everything random.
+            pattern: what the blocks that stay must keep.
 
         Raises:
             InputError: the budget does not fit the blocks that may go, or a block is both protected and forced.
             ArchitectureError: a forced block is one that others depend on.
 
         """
-        brief = Brief(budget, block_indices(stack, protected), removable_indices(stack, forced), seed)
+        brief = Brief(budget, block_indices(stack, protected), removable_indices(stack, forced), seed, pattern)
         # Checked here, so that a bad budget is refused before any pass begins.
         brief.candidates(stack)
         return brief
@@ -84,4 +94,8 @@ class Brief:
 
     def problem(self, stack: Stack, energy: Energy) -> Problem:
         """The problem of meeting this brief at the lowest energy."""
-        return block_problem(stack, energy, self.budget, self.protected, self.forced)
+        return block_problem(stack, energy, self.budget, self.protected, self.forced, self.pattern)
+
+    def allows(self, removed: Removal) -> bool:
+        """Whether what stays keeps the pattern; criteria that know none are asked afterwards."""
+        return self.pattern is None or self.pattern.holds(removed)

@@ -21,6 +21,8 @@ from excise.errors import InputError
 from excise.ising.energies import Energy
 from excise.ising.energies.pairs import pairs
 from excise.ising.problem import Problem, Removal
+from excise.ising.solvers.kernels import random_state
+from excise.ising.solvers.places import open_states
 from excise.measuring.objectives import Objective
 from excise.measuring.passes import pass_key
 from excise.plain import Facts
@@ -189,7 +191,7 @@ def refine(
             diary=state,
         )
         # More tokens than the loop's, all the same for everyone, so that differences are paired.
-        finalists = _race(found, objective, brief.budget, spent, measured)
+        finalists = _race(found, objective, problem, spent, measured)
     left_out = _left_out(found, anchors)
     proposed = [pair for r in found.rounds for pair in zip(r.predicted, r.measured, strict=True)]
     return Refined(
@@ -250,12 +252,13 @@ class _State:
 def _race(
     found: Search,
     objective: Objective,
-    budget: int,
+    problem: Problem,
     spent: Plan,
     measured: Callable[[Objective, Sequence[Removal]], Measured],
 ) -> list[Finalist]:
     """Successive halving; returns all that took part, those that came further first, then by damage."""
-    candidates = found.best(budget, 4 * FINALISTS)
+    budget = problem.budget or 0
+    candidates = [r for r in found.best(budget, len(found.damages)) if problem.allows(r)][: 4 * FINALISTS]
     if not candidates:
         raise InputError(f"no removal of {budget} blocks has a finite damage; try --dtype float32")
     predicted = dict(zip(candidates, found.fitted.energy().energies(candidates), strict=True))
@@ -293,6 +296,11 @@ def _rho(points: Sequence[tuple[float, float]]) -> float | None:
 
 def _random_removals(problem: Problem, count: int, seed: int) -> list[Removal]:
     generator = np.random.default_rng((seed, 7))
+    if problem.pattern is not None:
+        # Hardly any draw keeps a pattern; those that do are enumerated at random instead.
+        reduced = problem.reduced()
+        drawn = (reduced.removed(state) for state in open_states(reduced, 4 * count, random_state(seed)))
+        return [removed for removed in dict.fromkeys(drawn) if problem.allows(removed)][:count]
     wanted = (problem.budget or 0) - len(problem.forced)
     draws = (generator.choice(problem.free, wanted, replace=False) for _ in range(4 * count))
     removals = [tuple(sorted((*problem.forced, *map(int, draw)))) for draw in draws]

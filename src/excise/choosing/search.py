@@ -17,7 +17,7 @@ import numpy as np
 
 from excise.ising.energies import Energy
 from excise.ising.energies.fitted import Fitted, fit
-from excise.ising.problem import Problem, Removal
+from excise.ising.problem import Problem, Removal, weigh_at_least
 from excise.ising.solvers import solve
 from excise.ising.spectrum import Spectrum
 
@@ -197,6 +197,12 @@ def _neighbours(energy: Energy, problem: Problem, damages: Mapping[Removal, tupl
     allowed = [(d, r) for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)]
     # The runner-up's neighbours follow only where all of the best's are measured.
     for _, centre in sorted(allowed):
+        if problem.pattern is not None:
+            # One swap reaches little that keeps a pattern: everything within two swaps, as the solver orders it.
+            near = weigh_at_least([float(i in centre) for i in range(len(energy))], len(centre) - 2)
+            nearby = replace(problem, constraints=(*problem.constraints, near))
+            yield from (state.removed for state in _lowest(energy, nearby, LOWEST))
+            continue
         swaps = [
             tuple(sorted((*(i for i in centre if i != out), unit)))
             for out in centre

@@ -14,6 +14,7 @@ from excise.settings import (
     Fixing,
     Loading,
     Objecting,
+    Porting,
     Printing,
     Sampling,
     budgets,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineSettings(Printing, Batching, Fixing, Objecting, Sampling, Loading):
+class RefineSettings(Printing, Batching, Porting, Fixing, Objecting, Sampling, Loading):
     """Settings of `excise refine`."""
 
     remove: tuple[int, ...] = option(
@@ -55,6 +56,7 @@ def refine(settings: RefineSettings) -> None:
     from excise.context import Context
     from excise.data import Fit, load_samples
     from excise.measuring.objectives import load_objective
+    from excise.models.portable import pattern_of
     from excise.progress import Progress
     from excise.report.refinement import finalists_table, trust_line, write_refinement_figures
     from excise.settings import to_plain
@@ -62,9 +64,12 @@ def refine(settings: RefineSettings) -> None:
 
     loaded, out = load_model(settings.model, **settings.loading()), settings.out
     context = Context(loaded, Store(out / "work"), Progress(tokens_progress), settings.batch_tokens)
+    stack = loaded.stack
+    pattern = pattern_of(stack.architecture, stack.model.config, settings.portable, loaded.raw_config)
     fixed = {"protected": settings.protect, "forced": settings.force_blocks}
     briefs = [
-        Brief.on(loaded.stack, budget, **fixed, seed=settings.seed) for budget in sorted(settings.remove, reverse=True)
+        Brief.on(stack, budget, **fixed, seed=settings.seed, pattern=pattern)
+        for budget in sorted(settings.remove, reverse=True)
     ]
     drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
     damage = load_objective(settings, drawn, loaded.tokenizer, settings.seed, Fit.of(loaded.stack))
