@@ -54,7 +54,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 demo: $(WEIGHTS)
-	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 96 --out $(DEMO) --force
+	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 96 \
+		--rivals block-influence,norm-ratio --out $(DEMO) --force
 	$(BIN)/excise report $(DEMO)
 
 bench: $(WEIGHTS)

@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.figures import save_figure
 from excise.artefacts import write_json
+from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
 from excise.choosing.plan import DEFAULT_EFFORT
 from excise.choosing.refine import refine
@@ -38,7 +39,6 @@ from excise.measuring.measure import Measurements, measure
 from excise.measuring.objectives import parse_objective
 from excise.measuring.score import score
 from excise.models.loading import load
-from excise.provenance import provenance
 from excise.store import Store
 
 PLACE = Path("examples/tiny-hybrid")

@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.weights import smollm2
 from excise.artefacts import write_json
+from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
 from excise.choosing.plan import DEFAULT_EFFORT
 from excise.choosing.refine import refine
@@ -30,7 +31,6 @@ from excise.data import Samples, load_samples
 from excise.measuring.measure import measure
 from excise.measuring.objectives import load_objective, load_questions
 from excise.models.loading import Loaded, load
-from excise.provenance import provenance
 from excise.settings import Objecting
 from excise.store import Store
 

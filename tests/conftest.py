@@ -7,8 +7,14 @@ import sys
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from excise.cli import main
+from . import shapes
+
+# Before anything of excise is imported.
+install_import_hook(shapes.STAGES, f"{shapes.__name__}.checked")
+
+from excise.__main__ import main  # noqa: E402
 
 torch.set_num_threads(1)
 

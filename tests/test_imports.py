@@ -39,8 +39,8 @@ def test_a_solve_imports_neither_torch_nor_transformers():
 # Folders and modules of the package in the order in which data passes through them: each imports only from those above
 # it (and within itself).
 STAGES = (
-    *("errors", "text", "plain", "settings", "progress", "artefacts", "drawing", "provenance"),
-    *("ising", "models", "data", "store", "context", "evaluation"),
+    *("errors", "interrupts", "text", "plain", "settings", "progress", "artefacts", "drawing"),
+    *("ising", "models", "data", "job", "store", "context", "evaluation"),
     *("surgery", "measuring", "repair", "healing", "choosing", "report", "run", "cli", "__main__"),
 )
 

@@ -241,7 +241,7 @@ def test_a_finished_run_is_not_replaced_and_an_interrupted_one_goes_on(loaded, s
 
 def test_a_folder_of_something_else_is_refused(loaded, samples, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="no run of excise"):
+    with pytest.raises(OutputError, match="not written by excise"):
         run_in(tmp_path, loaded, samples, 2)
     assert (tmp_path / "thesis.txt").exists()
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from excise.artefacts import Artefact, read_json
+from excise.artefacts import Artefact, require_free
 from excise.choosing.candidate import Candidate
 from excise.errors import ArchitectureError, InputError, OutputError
 from excise.plain import Facts, Values
@@ -62,9 +62,11 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
     """Settings of `excise run`: all of them make its recipe, and stand in its `run.json`."""
 
     remove: int = option(..., "Number M of blocks to remove.", group="What to remove", least=1)
-    out: Path = option(..., "Folder for everything; the checkpoint is its `model`.", group="Output", recipe=False)
+    out: Path = option(
+        ..., "Folder for everything; the checkpoint is its `model`.", group="Output", recipe=False, writes="workspace"
+    )
     held_out: int = option(32, "Samples kept apart to measure damage on.", group="Data", least=1)
-    held_out_data: str | None = option(None, "Their source, if not --data itself.", group="Data")
+    held_out_data: str | None = option(None, "Their source, if not --data itself.", group="Data", reads="data")
     energy: str | None = option(
         None,
         "Energy shown and, with --select energy, followed: fisher, fisher+linear or fitted (of the refinement); by "
@@ -130,7 +132,9 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
         choices=names_in("excise.healing.settings:PRESETS"),
         hidden=True,
     )
-    heal_data: str | None = option(None, "Source of the samples to train on.", group="Healing", hidden=True)
+    heal_data: str | None = option(
+        None, "Source of the samples to train on.", group="Healing", hidden=True, reads="data"
+    )
     heal_samples: int | None = option(None, "How many.", group="Healing", least=1, hidden=True)
     heal_tokens: int | None = option(None, "Longest of them, in tokens.", group="Healing", least=2, hidden=True)
     heal_batch: int | None = option(None, "Samples per optimiser step.", group="Healing", least=1, hidden=True)
@@ -252,10 +256,10 @@ def run(
     held_out: Samples,
     settings: RunSettings,
     *,
-    objective: Objective | None = None,
     healing: Healing | None = None,
     progress: Progress | None = None,
     clock: Clock | None = None,
+    made_by: str | None = None,
 ) -> RunResult:
     """Choose blocks, remove them, and write the pruned model with its evidence.
 
@@ -268,11 +272,11 @@ def run(
         calibration: samples to choose by.
         held_out: other samples, to judge by.
         settings: everything else that is asked.
-        objective: the damage that refinement keeps low; by default that of the settings, on `calibration`.
         healing: train the pruned model afterwards, into the subfolder `healed`; with a race, what wins it is removed,
             whatever `select` says.
         progress: shows progress of long stages.
         clock: collects seconds per stage; one with earlier stages (loading) may be given.
+        made_by: key of the job, by which it is recognised as done; see `excise.job.made_by`.
 
     Returns:
         What is written to `run.json`.
@@ -294,9 +298,7 @@ def run(
     brief = _brief(loaded, settings)
     if healing:
         healing.require_feasible()
-    objective = objective or load_objective(
-        settings, calibration, loaded.tokenizer, settings.seed, Fit.of(loaded.stack)
-    )
+    objective = load_objective(settings, calibration, loaded.tokenizer, settings.seed, Fit.of(loaded.stack))
     folder = _open_folder(settings, loaded, healing)
     context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
     select, energy = settings.followed(objective), settings.energy
@@ -328,9 +330,9 @@ def run(
         facts["figures"] = write_figures(
             folder / "figures", proposed.energies[energy], proposed.spectra[energy], verified, chosen
         )
-    facts["healed"] = _heal(healing, context, held_out, folder, won, settings.force, clock) if healing else None
+    facts["healed"] = _heal(healing, context, held_out, folder, won, clock) if healing else None
     result = RunResult(**facts, seconds=clock.seconds)
-    result.save(folder / MANIFEST)
+    result.save(folder / MANIFEST, key=made_by)
     return result
 
 
@@ -388,12 +390,12 @@ def _propose(
 def _refine(
     context: Context, calibration: Samples, objective: Objective, brief: Brief, settings: RunSettings, folder: Path
 ) -> Refined:
-    from excise.artefacts import write_json
+    from excise.artefacts import write_artefact
     from excise.choosing.refine import refine, refinement_facts
 
     refined = refine(context, objective, brief, tokens=settings.effort * calibration.tokens)
     found = refinement_facts({brief.budget: refined}, objective, settings.effort, calibration)
-    write_json(folder / "candidates.json", {"model": context.loaded.source, **found})
+    write_artefact(folder / "candidates.json", {"model": context.loaded.source, **found})
     return refined
 
 
@@ -487,8 +489,8 @@ def _race(
 def _choice_facts(
     loaded: Loaded, verified: Verified, chosen: Candidate, settings: RunSettings, select: str, energy: str
 ) -> Facts:
+    from excise.artefacts.provenance import provenance
     from excise.models.identity import model_identity
-    from excise.provenance import provenance
 
     stack = loaded.stack
     return {
@@ -541,14 +543,12 @@ def _write(
     return {"self_test": written["self_test"]}
 
 
-def _heal(
-    healing: Healing, context: Context, held_out: Samples, folder: Path, won: Race | None, force: bool, clock: Clock
-) -> Facts:
+def _heal(healing: Healing, context: Context, held_out: Samples, folder: Path, won: Race | None, clock: Clock) -> Facts:
     from excise.healing.heal_stage import FOLDER, heal_pruned
 
     out = folder / FOLDER
     with clock.stage("heal"):
-        return heal_pruned(healing, folder / CHECKPOINT, held_out, out, context.store, won=won, force=force)
+        return heal_pruned(healing, folder / CHECKPOINT, held_out, out, context.store, won=won)
 
 
 def _card(facts: Values, chosen: Candidate, repairs: Repairs) -> Facts:
@@ -588,39 +588,33 @@ def _brief(loaded: Loaded, settings: RunSettings) -> Brief:
     )
 
 
-def check_folder(out: str | Path, force: bool) -> Path:
+def check_folder(settings: RunSettings) -> Path:
     """Refuse a folder that a run must not write to; touches nothing.
 
     Raises:
         OutputError: it holds a finished run, or something that is no run at all.
 
     """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; choose another --out")
-    if (folder / MANIFEST).exists() and not force:
+    folder = require_free(settings.out, folder=True, inputs=[settings.model], adds=True)
+    if (folder / MANIFEST).exists() and not settings.force:
         raise OutputError(f"{folder} holds a finished run; choose another --out, or pass --force to replace it")
-    if folder.exists() and any(folder.iterdir()) and not (folder / WORK).exists():
-        raise OutputError(f"{folder} exists and is no run of excise; choose another --out")
     return folder
 
 
 def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None) -> Path:
     """Create the folder of a run, or take up an unfinished one; a finished one starts anew."""
-    from excise.healing.heal import check_destination
     from excise.healing.heal_stage import FOLDER
     from excise.surgery.feasible import require_writable
 
-    folder = check_folder(settings.out, settings.force)
+    folder = check_folder(settings)
     # Headers say now what writing would refuse after hours of gradients.
     require_writable(loaded.folder, folder / CHECKPOINT, overwrite=True)
     if healing:
-        check_destination(folder / FOLDER, str(folder / CHECKPOINT), settings.force)
+        require_free(folder / FOLDER, folder=True, force=True)
     if (folder / MANIFEST).exists():
-        if read_json(folder / MANIFEST).get("healed"):
-            shutil.rmtree(folder / FOLDER, ignore_errors=True)
         # First the mark of a finished run, so that what follows is taken up if it is interrupted.
         (folder / MANIFEST).unlink()
-        shutil.rmtree(folder / WORK, ignore_errors=True)
+        for part in (FOLDER, WORK):
+            shutil.rmtree(folder / part, ignore_errors=True)
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     return folder

@@ -36,6 +36,8 @@ from excise.plain import Facts, Plain, Values
 
 # In the order in which `--help` and recipes show them.
 GROUPS = ("Arguments", "What to remove", "Options", "Data", "How it chooses", "Healing", "Machine", "Output")
+# A file; a folder, or a .gguf file; a folder that is added to; a file that is brought up to date.
+WRITES = ("file", "folder", "workspace", "update")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 LOSS_ON = ("content", "all", "responses")
 
@@ -67,6 +69,8 @@ class Option:
     hidden: bool = False
     argument: bool = False
     recipe: bool = True
+    reads: str = ""
+    writes: str = ""
 
 
 def option(
@@ -85,6 +89,8 @@ def option(
     hidden: bool = False,
     argument: bool = False,
     recipe: bool = True,
+    reads: str = "",
+    writes: str = "",
 ) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -106,10 +112,14 @@ def option(
         hidden: accepted, but not shown by `--help`.
         argument: positional on the command line.
         recipe: whether it belongs into a recipe; not so what only says how the command line answers.
+        reads: names something that is read: a "path", or a source of "data"; empty for neither.
+        writes: names what is written, one of `WRITES`; empty where nothing is.
 
     """
     if group not in GROUPS:
         raise ValueError(f"expected a group in {GROUPS}, got {group!r}")
+    if writes not in ("", *WRITES):
+        raise ValueError(f"expected writes in {WRITES}, got {writes!r}")
     declared = Option(
         help=help,
         flags=(flag,) if isinstance(flag, str) else flag,
@@ -124,6 +134,8 @@ def option(
         hidden=hidden,
         argument=argument,
         recipe=recipe,
+        reads=reads,
+        writes=writes,
     )
     return dataclasses.field(default=MISSING if default is ... else default, metadata={_KEY: declared})
 
@@ -515,7 +527,7 @@ class Placement(Checked):
 class Loading(Placement):
     """Which model is loaded, and how."""
 
-    model: str = option(..., "A checkpoint folder, a .gguf file, or a hub id.", argument=True)
+    model: str = option(..., "A checkpoint folder, a .gguf file, or a hub id.", argument=True, reads="path")
     dtype: str = option(
         "auto",
         "auto, float32, bfloat16, float16 or float64: of the computation.",
@@ -559,6 +571,7 @@ class Sampling(Checked):
         "hub data set id such as teknium/OpenHermes-2.5 (add :configuration, and @split for a split other than train); "
         "several in given shares: a.jsonl:3,b.txt:1.",
         group="Data",
+        reads="data",
     )
     samples: int = option(128, "Calibration samples.", group="Data", least=1)
     tokens: int = option(512, "Longest sample in tokens; 0 for no limit.", group="Data", least=0)
@@ -652,6 +665,7 @@ class Objecting(Checked):
     questions: Path | None = option(
         None,
         "Multiple-choice questions (JSONL) for the objective choices; a training split.",
+        reads="path",
         group="How it chooses",
         hidden=True,
     )

@@ -7,36 +7,28 @@ one that was torn or damaged is worked out anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from excise.artefacts import atomic_path, read_json, write_json
+from excise.artefacts import Arrays, digest, read_arrays, read_json, write_arrays, write_artefact
 from excise.errors import InputError, OutputError
 from excise.ising.problem import Removal
 from excise.plain import Values
 
 # 64 bits: names stay short, and two keys of one folder that share one are out of the question.
 DIGITS = 16
+KEY_FILE = "key.json"
 # Final hidden states of the intact model: some 100,000 positions of SmolLM2-135M, whose width is 576, in float32.
 MEMORY_BYTES = 1 << 28
 
-Arrays = dict[str, np.ndarray]
 Key = Values
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of plain data; what JSON does not know is refused, so that nothing enters a key by its printed form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Store:
@@ -94,24 +86,18 @@ class Store:
         if not path.exists():
             return None
         try:
-            kept = read_json(path)
-            whole = kept["sha256"] == digest(kept["value"]) and digest(kept["key"]) == digest(key)
+            return read_json(path)["value"]
         except (InputError, KeyError, TypeError):
-            whole = False
-        if not whole:
             _tell_damaged(path)
             return None
-        return kept["value"]
 
     def keep(self, kind: str, key: Key, value: Any) -> None:
         """Keep plain data under a key."""
         if self.folder is None:
             self._places[kind, digest(key)] = value
             return
-        write_json(
-            self.folder / kind / f"{digest(key)[:DIGITS]}.json",
-            {"key": key, "value": value, "sha256": digest(value)},
-        )
+        path = self.folder / kind / f"{digest(key)[:DIGITS]}.json"
+        write_artefact(path, {"key": key, "value": value}, durable=False)
 
 
 Opened = TypeVar("Opened", "Journal", "Ledger")
@@ -132,11 +118,12 @@ class Journal:
 
     def __init__(self, folder: Path | None, key: Key) -> None:
         self.folder = folder
+        self._made_by = digest(key)
         self._memory: dict[int, Arrays] = {}
         if folder is None:
             return
-        key_file = folder / "key.json"
-        if key_file.exists() and read_json(key_file).get("sha256") != digest(key):
+        found = _read_key(folder)
+        if found is not None and digest(found) != digest(key):
             raise OutputError(
                 f"{folder} holds an unfinished run with other settings, another model or other data; "
                 f"delete it, or choose another --out"
@@ -147,14 +134,14 @@ class Journal:
         """Results of one batch as they were written; None where they were not, or are damaged."""
         if self.folder is None:
             return self._memory.get(batch)
-        return _read_arrays(self.path(batch)) if self.path(batch).exists() else None
+        return _read_arrays(self.path(batch), self._made_by) if self.path(batch).exists() else None
 
     def write(self, batch: int, **arrays: np.ndarray) -> None:
         """Keep the results of one batch."""
         if self.folder is None:
             self._memory[batch] = arrays
             return
-        _write_arrays(self.path(batch), arrays)
+        write_arrays(self.path(batch), arrays, {"journal": self._made_by}, durable=False)
 
     def delete(self) -> None:
         """Forget everything, once what follows from it is kept elsewhere."""
@@ -209,7 +196,7 @@ class Ledger:
         # A new file per call, never one rewritten: processes that measure at the same time lose nothing of each
         # other's.
         path = self._folder / f"part-{digest(removals)[:DIGITS]}.safetensors"
-        _write_arrays(path, {"sums": sums, "removals": named})
+        write_arrays(path, {"sums": sums, "removals": named}, durable=False)
 
 
 class Sized(Protocol):
@@ -244,34 +231,28 @@ class Memory:
 
 
 def _write_key(folder: Path, key: Key) -> None:
-    if not (folder / "key.json").exists():
-        write_json(folder / "key.json", {"sha256": digest(key), "key": key})
+    if _read_key(folder) is None:
+        write_artefact(folder / KEY_FILE, {"key": key}, durable=False)
 
 
-def _content(arrays: Mapping[str, np.ndarray]) -> str:
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name], order="C")
-        sha.update(f"{name} {array.dtype} {array.shape}".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with atomic_path(path) as temporary:
-        save_file(whole, temporary, metadata={"sha256": _content(whole)})
-
-
-def _read_arrays(path: Path) -> Arrays | None:
-    """Arrays of a file; None, with a warning, where it is not what was written."""
+def _read_key(folder: Path) -> Key | None:
+    path = folder / KEY_FILE
+    if not path.exists():
+        return None
     try:
-        with safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-            whole = (file.metadata() or {}).get("sha256") == _content(arrays)
-    except (SafetensorError, OSError):
-        whole = False
-    if not whole:
+        return read_json(path)["key"]
+    except (InputError, KeyError, TypeError):
+        _tell_damaged(path)
+        return None
+
+
+def _read_arrays(path: Path, journal: str | None = None) -> Arrays | None:
+    """Arrays of a file; None, with a warning, where it is not what was written, or not for this journal."""
+    try:
+        arrays, facts = read_arrays(path)
+    except InputError:
+        facts = None
+    if facts is None or facts.get("journal") != journal:
         _tell_damaged(path)
         return None
     return arrays

@@ -13,10 +13,8 @@ from excise.choosing.pipeline import (
     propose,
     propose_budgets,
     repair_proposals,
-    require_known,
 )
 from excise.choosing.proposal import Proposal
-from excise.errors import InputError
 from excise.measuring.measure import measure
 from excise.models.stack import find_stack
 from excise.progress import Progress
@@ -175,9 +173,3 @@ def test_only_what_drops_whole_blocks_is_repaired(stack, samples):
     assert list(repairs.refused) == [(0,)]  # nothing below it into which a repair could be folded
     alone = repair(context_of(stack), (2, 3), samples, held_out=held_out)
     assert repairs.loss((2, 3)) == pytest.approx(alone.losses.repaired, rel=1e-9)
-
-
-def test_unknown_criteria_are_refused():
-    require_known(["sleb", "block-pruner"])
-    with pytest.raises(InputError, match=r"unknown methods \['best', 'worst'\]; expected 'all' or some of fisher, "):
-        require_known(["best", "sleb", "worst"])

@@ -5,6 +5,8 @@ import json
 from tests.report.folders import full_folder, run_folder
 from tests.tiny import tiny_folder
 
+from excise.artefacts import read_json
+
 
 def test_a_run_is_judged_beside_its_original_and_its_card_says_so(excise, tmp_path):
     original, run = tiny_folder(tmp_path / "original", layers=3), tmp_path / "run"
@@ -18,7 +20,7 @@ def test_a_run_is_judged_beside_its_original_and_its_card_says_so(excise, tmp_pa
     code, out, err = excise("evaluate", run, "--with-original", *options, "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert found == json.loads((run / "scores.json").read_text())
+    assert found == read_json(run / "scores.json")
     assert [(r["kind"], r["name"]) for r in found["results"]] == 2 * [("perplexity", "text.txt"), ("speed", "speed")]
     assert sorted(len(m["removed"]) for m in found["models"].values()) == [0, 1]
     card = (run / "model" / "README.md").read_text()

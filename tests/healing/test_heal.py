@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from excise.artefacts import read_json
 from excise.measuring.measure import measure
 from excise.models.loading import load
 from tests.contexts import context_of
@@ -47,7 +48,7 @@ def test_heal_writes_a_checkpoint_with_its_evidence(excise, models, tmp_path):
     assert sum(curve[2:]) < sum(curve[:2])
     assert facts["losses"]["healed"] != facts["losses"]["pruned"]
     assert len(facts["curve"]) == facts["steps"] == 4
-    assert {key: value for key, value in facts.items() if key != "out"} == json.loads((out / "heal.json").read_text())
+    assert {key: value for key, value in facts.items() if key != "out"} == read_json(out / "heal.json")
     figure = Figure(out / "loss.svg")
     assert len(figure.marked("curve")[0].get("points").split()) == 4
     assert f"healed {facts['losses']['healed']:.3f}" in figure.texts[-1]
@@ -119,8 +120,8 @@ def test_mistakes_are_named(excise, models, tmp_path):
     original, pruned = models
     for arguments, message in (
         ((pruned, "--out", tmp_path / "a"), "expected --teacher ORIGINAL"),
-        ((pruned, "--out", pruned, "--teacher", original), "is the pruned model itself"),
-        ((pruned, "--out", tmp_path, "--teacher", original), "is not a checkpoint"),
+        ((pruned, "--out", pruned, "--teacher", original), "is what is being read"),
+        ((pruned, "--out", tmp_path, "--teacher", original), "which is being read"),
         ((pruned, "--out", tmp_path / "a", "--teacher", original, "--preset", "big"), "expected --preset in small"),
         ((pruned, "--out", tmp_path / "a", "--teacher", original, "--lr", 0), "--lr (learning_rate) expects"),
         ((pruned, "--out", tmp_path / "a", "--teacher", original, *QUICK, "--held-out", 1.5), "--held-out expects"),

@@ -155,7 +155,8 @@ def test_what_training_would_refuse_late_is_refused_before_anything_is_measured(
         run_in(tmp_path / "b", loaded, samples, 2, healing=healing(loaded, race=5), **PLAIN)
     (tmp_path / "c" / "work").mkdir(parents=True)
     (tmp_path / "c" / "healed").mkdir()
-    with pytest.raises(OutputError, match="is not a checkpoint"):
+    (tmp_path / "c" / "healed" / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="not written by excise"):
         run_in(tmp_path / "c", loaded, samples, 2, healing=healing(loaded), **PLAIN)
     assert not any((tmp_path / name / "gradients.safetensors").exists() for name in "abc")
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
+from excise.artefacts import read_json, write_json
 from excise.drawing.axes import WIDE, number
 from excise.drawing.chart import svg_file
 from excise.ising.energies import Energy
@@ -222,7 +223,7 @@ def test_hostile_names_stay_text_in_files(tmp_path):
     full_folder(tmp_path, name=HOSTILE)
     for name in ("run.json", "compare.json", "scores.json"):
         path = tmp_path / name
-        path.write_text(path.read_text().replace("norm-ratio", json.dumps(HOSTILE)[1:-1]))
+        write_json(path, json.loads(json.dumps(read_json(path)).replace("norm-ratio", json.dumps(HOSTILE)[1:-1])))
     figures = {path.stem: Figure(path) for path in write_report_figures(gather(tmp_path))}
     for name in ("damage-3", "damage_against_budget", "benchmarks"):
         assert any(HOSTILE in words for words in figures[name].texts)

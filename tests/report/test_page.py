@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from excise.artefacts import read_json, write_json
 from excise.choosing.verify import Candidate
 from excise.ising.spectrum import Spectrum, State
 from excise.report.material import gather
@@ -127,7 +128,7 @@ def test_hostile_text_is_shown_and_never_run(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(facts))
     for name in ("compare.json", "scores.json", "healed/heal.json"):
         path = tmp_path / name
-        path.write_text(path.read_text().replace("norm-ratio", json.dumps(HOSTILE)[1:-1]))
+        write_json(path, json.loads(json.dumps(read_json(path)).replace("norm-ratio", json.dumps(HOSTILE)[1:-1])))
     page = render(gather(tmp_path))
     assert "<script>alert" not in page
     assert "alert(&#39;x&#39;)" in page

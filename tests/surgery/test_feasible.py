@@ -84,12 +84,12 @@ REFUSED = {
     "an adapter": (adapter, CheckpointError, "adapter"),
     "changes of quantised weights": (quantised, CheckpointError, "bitsandbytes"),
     "changes of packed weights": (packed, CheckpointError, "packed"),
-    "a folder with something else": (occupied, OutputError, "not a checkpoint"),
+    "a folder with something else": (occupied, OutputError, "not written by excise"),
     "a file in the way": (a_file_in_the_way, OutputError, "not a folder you may write to"),
     "the original's own place": (
         lambda p: {"source": folder(p), "out": p / "model", "overwrite": True},
         OutputError,
-        "holds the original",
+        "is what is being read",
     ),
 }
 

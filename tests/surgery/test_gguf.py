@@ -239,10 +239,11 @@ def test_destinations(original, tmp_path):
         prune_gguf(original, [2], tmp_path / "out.gguf")
     prune_gguf(original, [2], tmp_path / "out.gguf", overwrite=True)
     assert metadata_of(tmp_path / "out.gguf")["excise.removed"][1] == [2]
-    with pytest.raises(OutputError, match="is the original"):
+    with pytest.raises(OutputError, match="is what is being read"):
         prune_gguf(original, [2], original, overwrite=True)
+    (tmp_path / "folder").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
-        prune_gguf(original, [2], tmp_path, overwrite=True)
+        prune_gguf(original, [2], tmp_path / "folder", overwrite=True)
     with pytest.raises(InputError, match="no GGUF file"):
         prune_gguf(tmp_path / "absent.gguf", [2], tmp_path / "b.gguf")
 

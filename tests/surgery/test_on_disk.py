@@ -320,11 +320,11 @@ def test_destinations(folder, tmp_path):
         prune_folder(folder, [1], out)
     prune_folder(folder, [1], out, overwrite=True)
     assert json.loads((out / "excise.json").read_text())["removed"] == [1]
-    with pytest.raises(OutputError, match="original"):
+    with pytest.raises(OutputError, match="being read"):
         prune_folder(folder, [1], folder, overwrite=True)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="not a checkpoint"):
+    with pytest.raises(OutputError, match="not written by excise"):
         prune_folder(folder, [1], tmp_path / "thesis", overwrite=True)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from excise.artefacts import Artefact
+from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
 from excise.choosing.contest import Contest
 from excise.choosing.criteria import RANDOM, SEARCHING
@@ -21,7 +22,6 @@ from excise.errors import ArchitectureError, InputError
 from excise.ising.energies import ENERGIES
 from excise.measuring.score import score
 from excise.plain import Facts
-from excise.provenance import provenance
 from excise.repair.several import TOKENS, Repairs
 
 MANIFEST = "compare.json"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from excise.choosing.proposal import Proposal
@@ -38,7 +39,7 @@ class Choice:
     budget: int
     seed: int
     proposal: Proposal
-    sums: Floats
+    sums: Float64[np.ndarray, " samples"]
 
 
 @dataclass(frozen=True)

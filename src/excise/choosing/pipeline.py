@@ -13,7 +13,6 @@ from excise.choosing.criteria import CRITERIA, SUBLAYER_CRITERIA
 from excise.choosing.proposal import Cost, Meter, Proposal, at_smaller_budget
 from excise.context import Context
 from excise.data.samples import Samples
-from excise.errors import InputError
 from excise.ising.problem import Removal
 from excise.measuring.measure import measure
 from excise.measuring.passes import pass_key
@@ -154,14 +153,3 @@ def repair_proposals(
     """Repair whatever only drops whole blocks; see `excise.repair.several.repair_removals`."""
     removals = list(dict.fromkeys(p.removed for p in proposals if p.dropped))
     return repair_removals(context, removals, samples, held_out, tokens=tokens)
-
-
-def require_known(names: Sequence[str]) -> None:
-    """Refuse criteria that nobody knows.
-
-    Raises:
-        InputError: an unknown name.
-
-    """
-    if unknown := [name for name in names if name not in EVERY_CRITERION]:
-        raise InputError(f"unknown methods {unknown}; expected 'all' or some of {', '.join(EVERY_CRITERION)}")

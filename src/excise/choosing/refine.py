@@ -11,6 +11,8 @@ from functools import partial
 import numpy as np
 from scipy.stats import spearmanr
 
+from excise.artefacts import digest
+from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
 from excise.choosing.plan import ANCHORS, BATCH, FINALISTS, Plan, plan
 from excise.choosing.proposal import Proposal
@@ -26,8 +28,6 @@ from excise.ising.solvers.places import open_states
 from excise.measuring.objectives import Objective
 from excise.measuring.passes import pass_key
 from excise.plain import Facts
-from excise.provenance import provenance
-from excise.store import digest
 
 SHOWN_STATES = 100
 SEARCHES = "searches"

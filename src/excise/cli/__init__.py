@@ -26,8 +26,9 @@ from excise.cli.solve import solve
 from excise.cli.table import table
 from excise.cli.verify import verify
 from excise.errors import ExciseError, SelfTestError
+from excise.interrupts import said
 
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+FAILED, MISTAKE = 1, 2
 
 app = typer.Typer(
     name="excise",
@@ -53,9 +54,8 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
         except ExciseError as error:
             typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
             raise typer.Exit(MISTAKE) from None
-        except KeyboardInterrupt:
-            typer.secho("interrupted; the same command goes on where it stopped", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as told:
+            raise typer.Exit(said(told)) from None
 
     return call
 
@@ -74,12 +74,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-def main() -> None:
-    """Run the command line.
-
-    Exit status 0; 1 where a result failed its test, and was not given its name; 2 for a mistake in what was asked; 130
-    when interrupted.
-    """
+def run_app() -> None:
+    """Parse the command line and call the verb; see `excise.__main__.main` for the exit status."""
     warnings.showwarning = _show_warning
     gc.set_threshold(100_000)  # imports make many objects and no garbage: collecting them costs a fifth of a second
     app()

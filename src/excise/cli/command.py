@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -56,7 +57,7 @@ def command(verb: Callable[[Any], None], *, recipes: bool = False) -> Callable[.
         if printing:
             typer.echo(recipe_text(cls, values), nl=False)
         else:
-            verb(make(cls, values))
+            _do(verb, make(cls, values))
 
     parameters = [_parameter(setting, recipes) for setting in settings]
     if recipes:
@@ -65,6 +66,19 @@ def command(verb: Callable[[Any], None], *, recipes: bool = False) -> Callable[.
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
+
+
+def _do(verb: Callable[[Any], None], settings: Any) -> None:
+    """Call a verb, unless what it would write is there, made by the same command from the same files."""
+    from excise.job import starting
+
+    with starting(settings) as job:
+        if not job.done:
+            verb(settings)
+        elif getattr(settings, "as_json", False):
+            typer.echo(json.dumps({"out": str(job.out), "already_done": True}))
+        else:
+            typer.echo(f"already done: {job.out} was made by this command; --force makes it again", err=True)
 
 
 def _parameter(setting: Setting, recipes: bool) -> inspect.Parameter:
@@ -79,6 +93,7 @@ def _parameter(setting: Setting, recipes: bool) -> inspect.Parameter:
         "rich_help_panel": setting.option.group,
     }
     if setting.option.argument:
+        options["metavar"] = setting.called
         information = typer.Argument(default, **options)
     else:
         if setting.kind is not bool:

@@ -20,10 +20,14 @@ class CompareSettings(Printing, Batching, Protecting, Contest, Sampling, Loading
         ..., "Numbers M of blocks to remove, such as 4,8,12 or 3..8.", group="What to remove", parse=budgets
     )
     out: Path = option(
-        ..., "Folder for everything; run again to go on or to add methods.", group="Output", recipe=False
+        ...,
+        "Folder for everything; run again to go on or to add methods.",
+        group="Output",
+        recipe=False,
+        writes="workspace",
     )
     held_out_data: str | None = option(
-        None, "Source of the held-out text, if not --data itself.", flag="--eval", group="Data"
+        None, "Source of the held-out text, if not --data itself.", flag="--eval", group="Data", reads="data"
     )
     held_out: int = option(32, "Held-out samples.", flag="--eval-samples", group="Data", least=2)
     held_out_tokens: int | None = option(

@@ -18,23 +18,25 @@ class EvaluateSettings(Replacing, Printing, Placement):
     """Settings of `excise evaluate`."""
 
     models: tuple[str, ...] = option(
-        ..., "Checkpoint folders, .gguf files, hub ids, or folders of `excise run`.", argument=True
+        ..., "Checkpoint folders, .gguf files, hub ids, or folders of `excise run`.", argument=True, reads="path"
     )
     tasks: str = option(
         "", "lm-eval's tasks, separated by commas; 'paper' stands for its six, 'paper-moe' for Fig. 5's."
     )
-    include_path: Path | None = option(None, "Folder with task files (YAML) of your own.")
+    include_path: Path | None = option(None, "Folder with task files (YAML) of your own.", reads="path")
     limit: int | None = option(None, "Samples per task, windows per text; all by default.", least=1)
     shots: int | None = option(None, "Examples in the prompt; by default the task's own.", least=0)
     chat_template: bool = option(False, "Put prompts through the tokenizer's chat template.")
     batch_size: str = option("auto", "Sequences at once, or auto.", group="Machine")
-    perplexity: Path | None = option(None, "Measure the perplexity of this text file.")
+    perplexity: Path | None = option(None, "Measure the perplexity of this text file.", reads="path")
     window: int | None = option(None, "Tokens of its windows; by default 2048 or the model's positions.", least=2)
     speed: bool = option(False, "Measure tokens/s and memory.")
     prompt_tokens: int = option(512, "Prompt of the speed measurement.", least=1)
     new_tokens: int = option(64, "Tokens it decodes.", least=2)
     with_original: bool = option(False, "Of a run's folder, judge the original too.")
-    out: Path | None = option(None, "scores.json; by default in the run's folder, or here.", group="Output")
+    out: Path | None = option(
+        None, "scores.json; by default in the run's folder, or here.", group="Output", writes="update"
+    )
     card: bool = option(True, "Add the scores to the model cards.", group="Output")
     dtype: str = changed(Loading, "dtype")
     force: bool = changed(Replacing, "force", help="Measure again what was measured before.", flag="--force")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from excise.cli.options import check_new
 from excise.errors import InputError
 from excise.settings import Fixing, Replacing, check_fixed, option
 
@@ -23,8 +22,10 @@ FORMATS = ("qubo", "ising", "bqm", "lp")
 class ExportSettings(Replacing, Fixing):
     """Settings of `excise export`."""
 
-    energy: Path = option(..., "A symmetric matrix (.npy), or J and h (.npz, .safetensors).", argument=True)
-    out: Path = option(..., "File to write.", group="Output")
+    energy: Path = option(
+        ..., "A symmetric matrix (.npy), or J and h (.npz, .safetensors).", argument=True, reads="path"
+    )
+    out: Path = option(..., "File to write.", group="Output", writes="update")
     format: str = option(
         ...,
         "qubo (qbsolv text), ising (JSON), bqm (dimod's file) or lp (CPLEX LP, constraints kept as rows).",
@@ -45,8 +46,6 @@ class ExportSettings(Replacing, Fixing):
 
 def export(settings: ExportSettings) -> None:
     """Write the problem of removing exactly M units as a QUBO, an Ising model, a dimod BQM or an LP file."""
-    check_new(settings.out, settings.force)
-
     from excise.ising.energies import Energy
     from excise.ising.problem import Problem
 

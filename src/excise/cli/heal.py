@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from excise.artefacts import json_text
+from excise.artefacts import MADE_BY, json_text
 from excise.cli.healing import preset_of, print_healed, print_race, training_bar
 from excise.errors import InputError
 from excise.healing.settings import Settings
@@ -32,10 +32,10 @@ class HealSettings(Replacing, Printing, Placement):
     """Settings of `excise heal`; those of the training, and of the data, change the preset where they are given."""
 
     pruned: tuple[str, ...] = option(
-        ..., "The pruned checkpoint's folder; several race, and the winner is healed.", argument=True
+        ..., "The pruned checkpoint's folder; several race, and the winner is healed.", argument=True, reads="path"
     )
-    out: Path = option(..., "Folder for the healed checkpoint.", group="Output")
-    teacher: str = option("", "The original: a folder, a .gguf file or a hub id.")
+    out: Path = option(..., "Folder for the healed checkpoint.", group="Output", writes="folder")
+    teacher: str = option("", "The original: a folder, a .gguf file or a hub id.", reads="path")
     offline: Path | None = option(
         None, "Folder of the teacher's top-k log-probabilities; computed once if they are not there."
     )
@@ -50,7 +50,7 @@ class HealSettings(Replacing, Printing, Placement):
         "small, paper-llama or paper-qwen; options change it.",
         choices=names_in("excise.healing.settings:PRESETS"),
     )
-    data: str | None = option(None, "Source of the samples, as for the other verbs.", group="Data")
+    data: str | None = option(None, "Source of the samples, as for the other verbs.", group="Data", reads="data")
     samples: int | None = option(None, "Samples drawn, held-out ones included.", group="Data", least=2)
     tokens: int | None = option(None, "Longest sample, in tokens.", group="Data", least=2)
     held_out: float | None = option(None, "Share of the samples kept apart.", group="Data", above=0, below=1)
@@ -74,15 +74,13 @@ def heal(settings: HealSettings) -> None:
 
     Of several pruned models, all train for a while, the worse half is dropped, and so on until one is left.
     """
-    from excise.healing.heal import check_destination
     from excise.healing.heal import heal as heal_model
 
     pruned, out = settings.pruned, settings.out
-    for folder in pruned:
-        check_destination(out, folder, settings.force)
     plan = settings.plan()
     from excise.cli.terminal import load_model
     from excise.healing.trainer import Watching
+    from excise.job import made_by
     from excise.store import Store
     from excise.surgery.feasible import require_writable
 
@@ -92,7 +90,7 @@ def heal(settings: HealSettings) -> None:
     require_writable(student.folder, out, changes=student.stack.model, overwrite=settings.force)
     drawn, apart = _samples(plan, student, settings.loss_on)
     said = _teacher(settings, plan, place, student, drawn)
-    options: Facts = {"force": settings.force}
+    options: Facts = {"force": settings.force, "further": {MADE_BY: made_by(settings)}}
     store = Store(out.with_name(f".{out.name}.work"))
     if len(pruned) > 1:
         from excise.healing.race import race
@@ -103,7 +101,7 @@ def heal(settings: HealSettings) -> None:
                 open_student=open_student, report=lambda name, progress: report(progress, Path(name).name),
             )  # fmt: skip
         student = open_student(result.winner.student)
-        options |= {"further": {"race": result.describe()}}
+        options["further"]["race"] = result.describe()
     with training_bar() as report:
         watching = Watching(report, settings.tensorboard)
         facts = heal_model(student, said, drawn, apart, out, plan.settings, store=store, watching=watching, **options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from excise.artefacts import json_text
+from excise.artefacts import MADE_BY, json_text
 from excise.errors import InputError
 from excise.plain import Facts, Values
 from excise.settings import Loading, Porting, Printing, Replacing, Sampling, changed, indices, names, names_in, option
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class PruneSettings(Replacing, Printing, Porting, Loading):
     """Settings of `excise prune`."""
 
-    out: Path = option(..., "Folder for the checkpoint, or a .gguf file.", group="Output")
+    out: Path = option(..., "Folder for the checkpoint, or a .gguf file.", group="Output", writes="folder")
     removed: tuple[int, ...] = option((), "Blocks to remove, such as 12-18,26.", group="What to remove", parse=indices)
     removed_sublayers: tuple[str, ...] = option(
         (),
@@ -32,7 +32,7 @@ class PruneSettings(Replacing, Printing, Porting, Loading):
         group="What to remove",
         parse=names,
     )
-    spectrum: Path | None = option(None, "Or a spectrum of `excise solve`, …", group="What to remove")
+    spectrum: Path | None = option(None, "Or a spectrum of `excise solve`, …", group="What to remove", reads="path")
     state: int = option(0, "… and which of its states (0: the ground state).", group="What to remove", least=0)
     merge: str = option(
         "",
@@ -42,7 +42,9 @@ class PruneSettings(Replacing, Printing, Porting, Loading):
     repair: bool | None = option(
         None, "Refit one matrix below each cut in closed form, where that helps; on where --data is given."
     )
-    data: str | None = option(None, "Source of the samples to repair with (default starter).", group="Data")
+    data: str | None = option(
+        None, "Source of the samples to repair with (default starter).", group="Data", reads="data"
+    )
     samples: int = changed(Sampling, "samples", default=64, help="Samples to fit the repair on.", least=2)
     held_out: int = option(16, "Samples kept apart to judge it by.", group="Data", least=1)
     tokens: int = changed(Sampling, "tokens", default=256)
@@ -121,10 +123,12 @@ def _check_together(settings: PruneSettings, sublayers: Sequence[str]) -> None:
 
 
 def _card(settings: PruneSettings) -> Facts:
-    from excise.provenance import provenance
+    from excise.artefacts.provenance import provenance
+    from excise.job import made_by
 
     origin, spectrum = provenance(), settings.spectrum
     return {
+        MADE_BY: made_by(settings),
         "original": settings.model,
         "proposed_by": "given" if spectrum is None else f"{spectrum.stem.removeprefix('spectrum-')}:{settings.state}",
         "versions": origin["versions"],
@@ -145,11 +149,14 @@ def _of_state(path: Path, state: int) -> tuple[tuple[int, ...], tuple[str, ...]]
 
 def _from_gguf_to_gguf(settings: PruneSettings, blocks: Sequence[int]) -> Facts:
     from excise.cli.terminal import status
+    from excise.job import made_by
     from excise.surgery.gguf import prune_gguf
 
     test = _test(settings, blocks)
     with status(f"writing and testing {settings.out}"):
-        return prune_gguf(settings.model, blocks, settings.out, overwrite=settings.force, test=test)
+        return prune_gguf(
+            settings.model, blocks, settings.out, overwrite=settings.force, test=test, made_by=made_by(settings)
+        )
 
 
 def _from_folder_to_folder(settings: PruneSettings, blocks: Sequence[int]) -> Facts:
@@ -187,13 +194,11 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
     from excise.repair.several import Repairs
     from excise.surgery.check import check_loaded
     from excise.surgery.checkpoint import write_pruned
-    from excise.surgery.destination import check_destination
     from excise.surgery.feasible import require_writable
     from excise.surgery.merge import merging, runs_of
     from excise.surgery.sublayers import as_removal, named_sublayers
 
     out, merge, card = settings.out, settings.merge, _card(settings)
-    check_destination(out, settings.model, settings.force)
     original = checkpoint_folder(settings.model)
     require_writable(original, out, blocks, portable=settings.portable, overwrite=settings.force)
     loaded = load_model(settings.model, **settings.loading(), reading=settings.repairs)

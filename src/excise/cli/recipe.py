@@ -61,8 +61,11 @@ def _line(setting: Setting, values: Values) -> str:
 
     if setting.required and setting.name not in values:
         return f"# {setting.name}:"
-    value = {setting.name: plain(values.get(setting.name, setting.default))}
-    return yaml.safe_dump(value, default_flow_style=None, allow_unicode=True, width=float("inf")).rstrip("\n")
+    value = plain(values.get(setting.name, setting.default))
+    # In PyYAML's mixed style a list stays on the line of its name, but a mapping of a single scalar gets braces.
+    style = None if isinstance(value, list) else False
+    text = yaml.safe_dump({setting.name: value}, default_flow_style=style, allow_unicode=True, width=float("inf"))
+    return text.rstrip("\n")
 
 
 def _comment(setting: Setting) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from excise.artefacts import json_text, write_json
+from excise.artefacts import json_text, write_artefact
 from excise.settings import (
     Batching,
     Fixing,
@@ -39,6 +39,7 @@ class RefineSettings(Printing, Batching, Porting, Fixing, Objecting, Sampling, L
         "Folder for candidates, energies and every measurement, which is reused.",
         group="Output",
         recipe=False,
+        writes="workspace",
     )
     effort: float = changed(Objecting, "effort", least=None, above=0)
 
@@ -88,7 +89,7 @@ def refine(settings: RefineSettings) -> None:
         "settings": to_plain(settings),
         **refinement_facts(found, damage, settings.effort, drawn),
     }
-    write_json(out / "candidates.json", facts)
+    write_artefact(out / "candidates.json", facts)
     if settings.as_json:
         typer.echo(json_text(facts))
         return

@@ -21,11 +21,12 @@ def run(settings: RunSettings) -> None:
     --remove and --effort are the dials. Any option of healing implies --heal; `excise heal` has more of them, and
     --print-recipe shows the settings that stand here not.
     """
-    check_folder(settings.out, settings.force)
+    check_folder(settings)
     plan = _healing_plan(settings)
 
     from excise.cli.terminal import load_model, tokens_progress
     from excise.data import Fit, split_samples
+    from excise.job import made_by
     from excise.progress import Clock, Progress
     from excise.run import run as run_job
 
@@ -43,7 +44,14 @@ def run(settings: RunSettings) -> None:
         )
     healing = healing_of(plan, loaded, apart, settings, race=settings.heal_race or 1) if plan else None
     result = run_job(
-        loaded, calibration, apart, settings, healing=healing, progress=Progress(tokens_progress), clock=clock
+        loaded,
+        calibration,
+        apart,
+        settings,
+        healing=healing,
+        progress=Progress(tokens_progress),
+        clock=clock,
+        made_by=made_by(settings),
     )
     if settings.as_json:
         typer.echo(json_text(result.to_json()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from excise.cli.options import check_new
 from excise.errors import InputError
 from excise.settings import BackwardPass, Loading, Replacing, Sampling, option
 
@@ -14,7 +13,7 @@ from excise.settings import BackwardPass, Loading, Replacing, Sampling, option
 class ScoreSettings(Replacing, BackwardPass, Sampling, Loading):
     """Settings of `excise score`."""
 
-    out: Path = option(Path("gradients.safetensors"), "File for the gradients.", group="Output")
+    out: Path = option(Path("gradients.safetensors"), "File for the gradients.", group="Output", writes="file")
     part: str = option(
         "0/1",
         "RANK/PARTS: do one part of the batches, for processes that share the output's folder.",
@@ -29,12 +28,12 @@ class ScoreSettings(Replacing, BackwardPass, Sampling, Loading):
 def score(settings: ScoreSettings) -> None:
     """Measure the gradients A [samples, gates] of the loss with respect to the gates; an interrupted pass resumes."""
     out = settings.out
-    check_new(out, settings.force)
     rank, parts = _part(settings.part)
 
     from excise.cli.terminal import console, load_model, tokens_progress
     from excise.context import Context
     from excise.data import Fit, load_samples
+    from excise.job import made_by
     from excise.measuring.passes import UnfinishedError
     from excise.measuring.score import score as score_gradients
     from excise.models.portable import patterns_of
@@ -52,7 +51,7 @@ def score(settings: ScoreSettings) -> None:
         return
     patterns = patterns_of(loaded.stack.architecture, loaded.stack.model.config, loaded.raw_config)
     allowed = {reader: None if pattern is None else pattern.allowed for reader, pattern in patterns.items()}
-    gradients.with_provenance(patterns=allowed).save(out)
+    gradients.with_provenance(patterns=allowed).save(out, key=made_by(settings))
     store.delete()
     m, gates = gradients.A.shape
     skipped = f", {len(gradients.skipped)} skipped as not finite" if gradients.skipped else ""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from excise.artefacts import json_text, write_json
-from excise.cli.options import check_new
+from excise.artefacts import json_text, write_artefact
 from excise.errors import InputError
+from excise.job import made_by
 from excise.plain import Facts
 from excise.settings import Fixing, Porting, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
 
@@ -29,9 +29,9 @@ METRICS = ("hamming", "pearson")
 class SolveSettings(Porting, Printing):
     """Settings of `excise solve`."""
 
-    gradients: Path | None = option(None, "Gradients that `excise score` wrote.", argument=True)
+    gradients: Path | None = option(None, "Gradients that `excise score` wrote.", argument=True, reads="path")
     hessian: Path | None = option(
-        None, "Instead of gradients, any symmetric matrix (.npy), or J and h (.npz, .safetensors)."
+        None, "Instead of gradients, any symmetric matrix (.npy), or J and h (.npz, .safetensors).", reads="path"
     )
     remove: tuple[int, ...] = option(
         (), "Number M of units to remove, or several: 3..27, or 4,8,12.", group="What to remove", parse=budgets
@@ -42,7 +42,9 @@ class SolveSettings(Porting, Printing):
         group="What to remove",
     )
     remove_bytes: str = option("", "Likewise in bytes.", group="What to remove")
-    weights: Path | None = option(None, "With --hessian: one weight per unit (.npy), for …", group="What to remove")
+    weights: Path | None = option(
+        None, "With --hessian: one weight per unit (.npy), for …", group="What to remove", reads="path"
+    )
     remove_weight: str = option("", "… removing at least this weight, such as 25% or 7.5.", group="What to remove")
     energy: str = option(
         "fisher",
@@ -79,8 +81,10 @@ class SolveSettings(Porting, Printing):
     touching: int | None = option(None, "Name the first state that removes this unit.")
     time_limit: float | None = option(None, "Seconds, after which the best known is returned.", above=0)
     seed: int = changed(Sampling, "seed", group="Options")
-    out: Path | None = option(None, "File for the spectrum, or spectra (JSON).", group="Output")
-    figure: Path | None = option(None, "Several M: ground-state energy and its bound against M (SVG).", group="Output")
+    out: Path | None = option(None, "File for the spectrum, or spectra (JSON).", group="Output", writes="file")
+    figure: Path | None = option(
+        None, "Several M: ground-state energy and its bound against M (SVG).", group="Output", writes="update"
+    )
     overwrite: bool = option(False, "Replace the output file.", group="Output", recipe=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +102,11 @@ class SolveSettings(Porting, Printing):
             _amount(text)
         for text in self.at_most:
             _count(text)
+
+    @property
+    def force(self) -> bool:
+        """Whether results are replaced; --force means something else here."""
+        return self.overwrite
 
     def goals(self) -> dict[str, str]:
         """What is to be removed in other measures than units, by measure."""
@@ -118,9 +127,6 @@ class _Units:
 
 def solve(settings: SolveSettings) -> None:
     """Find the lowest states of an energy that remove exactly M units, from gradients or from any matrix."""
-    for path in (settings.out, settings.figure):
-        if path is not None:
-            check_new(path, settings.overwrite)
     if settings.figure is not None:
         from excise.drawing.chart import require_svg
 
@@ -261,7 +267,7 @@ def _amount(text: str) -> float:
 def _show(spectrum: Spectrum, problem: Problem, settings: SolveSettings) -> None:
     touching = settings.touching
     if settings.out is not None:
-        spectrum.save(settings.out)
+        spectrum.save(settings.out, key=made_by(settings))
     first = spectrum.first_touching(touching % spectrum.units) if touching is not None else None
     if settings.as_json:
         found = {} if touching is None else {"first_touching": first and spectrum.states.index(first)}
@@ -282,7 +288,7 @@ def _show(spectrum: Spectrum, problem: Problem, settings: SolveSettings) -> None
 def _show_all(spectra: Mapping[int, Spectrum], settings: SolveSettings) -> None:
     values = {"spectra": [spectrum.to_json() for spectrum in spectra.values()]}
     if settings.out is not None:
-        write_json(settings.out, values)
+        write_artefact(settings.out, values, key=made_by(settings))
     if settings.figure is not None:
         from excise.drawing.chart import write_chart
         from excise.report.spectra import budget_chart

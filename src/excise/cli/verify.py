@@ -7,8 +7,7 @@ from pathlib import Path
 
 import typer
 
-from excise.artefacts import json_text, write_json
-from excise.cli.options import check_new
+from excise.artefacts import json_text, write_artefact
 from excise.errors import InputError
 from excise.settings import Batching, Loading, Printing, Replacing, Sampling, changed, indices, names_in, option
 
@@ -17,18 +16,18 @@ from excise.settings import Batching, Loading, Printing, Replacing, Sampling, ch
 class VerifySettings(Replacing, Printing, Batching, Sampling, Loading):
     """Settings of `excise verify`."""
 
-    gradients: Path | None = option(None, "Gradients whose energy is shown beside the measured loss.")
+    gradients: Path | None = option(None, "Gradients whose energy is shown beside the measured loss.", reads="path")
     energy: str = option(
         "fisher", "Energy built from them: fisher or fisher+linear.", choices=names_in("excise.ising.energies:ENERGIES")
     )
     spectrum: tuple[Path, ...] = option(
-        (), "Spectrum of `excise solve` whose states are measured; repeatable.", group="What to remove"
+        (), "Spectrum of `excise solve` whose states are measured; repeatable.", group="What to remove", reads="path"
     )
     lowest: int = option(4, "How many of each spectrum's states.", group="What to remove", least=1)
     removed: tuple[str, ...] = option((), "A removal to measure, such as 12-18,26; repeatable.", group="What to remove")
     samples: int = changed(Sampling, "samples", default=32)
     seed: int = changed(Sampling, "seed", default=1, help="Seed of the draw; take another than for the gradients.")
-    out: Path = option(Path("verified.json"), "File for the result (JSON).", group="Output")
+    out: Path = option(Path("verified.json"), "File for the result (JSON).", group="Output", writes="file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,8 +40,7 @@ class VerifySettings(Replacing, Printing, Batching, Sampling, Loading):
 def verify(settings: VerifySettings) -> None:
     """Measure the loss of candidate removals, sharing the computation of the blocks that they keep in common."""
     out = settings.out
-    check_new(out, settings.force)
-
+    from excise.artefacts.provenance import provenance
     from excise.choosing.proposal import Proposal
     from excise.choosing.verify import verify as verify_proposals
     from excise.cli.terminal import load_model, output, tokens_progress
@@ -51,9 +49,9 @@ def verify(settings: VerifySettings) -> None:
     from excise.ising.energies import ENERGIES, Energy
     from excise.ising.gradients import Gradients
     from excise.ising.spectrum import Spectrum
+    from excise.job import made_by
     from excise.models.stack import block_indices
     from excise.progress import Progress
-    from excise.provenance import provenance
     from excise.report.tables import candidates_table
     from excise.store import Store
 
@@ -76,7 +74,7 @@ def verify(settings: VerifySettings) -> None:
     asked = [Proposal(method, block_indices(loaded.stack, removed)) for method, removed in proposals]
     verified = verify_proposals(context, drawn, asked, shown)
     facts = {"model": settings.model, "held_out": drawn.describe(), **verified.to_json(), "provenance": provenance()}
-    write_json(out, facts)
+    write_artefact(out, facts, key=made_by(settings))
     store.delete()
     if settings.as_json:
         typer.echo(json_text(facts))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from excise.data.samples import Sample
@@ -32,9 +33,9 @@ class Batch:
     """
 
     indices: tuple[int, ...]
-    input_ids: Tensor
-    labels: Tensor
-    lengths: Tensor
+    input_ids: Int64[Tensor, "batch tokens"]
+    labels: Int64[Tensor, "batch tokens"]
+    lengths: Int64[Tensor, " batch"]
 
     @property
     def tokens(self) -> int:
@@ -46,7 +47,7 @@ class Batch:
         return Batch(self.indices, self.input_ids.to(device), self.labels.to(device), self.lengths.to(device))
 
     @property
-    def real(self) -> Tensor:
+    def real(self) -> Bool[Tensor, "batch tokens"]:
         """Mask [batch, tokens] of the tokens that are not padding."""
         return torch.arange(self.input_ids.shape[1], device=self.lengths.device) < self.lengths.unsqueeze(1)
 
@@ -103,14 +104,16 @@ def pad(samples: Sequence[Sample], indices: tuple[int, ...]) -> Batch:
     return Batch(indices, ids, labels, torch.tensor([len(sample.input_ids) for sample in samples]))
 
 
-def shifted_labels(input_ids: Tensor, counted: Tensor) -> Tensor:
+def shifted_labels(
+    input_ids: Int[Tensor, "batch tokens"], counted: Bool[Tensor, "batch tokens"]
+) -> Int[Tensor, "batch tokens"]:
     """Labels [batch, tokens] for next-token prediction: position t predicts token t+1 where that token is `counted`."""
     labels = torch.full_like(input_ids, IGNORED)
     labels[:, :-1] = torch.where(counted[:, 1:], input_ids[:, 1:], IGNORED)
     return labels
 
 
-def longest_together(samples: Sequence[Sample], count: int = 4) -> torch.Tensor:
+def longest_together(samples: Sequence[Sample], count: int = 4) -> Int[Tensor, "samples tokens"]:
     """Token ids [count, tokens] of the longest samples, cut to one length; without padding, for self-tests."""
     longest = sorted(samples, key=lambda sample: -len(sample.input_ids))[:count]
     width = min(len(sample.input_ids) for sample in longest)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import numpy as np
+from jaxtyping import Bool, Int64
 
 from excise.data.dates import TEMPLATE_DATE, asks_for_date, dated_template
 from excise.data.files import BadRowError
@@ -45,8 +46,8 @@ class Sample:
     """
 
     name: str
-    input_ids: np.ndarray
-    counted: np.ndarray
+    input_ids: Int64[np.ndarray, " tokens"]
+    counted: Bool[np.ndarray, " tokens"]
     category: str | None = None
     window: tuple[int, int] | None = None
 

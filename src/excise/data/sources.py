@@ -100,6 +100,13 @@ def places_of(data: str) -> tuple[Place, ...]:
     return tuple(Place(name, (1.0 if share is None else share) / total) for name, share in names)
 
 
+def local_places(data: str) -> list[Path]:
+    """Files and folders on this machine that an option names; what is shipped and what the hub holds are left out."""
+    folders = [_folder_of(place.data)[0] for place in places_of(data) if place.data != STARTER]
+    files = [Path(place.data).expanduser() for place in places_of(data) if place.data != STARTER]
+    return [path for path in dict.fromkeys([*files, *folders]) if path.exists()]
+
+
 def draw_rows(data: str, count: int, seed: int) -> Source:
     """Draw `count` rows of chat or text at random from one place.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from excise.artefacts import read_json
+from excise.artefacts.provenance import provenance
 from excise.data.fit import Fit
 from excise.errors import InputError
 from excise.evaluation import harness
@@ -20,7 +21,6 @@ from excise.evaluation.speed import speed, speed_settings
 from excise.ising.spectrum import Spectrum
 from excise.models.loading import Loaded
 from excise.plain import Facts
-from excise.provenance import provenance
 
 Announce = Callable[[str], AbstractContextManager[Any]]
 RUN = "run.json"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from excise.artefacts import as_number, read_json, write_json
+from excise.artefacts import RECIPE, as_number, read_json, write_artefact
 from excise.errors import InputError
 from excise.plain import Values
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 FORMAT = "excise scores 1"
 MANIFEST = "scores.json"
-RECIPE = "excise.json"
 # Where a task reports several, the first of these that it has stands for it.
 HEADLINES = ("acc_norm", "acc", "exact_match", "perplexity", "word_perplexity", "decode_tokens_per_second")
 STRICT = ("strict-match", "none")
@@ -151,7 +150,7 @@ class Scores:
         """Write as JSON, atomically."""
         models = {key: asdict(model) for key, model in self.models.items()}
         results = [asdict(result) | {"headline": result.headline} for result in self.results]
-        write_json(path, {"format": FORMAT, "models": models, "results": results, "provenance": self.provenance})
+        write_artefact(path, {"format": FORMAT, "models": models, "results": results, "provenance": self.provenance})
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:

@@ -11,22 +11,23 @@ from accelerate import DistributedType, PartialState
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
-from excise.artefacts import write_json
+from excise.artefacts import MADE_BY, digest, read_json, write_artefact
+from excise.artefacts.provenance import provenance
 from excise.context import Context
 from excise.data.batches import longest_together
 from excise.data.samples import Samples
 from excise.drawing.chart import write_chart
 from excise.drawing.loss_curves import loss_curves
-from excise.errors import InputError, OutputError, SelfTestError
+from excise.errors import InputError, SelfTestError
 from excise.healing.origin import origin_of, recipe_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher, Teacher
 from excise.healing.trainer import Watching, last_whole, train, training_place
 from excise.measuring.measure import measure
+from excise.models.identity import model_identity
 from excise.models.loading import Loaded
 from excise.models.stack import Stack, find_stack
 from excise.plain import Facts, Values
-from excise.provenance import provenance
 from excise.store import Store
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.check import check_loaded
@@ -64,23 +65,26 @@ def heal(
         settings: hyper-parameters.
         store: for the unfinished training, deleted at the end; by default `.NAME.work` beside `out`. That of a race
             lets the winner go on.
-        further: other facts for `heal.json`.
-        force: replace a checkpoint in `out`.
+        further: other facts for `heal.json`; `made_by`, the key of the job, for the recipe too.
+        force: replace a checkpoint in `out`, an equal one too.
         watching: who is told of its progress.
 
     Returns:
-        What is written to `heal.json`. In a process other than the first of several: an empty dictionary.
+        What is written to `heal.json`; read from there where `out` was healed so before. In a process other than the
+        first of several: an empty dictionary.
 
     Raises:
-        OutputError: `out` exists.
+        OutputError: `out` exists, and was healed otherwise.
         HealingError: training cannot go on; names the last whole checkpoint.
         InputError: the student's recipe does not explain the teacher; see also `excise.healing.trainer.train`.
         SelfTestError: what was written failed its test; the training is kept.
 
     """
     out, started = Path(out).expanduser(), time.perf_counter()
-    check_destination(out, student.source, force)
-    require_writable(student.folder, out, changes=student.stack.model, overwrite=force)
+    job = job_of(student, teacher, samples, held_out, settings)
+    if not force and (found := finished(out, job)):
+        return found
+    require_writable(student.folder or student.source, out, changes=student.stack.model, overwrite=force)
     recipe, origin = recipe_of(student), origin_of(student, teacher)
     store = store or Store(out.with_name(f".{out.name}.work"))
     work = training_place(store, student.stack, teacher, samples, settings)
@@ -103,6 +107,7 @@ def heal(
     student = _whole(student, work)
     losses["healed"] = _loss(student, held_out)
     facts = {
+        "job": job,
         "student": student.source,
         "losses": losses,
         "steps": len(curve),
@@ -131,21 +136,16 @@ def _whole(student: Loaded, work: Path) -> Loaded:
     return replace(student, stack=find_stack(model))
 
 
-def check_destination(out: Path, student: str, force: bool) -> None:
-    """Refuse a folder that healing must not write to; touches nothing.
+def job_of(student: Loaded, teacher: Teacher, samples: Samples, held_out: Samples, settings: Settings) -> str:
+    """Key of everything that determines a healing."""
+    inputs = [model_identity(student.stack.model), teacher.describe(), samples.hash, held_out.hash]
+    return digest([*inputs, asdict(settings)])
 
-    Raises:
-        OutputError: it is the student's own, a file, no checkpoint, or one that is not to be replaced.
 
-    """
-    if not out.exists():
-        return
-    if Path(student).expanduser().exists() and Path(student).expanduser().resolve() == out.resolve():
-        raise OutputError(f"{out} is the pruned model itself; choose another --out")
-    if not (out / "config.json").is_file():
-        raise OutputError(f"{out} exists and is not a checkpoint; it is not replaced, choose another --out")
-    if not force:
-        raise OutputError(f"{out} exists; choose another --out, or pass --force to replace it")
+def finished(out: Path, job: str) -> Facts:
+    """What an equal healing wrote to `out`; empty where none did."""
+    facts = read_json(out / MANIFEST) if (out / MANIFEST).is_file() else {}
+    return facts if facts.get("job") == job else {}
 
 
 def _loss(loaded: Loaded, samples: Samples) -> float:
@@ -161,7 +161,7 @@ def _write(student: Loaded, recipe: Values, facts: Facts, out: Path, probe: torc
         report = check_loaded(student.stack, (), folder, probe, source=student.folder, stored=student.stored_dtype)
         facts["self_test"] = report
         facts["seconds"] = round(time.perf_counter() - started, 1)
-        write_json(folder / MANIFEST, facts)
+        write_artefact(folder / MANIFEST, facts)
         return report
 
     with publishing(out, tested) as publication:
@@ -177,10 +177,10 @@ def _write(student: Loaded, recipe: Values, facts: Facts, out: Path, probe: torc
         )
         # One recipe tells of a pruning and of the healing after it; a second healing is another step.
         before = recipe if recipe and "healing" not in recipe else written
-        whole = {**before, "healing": healing, "dtype": written["dtype"]}
+        whole = {**before, "healing": healing, "dtype": written["dtype"], MADE_BY: facts.get(MADE_BY)}
         if "zeroed_sublayers" in whole:
             whole["zeroed_sublayers"] = _still_zero(student.stack, whole)
-        write_json(folder / RECIPE, whole)
+        write_artefact(folder / RECIPE, whole)
         metadata = original_metadata(student.folder or student.source)
         card = model_card(whole, name=out.name, original=metadata) + _section(facts)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
-from excise.healing.heal import heal
+from excise.healing.heal import finished, heal, job_of
 from excise.healing.race import Race, race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
@@ -122,7 +122,7 @@ def _trainings(store: Store) -> Store:
 
 
 def heal_pruned(
-    healing: Healing, pruned: Path, held_out: Samples, out: Path, store: Store, *, won: Race | None, force: bool
+    healing: Healing, pruned: Path, held_out: Samples, out: Path, store: Store, *, won: Race | None
 ) -> Facts:
     """Heal the checkpoint of a run; where it won a race, its training goes on from there.
 
@@ -133,25 +133,26 @@ def heal_pruned(
         out: folder to write.
         store: of the run; it needs a folder.
         won: the race that it won.
-        force: replace a checkpoint in `out`.
 
     Returns:
         What a run says of it: losses, steps, settings, samples, self-test.
 
     """
-    with healing.watch() as report:
-        facts = heal(
-            healing.open_student(str(pruned)),
-            healing.teacher,
-            healing.samples,
-            held_out,
-            out,
-            healing.settings,
-            store=_trainings(store),
-            further={"race": won.describe()} if won else None,
-            force=force,
-            watching=Watching(lambda progress: report(progress, "healing")),
-        )
+    student = healing.open_student(str(pruned))
+    arguments = student, healing.teacher, healing.samples, held_out
+    # A run that was killed after its healing finds it here.
+    facts = finished(out, job_of(*arguments, healing.settings))
+    if not facts:
+        with healing.watch() as report:
+            facts = heal(
+                *arguments,
+                out,
+                healing.settings,
+                store=_trainings(store),
+                further={"race": won.describe()} if won else None,
+                force=True,
+                watching=Watching(lambda progress: report(progress, "healing")),
+            )
     # Only now: an interrupted run asks the race again, which would have to write its entrants anew.
     store.delete("entrants")
     told = ("losses", "steps", "settings", "teacher", "samples", "self_test", "seconds")

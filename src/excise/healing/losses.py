@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -24,7 +25,9 @@ from excise.models.stack import Stack
 class Targets(Protocol):
     """What the student is to predict at the counted positions of a batch, in the order of `counted_rows`."""
 
-    def divergence(self, rows: slice, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence(
+        self, rows: slice, log_q: Float[Tensor, "rows vocabulary"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocabulary"]]:
         """KL(p ‖ q) at some positions.
 
         Args:
@@ -50,10 +53,12 @@ class DenseTargets:
     """
 
     teacher: Stack
-    hidden: Tensor
+    hidden: Float[Tensor, "positions width"]
     temperature: float = 1.0
 
-    def divergence(self, rows: slice, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence(
+        self, rows: slice, log_q: Float[Tensor, "rows vocabulary"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocabulary"]]:
         """KL(p ‖ q) over the whole vocabulary; see `Targets`."""
         with torch.no_grad():
             logits = self.teacher.logits(self.hidden[rows]).to(log_q.device, log_q.dtype)
@@ -77,11 +82,13 @@ class SparseTargets:
 
     """
 
-    tokens: Tensor
-    log_probs: Tensor
-    rest: Tensor
+    tokens: Int[Tensor, "positions k"]
+    log_probs: Float[Tensor, "positions k"]
+    rest: Float[Tensor, " positions"]
 
-    def divergence(self, rows: slice, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence(
+        self, rows: slice, log_q: Float[Tensor, "rows vocabulary"]
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocabulary"]]:
         """KL(p ‖ q) over the k tokens and the remainder; see `Targets`."""
         tokens = self.tokens[rows].to(log_q.device, torch.int64)
         log_p, rest = (t[rows].to(log_q.device, log_q.dtype) for t in (self.log_probs, self.rest))
@@ -109,13 +116,15 @@ class VocabularyLoss:
 
     """
 
-    total: Tensor
-    divergence: Tensor
-    cross_entropy: Tensor
+    total: Float[Tensor, ""]
+    divergence: Float[Tensor, ""]
+    cross_entropy: Float[Tensor, ""]
     count: int
 
 
-def counted_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
+def counted_rows(
+    labels: Int[Tensor, "batch tokens"],
+) -> tuple[Int[Tensor, " positions"], Int[Tensor, " positions"]]:
     """Rows and positions of the counted positions of a batch, sample by sample."""
     rows, positions = torch.nonzero(labels != IGNORED, as_tuple=True)
     return rows, positions
@@ -123,8 +132,8 @@ def counted_rows(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def vocabulary_loss(
     student: Stack,
-    hidden: Tensor,
-    labels: Tensor,
+    hidden: Float[Tensor, "batch tokens width"],
+    labels: Int[Tensor, "batch tokens"],
     targets: Targets,
     *,
     temperature: float = 1.0,
@@ -276,7 +285,11 @@ def _losses(
     return divergence, hard, slope
 
 
-def hidden_loss(student: Mapping[int, Tensor], teacher: Mapping[int, Tensor], real: Tensor) -> Tensor:
+def hidden_loss(
+    student: Mapping[int, Float[Tensor, "batch tokens width"]],
+    teacher: Mapping[int, Float[Tensor, "batch tokens width"]],
+    real: Bool[Tensor, "batch tokens"],
+) -> Float[Tensor, ""]:
     """Squared distance of residual streams, relative to the teacher's, summed over real tokens, mean over blocks.
 
     Args:

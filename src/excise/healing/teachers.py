@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from jaxtyping import Int
+from safetensors import safe_open
 from torch import Tensor
 
-from excise.artefacts import read_json, write_json
+from excise.artefacts import read_arrays, read_json, write_artefact
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError, MissingExtraError
@@ -57,7 +58,13 @@ class Teacher(Protocol):
         """By which its logits are divided."""
         ...
 
-    def lesson(self, input_ids: Tensor, labels: Tensor, samples: Sequence[int], blocks: Sequence[int]) -> Lesson:
+    def lesson(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        labels: Int[Tensor, "batch tokens"],
+        samples: Sequence[int],
+        blocks: Sequence[int],
+    ) -> Lesson:
         """Teach a batch.
 
         Args:
@@ -89,7 +96,13 @@ class OnlineTeacher:
     temperature: float = 1.0
     precision: str = "auto"
 
-    def lesson(self, input_ids: Tensor, labels: Tensor, samples: Sequence[int], blocks: Sequence[int]) -> Lesson:
+    def lesson(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        labels: Int[Tensor, "batch tokens"],
+        samples: Sequence[int],
+        blocks: Sequence[int],
+    ) -> Lesson:
         """One forward pass of the teacher; see `Teacher`."""
         with torch.no_grad(), recorded_streams(self.stack, blocks) as streams:
             hidden = self.stack.hidden(input_ids.to(self.stack.device))
@@ -143,10 +156,11 @@ class OfflineTeacher:
         # Shards are batches, which group samples by length: a sample's rows may be in any of them.
         places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(samples)
         for shard in range(facts["shards"]):
-            with _shard(folder, shard) as file:
-                ends = np.cumsum(file.get_tensor("counts"))
-                for sample, start, end in zip(file.get_tensor("samples"), [0, *ends[:-1]], ends, strict=True):
-                    places[int(sample)] = (shard, int(start), int(end))
+            # Read whole once, which checks every byte; lessons then take rows without asking again.
+            kept, _ = read_arrays(_shard(folder, shard))
+            ends = np.cumsum(kept["counts"])
+            for sample, start, end in zip(kept["samples"], [0, *ends[:-1]], ends, strict=True):
+                places[int(sample)] = (shard, int(start), int(end))
         return OfflineTeacher(folder, facts, tuple(places))
 
     @property
@@ -154,7 +168,13 @@ class OfflineTeacher:
         """Of the recorded distributions."""
         return float(self.facts["temperature"])
 
-    def lesson(self, input_ids: Tensor, labels: Tensor, samples: Sequence[int], blocks: Sequence[int]) -> Lesson:
+    def lesson(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        labels: Int[Tensor, "batch tokens"],
+        samples: Sequence[int],
+        blocks: Sequence[int],
+    ) -> Lesson:
         """Read the rows of some samples; see `Teacher`.
 
         Raises:
@@ -171,7 +191,7 @@ class OfflineTeacher:
             for sample in samples:
                 shard, start, end = self.places[sample]
                 if shard not in opened:
-                    opened[shard] = files.enter_context(_shard(self.folder, shard))
+                    opened[shard] = files.enter_context(safe_open(_shard(self.folder, shard), framework="np"))
                 for name, rows in pieces.items():
                     # Slices: of a shard only the rows asked for are read.
                     rows.append(torch.from_numpy(opened[shard].get_slice(name)[start:end]))
@@ -237,7 +257,7 @@ def record_teacher(
     remainders = np.concatenate(rests)
     kept_mass = float(1 - remainders.mean(dtype=np.float64))
     index = {**facts, "anatomy": anatomy(stack), "positions": len(remainders), "kept_mass": kept_mass}
-    write_json(folder / INDEX, index)
+    write_artefact(folder / INDEX, index)
     return index
 
 
@@ -275,12 +295,8 @@ def _top(stack: Stack, hidden: Tensor, k: int, temperature: float) -> tuple[Tens
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))  # type: ignore[return-value]
 
 
-def _shard(folder: Path, number: int) -> Any:
-    path = folder / f"batch-{number:06d}.safetensors"
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is missing or damaged ({error}); record the teacher anew") from None
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"batch-{number:06d}.safetensors"
 
 
 def load_teacher(

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from excise.artefacts import write_json
+from excise.artefacts import write_artefact
 from excise.data.batches import pad
 from excise.data.fit import require_fit
 from excise.data.samples import Sample, Samples
@@ -288,7 +288,9 @@ class _Mark(TrainerCallback):
         # Each process writes its random state by itself; the mark must come after the last of them.
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, {"step": state.global_step})
+            write_artefact(
+                Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, {"step": state.global_step}
+            )
 
 
 class _Report(TrainerCallback):

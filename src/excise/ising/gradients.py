@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jaxtyping import Float
 
-from excise.artefacts import atomic_path
+from excise.artefacts import read_arrays, write_arrays
 from excise.errors import InputError
 from excise.plain import Plain, Values
 
@@ -36,17 +34,17 @@ class Gradients:
 
     """
 
-    A: np.ndarray
-    losses: np.ndarray
+    A: Float[np.ndarray, "samples gates"]
+    losses: Float[np.ndarray, " samples"]
     gate_blocks: tuple[int, ...]
     gate_kinds: tuple[str, ...]
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
     sizes: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     provenance: Values | None = None
-    positions: np.ndarray | None = None
+    positions: Float[np.ndarray, "samples blocks"] | None = None
 
-    def blocks(self) -> np.ndarray:
+    def blocks(self) -> Float[np.ndarray, "samples blocks"]:
         """Gradients with one gate a block [samples, blocks]: by the chain rule, the sum over its sublayers."""
         columns = np.zeros((self.A.shape[0], max(self.gate_blocks) + 1), dtype=self.A.dtype)
         # Not columns[…] += …, which adds once where an index is repeated, and a block has several gates.
@@ -64,8 +62,8 @@ class Gradients:
         """The same gradients with further facts in their provenance."""
         return replace(self, provenance={**(self.provenance or {}), **facts})
 
-    def save(self, path: str | Path) -> None:
-        """Write as safetensors, atomically."""
+    def save(self, path: str | Path, *, key: str | None = None) -> None:
+        """Write as safetensors, atomically; `key` is that of what made them."""
         facts = {
             "format": FORMAT,
             "gate_blocks": self.gate_blocks,
@@ -75,11 +73,10 @@ class Gradients:
             "sizes": self.sizes,
             "provenance": self.provenance or {},
         }
-        with atomic_path(path) as temporary:
-            tensors = {"A": np.ascontiguousarray(self.A), "losses": np.ascontiguousarray(self.losses)}
-            if self.positions is not None:
-                tensors["positions"] = np.ascontiguousarray(self.positions)
-            save_file(tensors, temporary, metadata={"excise": json.dumps(facts)})
+        arrays = {"A": self.A, "losses": self.losses}
+        if self.positions is not None:
+            arrays["positions"] = self.positions
+        write_arrays(path, arrays, facts, key=key)
 
     @staticmethod
     def load(path: str | Path) -> Gradients:
@@ -89,16 +86,11 @@ class Gradients:
             InputError: no such file, or not gradients.
 
         """
-        try:
-            with safe_open(path, framework="np") as file:
-                facts = json.loads((file.metadata() or {}).get("excise", "{}"))
-                if facts.get("format") != FORMAT:
-                    raise InputError(f"{path} holds no gradients; expected the file that `excise score` writes")
-                A, losses = file.get_tensor("A"), file.get_tensor("losses")
-                positions = file.get_tensor("positions") if "positions" in file.keys() else None  # noqa: SIM118
-        except FileNotFoundError:
-            raise InputError(f"no gradients file {path}; `excise score` writes one") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
+        if not Path(path).is_file():
+            raise InputError(f"no gradients file {path}; `excise score` writes one")
+        arrays, facts = read_arrays(path)
+        if facts.get("format") != FORMAT:
+            raise InputError(f"{path} holds no gradients; expected the file that `excise score` writes")
+        A, losses, positions = arrays["A"], arrays["losses"], arrays.get("positions")
         blocks, kinds, names, skipped = (tuple(facts[k]) for k in ("gate_blocks", "gate_kinds", "names", "skipped"))
         return Gradients(A, losses, blocks, kinds, names, skipped, facts["sizes"], facts["provenance"], positions)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
 
 from excise.errors import InputError
@@ -94,14 +95,14 @@ class Reduced:
     `units[k]` is the original index of free unit k; `forced` are removed in every state.
     """
 
-    h: NDArray[np.float64]  # [n]
-    J: NDArray[np.float64]  # [n, n]
+    h: Float64[np.ndarray, " n"]
+    J: Float64[np.ndarray, "n n"]
     count: int
     constant: float
-    units: NDArray[np.int64]  # [n]
+    units: Int64[np.ndarray, " n"]
     forced: tuple[int, ...]
-    C: NDArray[np.float64]  # [constraints, n]
-    bounds: NDArray[np.float64]  # [constraints], slack already subtracted
+    C: Float64[np.ndarray, "constraints n"]
+    bounds: Float64[np.ndarray, " constraints"]  # slack already subtracted
     places: NDArray[np.bool_]  # [2, n, n + 1], see open_places; [2, 0, 1] without a pattern
 
     def removed(self, chosen: Iterable[int]) -> tuple[int, ...]:

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
-from excise.artefacts import read_json, write_json
+from excise.artefacts import read_json, write_artefact
 from excise.errors import InputError
 from excise.plain import Facts, Values
 
@@ -69,14 +70,14 @@ class Spectrum:
     def __iter__(self) -> Iterator[State]:
         return iter(self.states)
 
-    def masks(self) -> NDArray[np.bool_]:
+    def masks(self) -> Bool[np.ndarray, "states N"]:
         """Which units each state removes, [states, N]."""
         masks = np.zeros((len(self.states), self.units), dtype=bool)
         for row, state in zip(masks, self.states, strict=True):
             row[list(state.removed)] = True
         return masks
 
-    def removal_frequency(self, lowest: int | None = None) -> NDArray[np.float64]:
+    def removal_frequency(self, lowest: int | None = None) -> Float64[np.ndarray, " N"]:
         """Share of the `lowest` states (all by default) that remove each unit, [N] (paper, Fig. 3)."""
         return self.masks()[:lowest].mean(axis=0) if self.states else np.zeros(self.units)
 
@@ -159,9 +160,9 @@ class Spectrum:
         except (KeyError, TypeError) as error:
             raise InputError(f"not a spectrum ({error!r}); expected what `excise solve` writes") from None
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, atomically."""
-        write_json(path, self.to_json())
+    def save(self, path: str | Path, *, key: str | None = None) -> None:
+        """Write as JSON, atomically; `key` is that of what made it."""
+        write_artefact(path, self.to_json(), key=key)
 
     @classmethod
     def load(cls, path: str | Path) -> Spectrum:

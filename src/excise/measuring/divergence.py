@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from excise.data.batches import IGNORED
@@ -35,7 +36,13 @@ class Divergence:
     """
 
     @torch.no_grad()
-    def __init__(self, stack: Stack, input_ids: Tensor, labels: Tensor, intact: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        input_ids: Int[Tensor, "batch tokens"],
+        labels: Int[Tensor, "batch tokens"],
+        intact: Float[Tensor, "positions width"] | None = None,
+    ) -> None:
         self._stack, self._samples = stack, labels.shape[0]
         self._device = stack.model.get_output_embeddings().weight.device
         # Only counted positions go through the head: with padding and template tokens left out, that is much less.
@@ -47,7 +54,7 @@ class Divergence:
         self._kept = list(self._intact_chunks()) if keep else None
 
     @torch.no_grad()
-    def __call__(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Float[Tensor, "batch tokens width"]) -> Float64[Tensor, " batch"]:
         """Sums over the counted positions of each sample [batch], nats.
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -28,16 +29,18 @@ class SampleLosses:
 
     """
 
-    sums: Tensor
-    counts: Tensor
+    sums: Float[Tensor, " batch"]
+    counts: Int[Tensor, " batch"]
 
     @property
-    def means(self) -> Tensor:
+    def means(self) -> Float[Tensor, " batch"]:
         """Mean token cross-entropy of each sample [batch], in nats per token."""
         return self.sums / self.counts.clamp(min=1)
 
 
-def sample_losses(stack: Stack, hidden: Tensor, labels: Tensor) -> SampleLosses:
+def sample_losses(
+    stack: Stack, hidden: Float[Tensor, "batch tokens width"], labels: Int[Tensor, "batch tokens"]
+) -> SampleLosses:
     """Cross-entropy per sample from final hidden states, differentiable in `hidden`.
 
     The tensor [batch, tokens, vocabulary] never exists: counted tokens go through the head in chunks, and where a

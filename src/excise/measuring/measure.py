@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from excise.context import Context
@@ -45,9 +46,9 @@ class Measurements:
     """
 
     removals: tuple[Removal, ...]
-    sums: np.ndarray
-    counts: np.ndarray
-    costs: np.ndarray
+    sums: Float[np.ndarray, "candidates samples"]
+    counts: Num[np.ndarray, " samples"]
+    costs: Float[np.ndarray, " candidates"]
 
     @property
     def forward_tokens(self) -> float:
@@ -55,11 +56,11 @@ class Measurements:
         return float(self.costs.sum())
 
     @property
-    def losses(self) -> np.ndarray:
+    def losses(self) -> Float[np.ndarray, " candidates"]:
         """Mean loss of each candidate [candidates], nats per token."""
         return self.sums.sum(axis=1) / self.counts.sum()
 
-    def of(self, removed: Sequence[int] = ()) -> np.ndarray:
+    def of(self, removed: Sequence[int] = ()) -> Float[np.ndarray, " samples"]:
         """Sums [samples] of one candidate."""
         return self.sums[self.removals.index(tuple(sorted(removed)))]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from excise.context import Context
@@ -49,9 +50,9 @@ class Damages:
     """
 
     removals: tuple[Removal, ...]
-    values: Floats
-    errors: Floats
-    costs: Floats
+    values: Float[np.ndarray, " candidates"]
+    errors: Float[np.ndarray, " candidates"]
+    costs: Float[np.ndarray, " candidates"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import ExciseError
+from excise.interrupts import stop_if_told
 from excise.plain import Facts, Values
 from excise.store import Journal
 
@@ -36,6 +37,7 @@ def over_batches(context: Context, samples: Samples, name: str, *, weight: int =
     """
     with context.progress.stage(name, samples.tokens * weight) as advance:
         for number, batch in enumerate(context.batches(samples)):
+            stop_if_told()
             yield number, batch.to(context.stack.device)
             advance(batch.tokens * weight)
 
@@ -73,6 +75,7 @@ def each_batch(
     # Batches are sorted by length, so dealing them out in turn gives every process long and short ones alike.
     with context.progress.stage(kind, sum(b.tokens for b in batches[rank::parts]) * weight) as advance:
         for number in range(rank, len(batches), parts):
+            stop_if_told()
             batch = batches[number]
             pieces[number] = _kept(context, journal, number) or _made(journal, number, batch, context, rows_of)
             advance(batch.tokens * weight)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -33,13 +34,13 @@ class Trie:
     """
 
     stack: Stack
-    off: NDArray[np.bool_]
-    removed: NDArray[np.bool_]
+    off: Bool[np.ndarray, "candidates gates"]
+    removed: Bool[np.ndarray, "candidates blocks"]
     order: tuple[int, ...]
     starts: tuple[int, ...]
 
     @staticmethod
-    def of(stack: Stack, off: NDArray[np.bool_]) -> Trie:
+    def of(stack: Stack, off: Bool[np.ndarray, "candidates gates"]) -> Trie:
         """Plan the walk for candidates given by the sublayers [candidates, gates] that are off."""
         states = [_block_states(stack, gates) for gates in off]
         # A block that others depend on runs even where all its sublayers are off.
@@ -54,7 +55,7 @@ class Trie:
         return Trie(stack, off, removed, tuple(order), tuple(starts))
 
     @property
-    def computed(self) -> NDArray[np.int64]:
+    def computed(self) -> Int[np.ndarray, " candidates"]:
         """Blocks [candidates] computed for each; what candidates share counts for the first of them."""
         blocks = np.zeros(len(self.order), dtype=np.int64)
         for candidate, start in zip(self.order, self.starts, strict=True):
@@ -62,7 +63,7 @@ class Trie:
             blocks[candidate] = (~self.removed[candidate][start:]).sum()
         return blocks
 
-    def hidden(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def hidden(self, input_ids: Int[Tensor, "batch tokens"]) -> Iterator[tuple[int, Tensor]]:
         """Each candidate with its final hidden states [batch, tokens, width], depth first."""
         # A removed block's own sublayers never run, so only those of blocks that stay need silencing.
         owners = [sublayer.block for sublayer in self.stack.sublayers]

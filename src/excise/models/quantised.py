@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float32, Shaped
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -209,7 +210,9 @@ def _slices(checkpoint: Checkpoint) -> Facts:
     return slices
 
 
-def dequantise(weight: Tensor, scale: Tensor, block: tuple[int, int] = DEFAULT_BLOCK) -> Tensor:
+def dequantise(
+    weight: Shaped[Tensor, "*shape"], scale: Shaped[Tensor, ...], block: tuple[int, int] = DEFAULT_BLOCK
+) -> Float32[Tensor, "*shape"]:
     """Return float8 values times their scale, in float32.
 
     Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from excise.errors import ArchitectureError, InputError
@@ -127,7 +128,7 @@ class Stack:
         """Where token ids go: the device of the embedding."""
         return self.model.get_input_embeddings().weight.device
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
         """Final hidden states [batch, tokens, width], after the final norm, before the vocabulary head.
 
         Sequences are padded on the right: causal attention then needs no padding mask.
@@ -135,7 +136,7 @@ class Stack:
         # Without the head: only counted tokens go through it, a few at a time.
         return self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Float[Tensor, "*positions width"]) -> Float[Tensor, "*positions vocabulary"]:
         """Apply the vocabulary head to final hidden states [..., width], giving float32 logits [..., vocabulary]."""
         config, record = self.config, self.architecture
         head = self.model.get_output_embeddings()
@@ -371,7 +372,7 @@ def block_output(stack: Stack, hidden_states: Tensor) -> Any:
 
 
 @contextlib.contextmanager
-def gated(stack: Stack, alpha: Tensor) -> Iterator[None]:
+def gated(stack: Stack, alpha: Float[Tensor, " gates"]) -> Iterator[None]:
     """Context in which every sublayer's output is multiplied by its gate (paper Eqs. 1–2).
 
     The explicit form of the gates: the reference that the fast gradient and the bypass are tested against.
@@ -407,7 +408,7 @@ def gated(stack: Stack, alpha: Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def silent(stack: Stack, off: np.ndarray) -> Iterator[None]:
+def silent(stack: Stack, off: Bool[np.ndarray, " gates"]) -> Iterator[None]:
     """Context in which the sublayers `off` [gates, boolean] run but add nothing to the residual stream."""
 
     def hook(module: nn.Module, args: Any, output: Any, share: float) -> Any:

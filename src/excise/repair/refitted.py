@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from excise.artefacts import atomic_path
+from excise.artefacts import read_arrays, write_arrays
 from excise.errors import InputError
 from excise.plain import Facts, Values
 
@@ -108,10 +105,7 @@ class Repair:
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors, atomically."""
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in self.weights.items()}
-        metadata = {"format": FORMAT, "repair": json.dumps(self.describe())}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
+        write_arrays(path, self.weights, {"format": FORMAT, "repair": self.describe()})
 
     @staticmethod
     def load(path: str | Path) -> Repair:
@@ -121,17 +115,10 @@ class Repair:
             InputError: no such file, or no repair in it.
 
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise InputError(f"{path} holds no repair of excise")
-                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except FileNotFoundError:
-            raise InputError(f"no repair file {path}") from None
-        except SafetensorError as error:
-            raise InputError(f"{path} is damaged or not a safetensors file ({error})") from None
-        facts = json.loads(metadata["repair"])
+        weights, metadata = read_arrays(path, "pt")
+        if metadata.get("format") != FORMAT:
+            raise InputError(f"{path} holds no repair of excise")
+        facts = dict(metadata["repair"])
         steps = tuple(Step.read(step) for step in facts.pop("steps"))
         losses = facts.pop("losses")
         kept = losses and Losses(losses["intact"], losses["pruned"], losses["repaired"])

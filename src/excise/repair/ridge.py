@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 # In half decades; the infinite one is no repair, so held-out samples may refuse it.
@@ -24,9 +25,9 @@ class NormalEquations:
 
     """
 
-    gram: Tensor
-    cross: Tensor
-    square: Tensor
+    gram: Float64[Tensor, "features features"]
+    cross: Float64[Tensor, "features width"]
+    square: Float64[Tensor, ""]
 
     @staticmethod
     def zeros(features: int, width: int, device: torch.device) -> NormalEquations:
@@ -38,7 +39,12 @@ class NormalEquations:
             torch.zeros((), **options),  # type: ignore[call-overload]
         )
 
-    def add(self, features: Tensor, residual: Tensor, weights: Tensor) -> None:
+    def add(
+        self,
+        features: Float[Tensor, "tokens features"],
+        residual: Float[Tensor, "tokens width"],
+        weights: Float[Tensor, " tokens"],
+    ) -> None:
         """Add tokens, in place.
 
         Args:
@@ -62,7 +68,7 @@ class NormalEquations:
         """Mean diagonal s of ΦᵀWΦ, to which ridges are relative."""
         return float(self.gram.diagonal().mean())
 
-    def solve(self, ridge: float) -> Tensor:
+    def solve(self, ridge: float) -> Float64[Tensor, "features width"]:
         """D [features, width] for a ridge > 0; zeros for an infinite one."""
         if math.isinf(ridge) or self.scale == 0:
             return torch.zeros_like(self.cross)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from excise.artefacts import write_json
+from excise.artefacts import RECIPE, require_free, write_artefact
 from excise.errors import ArchitectureError, CheckpointError, OutputError
 from excise.models.architectures import Architecture
 from excise.models.identity import unchanged
@@ -23,7 +23,6 @@ from excise.surgery.both_versions import write_for_both
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.changed import changed_tensors
 from excise.surgery.config import kept_blocks, pruned_config, quantisation, recounted, write_derived
-from excise.surgery.destination import RECIPE, check_destination
 from excise.surgery.on_disk import Source, prune_folder, read_source, write_dequantised
 from excise.surgery.publish import Test, publishing
 from excise.surgery.recipe import composed, read_recipe
@@ -184,7 +183,7 @@ def write_pruned(
     """
     removal = as_removal(stack, removed, sublayers)
     out = Path(out).expanduser()
-    check_destination(out, source or stack.model.config.name_or_path, overwrite)
+    require_free(out, folder=True, inputs=[source or stack.model.config.name_or_path], force=overwrite)
     require_plain(stack.model)
     facts = dict(card or {})
     if removal.zeroed:
@@ -250,7 +249,7 @@ def _write_from_memory(
             step |= write_dequantised(original, removed, folder, step["dtype"])
         origin = original.folder if original else step["original"] or ""
         recipe = composed(read_recipe(origin), step)
-        write_json(folder / RECIPE, recipe)
+        write_artefact(folder / RECIPE, recipe)
         metadata = original_metadata(origin)
         (folder / "README.md").write_text(model_card(recipe, name=out.name, original=metadata), encoding="utf-8")
     return recipe | publication.told

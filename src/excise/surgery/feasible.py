@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from excise.errors import OutputError
+from excise.artefacts import require_free
 from excise.models.portable import require_portable
 from excise.surgery.checkpoint import require_plain
-from excise.surgery.destination import check_destination
 from excise.surgery.on_disk import plan_removal, read_source, require_space
 
 
@@ -45,8 +43,7 @@ def require_writable(
 
     """
     out = Path(out).expanduser()
-    check_destination(out, source, overwrite)
-    _require_place(out)
+    require_free(out, folder=True, inputs=[] if source is None else [source], force=overwrite)
     if changes is not None:
         require_plain(changes)
     if source is None:
@@ -57,11 +54,3 @@ def require_writable(
         require_portable(original.architecture, original.config, plan.removed, portable, original.raw)
     if removed or changes is not None:
         require_space(out, plan.bytes)
-
-
-def _require_place(out: Path) -> None:
-    place = out.absolute().parent
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {out}: {place} is not a folder you may write to; choose another --out")

@@ -10,7 +10,8 @@ from typing import Any
 
 import gguf
 
-from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
+from excise.artefacts import MADE_BY, require_free
+from excise.errors import ArchitectureError, CheckpointError, InputError
 from excise.models.architectures.readers import LLAMA_CPP_PERIODS
 from excise.plain import Facts
 from excise.surgery.byte_copy import copy_range
@@ -41,13 +42,20 @@ INDEPENDENT = {
     "starcoder2",
 }  # fmt: skip
 ORIGINAL, REMOVED, KEPT = RECIPE_KEYS = ("excise.original", "excise.removed", "excise.original_blocks")
+MADE_BY_KEY = f"excise.{MADE_BY}"
 SHARED = ("attention.shared_kv_layers",)
 
 Entry = tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]  # key, value, type, type of a list's entries
 
 
 def prune_gguf(
-    source: str | Path, removed: Sequence[int], out: str | Path, *, overwrite: bool = False, test: Test | None = None
+    source: str | Path,
+    removed: Sequence[int],
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    test: Test | None = None,
+    made_by: str = "",
 ) -> Facts:
     """Write a GGUF file without the blocks `removed`.
 
@@ -63,6 +71,7 @@ def prune_gguf(
         out: file to write.
         overwrite: replace an existing file.
         test: tests what was written before it gets its name, see `excise.surgery.publish.publishing`.
+        made_by: key of what makes it, for the metadata; see `excise.job.made_by`.
 
     Returns:
         `model_type` (llama.cpp's name), `removed`, `original_blocks`, `bytes` and `parameters` ({"before", "after"});
@@ -77,7 +86,9 @@ def prune_gguf(
 
     """
     source, out = Path(source).expanduser(), Path(out).expanduser()
-    _check_file(source, out, overwrite)
+    if not source.is_file():
+        raise InputError(f"no GGUF file {source}")
+    require_free(out, folder=False, inputs=[source], force=overwrite)
     reader = open_gguf(source)
     architecture = _text(reader, gguf.Keys.General.ARCHITECTURE)
     blocks, predicting = _block_count(reader, architecture)
@@ -95,6 +106,8 @@ def prune_gguf(
     with publishing(out, test) as publication:
         temporary = publication.place
         writer = _header(temporary, reader, architecture, metadata, tensors)
+        if made_by:
+            writer.add_string(MADE_BY_KEY, made_by)
         if recipe["removed"]:
             writer.add_string(ORIGINAL, recipe["original"])
             writer.add_array(REMOVED, recipe["removed"])
@@ -111,17 +124,6 @@ def prune_gguf(
         },
         **publication.told,
     }
-
-
-def _check_file(source: Path, out: Path, overwrite: bool) -> None:
-    if not source.is_file():
-        raise InputError(f"no GGUF file {source}")
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder; expected a .gguf file to write")
-    if out.exists() and out.resolve() == source.resolve():
-        raise OutputError(f"{out} is the original; choose another --out")
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists; choose another --out, or pass --force to replace it")
 
 
 def open_gguf(source: Path) -> gguf.GGUFReader:
@@ -263,7 +265,7 @@ def _metadata(reader: gguf.GGUFReader, architecture: str, kept: Sequence[int], p
     rows = [*kept, *range(blocks, total)]
     entries = []
     for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in (gguf.Keys.General.ARCHITECTURE, *RECIPE_KEYS):
+        if field.name.startswith("GGUF.") or field.name in (gguf.Keys.General.ARCHITECTURE, MADE_BY_KEY, *RECIPE_KEYS):
             continue
         value, key = field.contents(), field.name.removeprefix(f"{architecture}.")
         is_list = field.types[0] == gguf.GGUFValueType.ARRAY

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.errors import ArchitectureError, InputError
@@ -59,7 +60,7 @@ def runs_of(removed: Sequence[int]) -> tuple[Run, ...]:
     return tuple(Run(kept, tuple(blocks)) for kept, blocks in sorted(absorbed.items()))
 
 
-def figure_rule(blocks: Mapping[int, Tensor], kept: int) -> Tensor:
+def figure_rule(blocks: Mapping[int, Float[Tensor, "*shape"]], kept: int) -> Float[Tensor, "*shape"]:
     """θ_l + Σ_k (θ_k − θ_l): the kept block's matrix and how every other differs from it, as the paper's figure says.
 
     Args:
@@ -76,7 +77,7 @@ def figure_rule(blocks: Mapping[int, Tensor], kept: int) -> Tensor:
     return merged.to(base.dtype)
 
 
-def code_rule(blocks: Mapping[int, Tensor], kept: int) -> Tensor:
+def code_rule(blocks: Mapping[int, Float[Tensor, "*shape"]], kept: int) -> Float[Tensor, "*shape"]:
     """The topmost block's matrix, which is what the released code comes to.
 
     That code adds θ_k − θ_l for k upwards and updates θ_l as it goes: every step replaces θ_l by θ_k, but for rounding,

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from excise.artefacts import read_json, write_json
+from excise.artefacts import RECIPE, read_json, require_free, write_artefact, write_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from excise.models.architectures import Architecture, architecture_of
 from excise.models.headers import Checkpoint, Tensor, read_checkpoint
@@ -25,7 +25,6 @@ from excise.surgery import quantisation
 from excise.surgery.card import model_card, original_metadata
 from excise.surgery.changed import Changed
 from excise.surgery.config import kept_blocks
-from excise.surgery.destination import RECIPE, check_destination
 from excise.surgery.publish import Test, publishing
 from excise.surgery.raw_config import pruned_raw_config
 from excise.surgery.recipe import composed, read_recipe
@@ -152,7 +151,7 @@ def prune_folder(
 
     """
     out = Path(out).expanduser()
-    check_destination(out, Path(source).expanduser(), overwrite)
+    require_free(out, folder=True, inputs=[source], force=overwrite)
     original = read_source(source)
     plan = plan_removal(original, removed, changed)
     require_space(out, plan.bytes)
@@ -174,7 +173,7 @@ def prune_folder(
         }
         recipe = composed(read_recipe(original.folder), step)
         _write_config(folder, plan.config)
-        write_json(folder / RECIPE, recipe)
+        write_artefact(folder / RECIPE, recipe)
         text = model_card(recipe, name=out.name, original=original_metadata(original.folder))
         (folder / "README.md").write_text(text, encoding="utf-8")
     return recipe | publication.told

@@ -10,10 +10,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from excise.artefacts import read_json
+from excise.artefacts import RECIPE, read_json
 from excise.errors import InputError
 from excise.plain import Facts, Values
-from excise.surgery.destination import RECIPE
 
 HISTORY = "history"
 REPAIRS = ("repair", "repair_left_out")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -130,7 +131,9 @@ def probe(stack: Stack, input_ids: Tensor | None) -> tuple[Tensor, int]:
     return input_ids[:SEQUENCES, :tokens].long(), new_tokens
 
 
-def reference_logits(stack: Stack, removed: Sequence[int], input_ids: Tensor, sublayers: Sequence[int] = ()) -> Tensor:
+def reference_logits(
+    stack: Stack, removed: Sequence[int], input_ids: Int[Tensor, "batch tokens"], sublayers: Sequence[int] = ()
+) -> Float[Tensor, "batch tokens vocabulary"]:
     """Logits [sequences, tokens, vocabulary] of the original with the gates of what is removed at 0, on the CPU."""
     alpha = torch.ones(len(stack.sublayers))  # on the CPU: a scalar there multiplies a tensor anywhere
     gone = set(block_indices(stack, removed))

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import read_json, write_json
+from excise.artefacts import RECIPE, read_json, write_json
 from excise.errors import InputError
 from excise.plain import Plain
-from excise.surgery.destination import RECIPE
 
 # Other copies of the weights, in whatever format.
 WEIGHTS = {

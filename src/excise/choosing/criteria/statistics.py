@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from excise.context import Context
@@ -30,8 +31,8 @@ class BlockStatistics:
 
     """
 
-    cosine: np.ndarray
-    norm_ratio: np.ndarray
+    cosine: Float[np.ndarray, " blocks"]
+    norm_ratio: Float[np.ndarray, " blocks"]
     forward_tokens: float
 
 

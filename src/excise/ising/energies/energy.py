@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
 
-from excise.artefacts import atomic_path
+from excise.artefacts import json_text, read_arrays, write_arrays
 from excise.errors import InputError
-from excise.plain import Facts, Plain, Values
+from excise.plain import Facts, Values
 
 SYMMETRY_TOLERANCE = 1e-6
 
@@ -42,8 +42,8 @@ class Energy:
 
     """
 
-    h: NDArray[np.float64]
-    J: NDArray[np.float64]
+    h: Float64[np.ndarray, " N"]
+    J: Float64[np.ndarray, "N N"]
     labels: tuple[str, ...] = ()
     source: Values = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ class Energy:
             source={**self.source, "restricted_to": units},
         )
 
-    def correlation(self) -> NDArray[np.float64]:
+    def correlation(self) -> Float64[np.ndarray, "N N"]:
         """J_ij / √(J_ii J_jj), [N, N]; rows of units without a positive J_ii are 0, with 1 on the diagonal."""
         diagonal = np.diag(self.J)
         scale = np.zeros(len(self))
@@ -125,11 +125,8 @@ class Energy:
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors (tensors `h`, `J`; labels and source as JSON metadata), atomically."""
-        from safetensors.numpy import save_file
-
-        metadata = {"labels": json.dumps(self.labels), "source": json.dumps(self.source, default=_plain)}
-        with atomic_path(path) as temporary:
-            save_file({"h": np.array(self.h), "J": np.array(self.J)}, temporary, metadata=metadata)
+        facts = json.loads(json_text({"labels": self.labels, "source": self.source}))
+        write_arrays(path, {"h": self.h, "J": self.J}, facts)
 
     @classmethod
     def load(cls, path: str | Path) -> Energy:
@@ -151,22 +148,13 @@ class Energy:
 
 
 def _read_safetensors(path: Path) -> Facts:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = set(file.keys())
-            if "J" not in names:
-                raise InputError(f"expected a tensor J [N, N]; the file holds {sorted(names)}")
-            metadata = file.metadata() or {}
-            return {
-                "h": file.get_tensor("h") if "h" in names else None,
-                "J": file.get_tensor("J"),
-                "labels": json.loads(metadata.get("labels", "[]")),
-                "source": json.loads(metadata.get("source", "{}")),
-            }
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise InputError(f"not a readable safetensors file ({error}); it may be cut short") from None
+    arrays, facts = read_arrays(path)
+    if "J" not in arrays:
+        raise InputError(f"expected a tensor J [N, N]; the file holds {sorted(arrays)}")
+    return {name: arrays.get(name) for name in ("h", "J")} | {
+        "labels": facts.get("labels", ()),
+        "source": facts.get("source", {}),
+    }
 
 
 def _read_numpy(path: Path) -> Facts:
@@ -225,7 +213,3 @@ def _require_finite(values: NDArray[np.float64], name: str) -> None:
         raise InputError(
             f"{name} must be finite; {len(bad)} entries are not, the first at {name}[{place}] = {values[tuple(bad[0])]}"
         )
-
-
-def _plain(value: Plain) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)

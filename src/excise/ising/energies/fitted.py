@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
@@ -49,9 +50,9 @@ class Fitted:
     """
 
     prior: Energy
-    masks: Floats
-    damages: Floats
-    noise: Floats
+    masks: Float64[np.ndarray, "n N"]
+    damages: Float64[np.ndarray, " n"]
+    noise: Float64[np.ndarray, " n"]
     linear_sd: float
     pair_sd: float
 
@@ -73,7 +74,7 @@ class Fitted:
         correction = self._energy(self._dual(residual), scale=0.0)
         return Energy(drawn.h + correction.h, drawn.J + correction.J, self.prior.labels, {"kind": "fitted draw"})
 
-    def sd(self, removals: Sequence[Removal]) -> Floats:
+    def sd(self, removals: Sequence[Removal]) -> Float64[np.ndarray, " removals"]:
         """Posterior standard deviation of the damage of removals [removals], nats, without measurement noise."""
         masks = _masks(removals, len(self.prior))
         cross = self._kernel(masks, self.masks)
@@ -91,7 +92,7 @@ class Fitted:
             -0.5 * (residual @ cho_solve(factor, residual) + log_determinant + len(residual) * np.log(2 * np.pi))
         )
 
-    def leave_one_out(self) -> tuple[Floats, Floats]:
+    def leave_one_out(self) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
         """Prediction of each measurement from all others, and its standard deviation, noise included, [n] each."""
         # In closed form from one inverse (Rasmussen and Williams, 2006, Eq. 5.12), not from n fits.
         inverse = cho_solve(self._factor, np.eye(len(self.damages)))

@@ -1,0 +1,32 @@
+"""Artefacts on disk: where they may go, how they get their name, and how they are known to be what was written."""
+
+from excise.artefacts.arrays import Arrays, read_arrays, write_arrays
+from excise.artefacts.artefact import Artefact
+from excise.artefacts.atomic import atomic_path, clear_leftovers, clear_leftovers_in
+from excise.artefacts.destination import RECIPE, require_free
+from excise.artefacts.json_files import as_number, json_text, read_json, write_artefact, write_json
+from excise.artefacts.lock import HeldError, locked
+from excise.artefacts.seal import MADE_BY, digest, facts_of, key_of
+
+__all__ = [
+    "MADE_BY",
+    "RECIPE",
+    "Arrays",
+    "Artefact",
+    "HeldError",
+    "as_number",
+    "atomic_path",
+    "clear_leftovers",
+    "clear_leftovers_in",
+    "digest",
+    "facts_of",
+    "json_text",
+    "key_of",
+    "locked",
+    "read_arrays",
+    "read_json",
+    "require_free",
+    "write_arrays",
+    "write_artefact",
+    "write_json",
+]

@@ -1,5 +1,0 @@
-"""`python -m excise.cli`."""
-
-from excise.cli import main
-
-main()
