@@ -54,6 +54,7 @@ def starting(settings: Any) -> Iterator[Job]:
     if not outs or not _is_first(settings):
         yield Job(None, False)
         return
+    made_by.cache_clear()
     with contextlib.ExitStack() as held:
         opened = [_open(setting.option.writes, out, settings, held) for setting, out in outs]
         recognised = [done for done in opened if done is not None]
@@ -99,6 +100,8 @@ def _is_first(settings: Any) -> bool:
 @lru_cache(maxsize=8)
 def made_by(settings: Any) -> str:
     """Key of everything that determines a verb's result: its settings, and the content of all that it reads.
+
+    Worked out once per job, so that what changes meanwhile does not get the result's key.
 
     What lies on this machine is known by its bytes, wherever it lies; a hub id by its name.
 

@@ -118,10 +118,11 @@ def test_the_loss_it_reports_is_that_of_the_checkpoint_it_wrote(excise, models, 
 
 def test_mistakes_are_named(excise, models, tmp_path):
     original, pruned = models
+    (tmp_path / "thesis.txt").write_text("years of work")
     for arguments, message in (
         ((pruned, "--out", tmp_path / "a"), "expected --teacher ORIGINAL"),
         ((pruned, "--out", pruned, "--teacher", original), "is what is being read"),
-        ((pruned, "--out", tmp_path, "--teacher", original), "which is being read"),
+        ((pruned, "--out", tmp_path, "--teacher", original), "not written by excise"),
         ((pruned, "--out", tmp_path / "a", "--teacher", original, "--preset", "big"), "expected --preset in small"),
         ((pruned, "--out", tmp_path / "a", "--teacher", original, "--lr", 0), "--lr (learning_rate) expects"),
         ((pruned, "--out", tmp_path / "a", "--teacher", original, *QUICK, "--held-out", 1.5), "--held-out expects"),

@@ -4,6 +4,7 @@ from excise.artefacts.arrays import Arrays, read_arrays, write_arrays
 from excise.artefacts.artefact import Artefact
 from excise.artefacts.atomic import atomic_path, clear_leftovers, clear_leftovers_in
 from excise.artefacts.destination import RECIPE, require_free
+from excise.artefacts.disk import disk_error
 from excise.artefacts.json_files import as_number, json_text, read_json, write_artefact, write_json
 from excise.artefacts.lock import HeldError, locked
 from excise.artefacts.seal import MADE_BY, digest, facts_of, key_of
@@ -19,6 +20,7 @@ __all__ = [
     "clear_leftovers",
     "clear_leftovers_in",
     "digest",
+    "disk_error",
     "facts_of",
     "json_text",
     "key_of",

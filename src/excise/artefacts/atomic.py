@@ -8,15 +8,15 @@ process is writing now, on network file systems too.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from excise.artefacts.disk import disk_error
 from excise.artefacts.lock import HeldError, locked
-from excise.errors import OutputError
+from excise.errors import ExciseError
 
 _LOCK, _OLD = ".lock", ".old"
 
@@ -51,6 +51,7 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
                 # Under its own name: some writers look at the suffix.
                 temporary = holder / final.name
                 yield temporary
+                _give_usual_rights(temporary, _umask())
                 if durable:
                     _flush(temporary)
                 _put_in_place(temporary, final, holder / _OLD)
@@ -58,8 +59,13 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
                     _flush_entry(final.parent)
         finally:
             _delete(holder)
-    except OSError as error:
-        raise _as_output_error(error, final) from error
+    except ExciseError:
+        raise
+    except Exception as error:
+        told = disk_error(error, final)
+        if told is None:
+            raise
+        raise told from error
 
 
 def clear_leftovers(path: str | Path) -> None:
@@ -102,6 +108,26 @@ def _put_in_place(temporary: Path, final: Path, old: Path) -> None:
         temporary.replace(final)
 
 
+def _give_usual_rights(path: Path, umask: int) -> None:
+    """What the user's umask gives: safetensors writes files that nobody else may read."""
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for inner in path.iterdir():
+            _give_usual_rights(inner, umask)
+    usual = (0o777 if path.is_dir() else 0o666) & ~umask
+    mode = path.stat().st_mode & 0o7777
+    if mode | usual != mode:
+        path.chmod(mode | usual)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
 def _delete(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
@@ -129,18 +155,3 @@ def _flush_entry(folder: Path) -> None:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def _as_output_error(error: OSError, final: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(final.parent).free / 1e9 if final.parent.exists() else 0.0
-        return OutputError(
-            f"no space left to write {final} ({free:.2f} GB free); nothing was left there. Free some and run again"
-        )
-    if error.errno == errno.EFBIG:
-        return OutputError(
-            f"{final} is larger than files may be there; nothing was left. Choose another place with --out"
-        )
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
-        return OutputError(f"cannot write {final}: {error.strerror}; choose another place with --out")
-    return error

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from excise.artefacts.disk import disk_error
 from excise.errors import OutputError
 
 try:
@@ -38,7 +39,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         number = _opened(path)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+        raise disk_error(error, path) or error from None
     try:
         yield
     finally:

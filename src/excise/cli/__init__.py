@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from excise import __version__
+from excise.artefacts import disk_error
 from excise.cli.command import GroupedCommand, command
 from excise.cli.compare import compare
 from excise.cli.evaluate import evaluate
@@ -56,6 +57,13 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(MISTAKE) from None
         except KeyboardInterrupt as told:
             raise typer.Exit(said(told)) from None
+        except Exception as error:
+            # Others write too: PyTorch its checkpoints, lm-eval its caches.
+            full = disk_error(error, "its files")
+            if full is None:
+                raise
+            typer.secho(f"error: {full}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(MISTAKE) from None
 
     return call
 

@@ -30,6 +30,7 @@ from excise.surgery.raw_config import pruned_raw_config
 from excise.surgery.recipe import composed, read_recipe
 from excise.surgery.shards import write_shards
 from excise.surgery.side_files import carry_along, without_absent_modules
+from excise.text import human_bytes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -386,7 +387,7 @@ def require_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise OutputError(
-            f"{out} needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; free some space or choose "
+            f"{out} needs {human_bytes(needed)}, and {human_bytes(free)} are free there; free some space or choose "
             f"another place with --out"
         )
 
