@@ -7,8 +7,9 @@ WEIGHTS := $(VENV)/.weights
 OLD := build/transformers-4.57
 M ?= 8
 DEMO ?= runs/demo
+N ?= 50
 
-.PHONY: setup test test-slow test-browser test-portable check format demo bench clean
+.PHONY: setup test test-slow test-browser test-portable test-faults check format demo bench clean
 
 setup: $(READY)
 
@@ -43,6 +44,13 @@ $(OLD)/.ready: constraints.txt
 test-browser: $(READY)
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; }
 	EXCISE_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest -m browser tests/report/test_browser.py
+
+# Kills, SIGTERM, damaged files, full disks and hostile input, N of each kind (docs/reliability.md): an hour at N=50.
+test-faults: $(READY)
+	$(BIN)/python -m tests.faults.kills --n $(N)
+	$(BIN)/python -m tests.faults.kills --n $(N) --signal SIGTERM
+	$(BIN)/python -m tests.faults.flips --n $(N)
+	$(BIN)/python -m tests.faults.full_disk --n 12
 
 check: $(READY)
 	$(BIN)/ruff check .

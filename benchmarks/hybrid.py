@@ -28,7 +28,6 @@ from benchmarks.figures import save_figure
 from excise.artefacts import write_json
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
-from excise.choosing.plan import DEFAULT_EFFORT
 from excise.choosing.refine import refine
 from excise.choosing.states import block_energies
 from excise.context import Context
@@ -39,6 +38,7 @@ from excise.measuring.measure import Measurements, measure
 from excise.measuring.objectives import parse_objective
 from excise.measuring.score import score
 from excise.models.loading import load
+from excise.settings import DEFAULT_EFFORT
 from excise.store import Store
 
 PLACE = Path("examples/tiny-hybrid")

@@ -24,14 +24,13 @@ from benchmarks.weights import smollm2
 from excise.artefacts import write_json
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
-from excise.choosing.plan import DEFAULT_EFFORT
 from excise.choosing.refine import refine
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.measuring.measure import measure
 from excise.measuring.objectives import load_objective, load_questions
 from excise.models.loading import Loaded, load
-from excise.settings import Objecting
+from excise.settings import DEFAULT_EFFORT, Objecting
 from excise.store import Store
 
 OBJECTIVES = ("loss", "kl", "choices", "kl:0.5,choices:0.5")

@@ -30,7 +30,6 @@ from excise.artefacts import read_json, write_json
 from excise.choosing.brief import Brief
 from excise.choosing.compare import compare
 from excise.choosing.contest import Contest
-from excise.choosing.plan import DEFAULT_EFFORT
 from excise.choosing.refine import refine
 from excise.context import Context
 from excise.data import Samples, load_samples
@@ -39,6 +38,7 @@ from excise.ising.solvers import solve
 from excise.measuring.measure import measure
 from excise.measuring.objectives import parse_objective
 from excise.models.loading import Loaded, load
+from excise.settings import DEFAULT_EFFORT
 from excise.store import Store
 
 METHODS = (

@@ -19,6 +19,7 @@ from excise.choosing.candidate import Candidate
 from excise.errors import ArchitectureError, InputError, OutputError
 from excise.plain import Facts, Values
 from excise.settings import (
+    REPAIR_TOKENS,
     BackwardPass,
     Fixing,
     Loading,
@@ -119,7 +120,7 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
         group="How it chooses",
     )
     repair_tokens: int = option(
-        4096, "Calibration tokens to fit the repair on.", group="How it chooses", least=2, hidden=True
+        REPAIR_TOKENS, "Calibration tokens to fit the repair on.", group="How it chooses", least=2, hidden=True
     )
     heal: bool = option(False, "Then train it to predict what the original does.", group="Healing")
     heal_race: int | None = option(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from excise.artefacts import as_number, atomic_path, json_text, read_json, write_json
+from excise.artefacts import as_number, atomic_path, json_text, read_json, write_artefact, write_json
 from excise.errors import InputError, OutputError
 
 
@@ -97,11 +97,24 @@ def test_json_is_strict_wherever_a_figure_is_not_finite(kind, tmp_path):
     def refused(constant):
         pytest.fail(f"bare {constant}")
 
-    write_json(tmp_path / "value.json", NOT_FINITE[kind])
+    write_artefact(tmp_path / "value.json", {"value": NOT_FINITE[kind]})
     for text in ((tmp_path / "value.json").read_text(), json_text(NOT_FINITE[kind])):
         json.loads(text, parse_constant=refused)
         assert "null" in text
     assert (math.isnan(as_number(None)), as_number(2)) == (True, 2.0)
+
+
+def test_files_for_other_programs_keep_infinity(tmp_path):
+    """As transformers' configs have it: `"time_step_limit": [0.0, Infinity]`."""
+    write_json(tmp_path / "config.json", {"limit": [0.0, math.inf]})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"limit": [0.0, math.inf]}
+
+
+@pytest.mark.parametrize("write", [write_json, write_artefact])
+def test_half_a_surrogate_pair_comes_back(tmp_path, write):
+    """From names of files that are no UTF-8, and from rows of data."""
+    write(tmp_path / "value.json", {"model": "caf\udce9", "plain": "café"})
+    assert read_json(tmp_path / "value.json") == {"model": "caf\udce9", "plain": "café"}
 
 
 def test_a_type_that_json_does_not_know_is_named_beside_a_figure_that_is_not_finite():

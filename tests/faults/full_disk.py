@@ -65,10 +65,12 @@ def filled(verb: Verb, place: Path, size: int, expected: dict[str, Any]) -> str:
     return "" if found == expected else f"{size} bytes: with room, another result"
 
 
-def campaign(disks: int, place: Path) -> dict[str, Any]:
+def campaign(names: set[str], disks: int, place: Path) -> dict[str, Any]:
     """Figures of each verb on so many sizes, from a few blocks to what it needs."""
     figures = {}
     for verb in verbs(place / "inputs"):
+        if names and verb.name not in names:
+            continue
         folder = place / verb.name / "undisturbed"
         expected, _ = undisturbed(verb, folder)
         needed = sum(max(4096, path.stat().st_size) for path in folder.rglob("*") if path.is_file())
@@ -89,11 +91,12 @@ def main() -> None:
     """Parse the command line and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=12, help="disks per verb")
+    parser.add_argument("--verb", action="append", default=[], help="only this one; repeatable")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         os.environ["EXCISE_CACHE"] = str(Path(place) / "cache")
-        figures = campaign(arguments.n, Path(place))
+        figures = campaign(set(arguments.verb), arguments.n, Path(place))
     print(json.dumps({"verbs": figures}, indent=1))
 
 

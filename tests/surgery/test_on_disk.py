@@ -354,3 +354,11 @@ def test_an_interrupt_leaves_nothing(folder, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         prune_folder(folder, REMOVED, tmp_path / "place" / "out")
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_infinity_in_a_config_stays_infinity(tmp_path):
+    source = tiny_folder(tmp_path / "model", "mamba2", layers=4)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "time_step_limit": [0.0, float("inf")]}))
+    prune_folder(source, [1], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["time_step_limit"] == [0.0, float("inf")]

@@ -15,13 +15,17 @@ from excise.plain import Plain, Values
 
 
 def write_json(path: str | Path, value: Plain) -> None:
-    """Write `value` as indented JSON, atomically, as `json_text` gives it."""
+    """Write a file for other programs as indented JSON, atomically.
+
+    Infinity and NaN are written by these names, as Python's own reader and transformers' configs have them.
+    """
+    text = json.dumps(value, indent=1, default=_plain, ensure_ascii=not _is_text(value))
     with atomic_path(path) as temporary:
-        temporary.write_text(json_text(value, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_artefact(path: str | Path, value: Values, *, key: str | None = None, durable: bool = True) -> None:
-    """Write a result of ours: as `write_json`, with the seal that `read_json` checks.
+    """Write a result of ours: strict JSON (see `json_text`), with the seal that `read_json` checks.
 
     Args:
         path: the file.
@@ -48,7 +52,7 @@ def json_text(value: Plain, *, indent: int | None = None) -> str:
         '{"loss": null, "blocks": [0, 2]}'
 
     """
-    write = partial(json.dumps, indent=indent, default=_plain, ensure_ascii=False, allow_nan=False)
+    write = partial(json.dumps, indent=indent, default=_plain, ensure_ascii=not _is_text(value), allow_nan=False)
     try:
         return write(value)
     except ValueError:
@@ -77,6 +81,15 @@ def read_json(path: str | Path) -> Any:
 def as_number(value: Plain) -> float:
     """A figure from JSON; null, which stands for one that was not finite, becomes NaN."""
     return math.nan if value is None else float(value)
+
+
+def _is_text(value: Plain) -> bool:
+    """Whether UTF-8 has all its characters: not half a surrogate pair, as in some names of files and rows of data."""
+    try:
+        json.dumps(value, default=_plain, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(value: Plain) -> Any:

@@ -22,7 +22,8 @@ from excise.errors import ArchitectureError, InputError
 from excise.ising.energies import ENERGIES
 from excise.measuring.score import score
 from excise.plain import Facts
-from excise.repair.several import TOKENS, Repairs
+from excise.repair.several import Repairs
+from excise.settings import REPAIR_TOKENS
 
 MANIFEST = "compare.json"
 WORK = "work"
@@ -106,7 +107,7 @@ def compare(
     rows = [row for budget in budgets for row in judge.rows([c for c in choices if c.budget == budget])]
     if contest.repair:
         proposals = [choice.proposal for budget in budgets for choice in choices if choice.budget == budget]
-        repairs = repair_proposals(context, proposals, calibration, held_out, tokens=TOKENS)
+        repairs = repair_proposals(context, proposals, calibration, held_out, tokens=REPAIR_TOKENS)
         rows = [_repaired(row, repairs, measured.base_loss) for row in rows]
     return Comparison(
         base_loss=measured.base_loss,

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Four passes end in two draws of three on the removal that EvoPress found, two did not (log, 2026-11-24, refinement's
-# default effort); up to sixteen nothing more is gained (log, 2026-11-24, what was left of selection).
-DEFAULT_EFFORT = 4.0
 # The loop's winner is the least of many noisy values on one slice, so part of the effort goes to telling the best apart
 # on more tokens.
 RACE_SHARE = 0.3

@@ -29,7 +29,6 @@ from excise.measuring.objectives import Objective
 from excise.measuring.passes import pass_key
 from excise.plain import Facts
 
-SHOWN_STATES = 100
 SEARCHES = "searches"
 
 Measured = dict[Removal, tuple[float, float]]
@@ -100,9 +99,7 @@ class Refined:
             "measured": [
                 {"removed": list(r), "damage": d, "error": e} for r, (d, e) in sorted(self.search.damages.items())
             ],
-            "spectrum": [
-                {"removed": list(s.removed), "energy": s.energy} for s in self.search.spectrum.states[:SHOWN_STATES]
-            ],
+            "spectrum": [{"removed": list(s.removed), "energy": s.energy} for s in self.search.spectrum.states],
             "certified": self.search.spectrum.certified,
             "random_rho": self.random_rho,
             "low_rho": self.low_rho,

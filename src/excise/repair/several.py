@@ -21,6 +21,7 @@ from excise.plain import Facts, Values
 from excise.repair.cuts import cuts_of
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable
+from excise.settings import REPAIR_TOKENS
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
 from excise.surgery.publish import Test
@@ -29,7 +30,6 @@ from excise.surgery.publish import Test
 # with repair).
 REPAIRED = 3
 # More than 6,144 were never compared (log, 2026-11-24, closed-form repair).
-TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Repairs:
 
 
 def repair_removals(
-    context: Context, removals: Sequence[Removal], samples: Samples, held_out: Samples, *, tokens: int = TOKENS
+    context: Context, removals: Sequence[Removal], samples: Samples, held_out: Samples, *, tokens: int = REPAIR_TOKENS
 ) -> Repairs:
     """Repair every removal that can be repaired exactly, in the dtype in which its checkpoint will be written.
 

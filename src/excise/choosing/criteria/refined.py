@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from excise.choosing.brief import Brief
-from excise.choosing.plan import DEFAULT_EFFORT
 from excise.choosing.proposal import Cost, Proposal
 from excise.choosing.refine import refine
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.measuring.objectives import parse_objective
+from excise.settings import DEFAULT_EFFORT
 
 
 def refined(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
