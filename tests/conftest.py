@@ -15,6 +15,9 @@ from . import shapes
 install_import_hook(shapes.STAGES, f"{shapes.__name__}.checked")
 
 from excise.__main__ import main  # noqa: E402
+from excise.surgery import check, self_test  # noqa: E402
+
+from .fresh import in_this_process  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -24,6 +27,18 @@ def own_cache(tmp_path_factory):
     """Hashes of files are kept apart from the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXCISE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick_self_tests(request):
+    """Self-tests run in this process, but for tests marked `fresh_process`, of what only a fresh one shows."""
+    if request.node.get_closest_marker("fresh_process"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (check, self_test):
+            patch.setattr(module, "in_fresh_process", in_this_process)
         yield
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class ExciseError(Exception):
     """Base of every error raised on purpose; the command line prints its message without a traceback."""
@@ -37,3 +41,23 @@ class MissingExtraError(ExciseError):
 
 class HealingError(ExciseError):
     """Healing cannot go on; the message names the last good checkpoint."""
+
+
+@contextlib.contextmanager
+def reading(place: str | Path, what: str) -> Iterator[None]:
+    """Where a file that anybody may have made is read: whatever it makes a library raise becomes an `InputError`.
+
+    Args:
+        place: the file, or the folder that it belongs to.
+        what: what it was taken for, such as "a tokenizer".
+
+    """
+    try:
+        yield
+    except (ExciseError, MemoryError):
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")[:300]
+        raise InputError(
+            f"{place} cannot be read as {what}: {type(error).__name__}: {first}; it is damaged, or from another program"
+        ) from error

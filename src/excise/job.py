@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from excise import __version__
 from excise.artefacts import HeldError, clear_leftovers, clear_leftovers_in, digest, key_of, locked, require_free
@@ -37,7 +36,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def starting(settings: Any) -> Iterator[Job]:
+def starting(settings: Plain) -> Iterator[Job]:
     """Begin a verb's job: check where it writes, clear what dead processes left there, and hold its lock to the end.
 
     Of several processes that share a job (`torchrun`, `score --part`), the first does so for all.
@@ -61,7 +60,7 @@ def starting(settings: Any) -> Iterator[Job]:
         yield Job(outs[0][1], bool(recognised) and all(recognised))
 
 
-def _open(writes: str, out: Path, settings: Any, held: contextlib.ExitStack) -> bool | None:
+def _open(writes: str, out: Path, settings: Plain, held: contextlib.ExitStack) -> bool | None:
     """Check and lock one place; returns whether it is done, None where what is written carries no key."""
     finishes = hasattr(settings, "force") and writes != "update"
     found = key_of(_artefact(out.expanduser())) if finishes else None
@@ -93,12 +92,12 @@ def _artefact(place: Path) -> Path:
     return next((place / name for name in ("run.json", "excise.json") if (place / name).exists()), place)
 
 
-def _is_first(settings: Any) -> bool:
+def _is_first(settings: Plain) -> bool:
     return os.environ.get("RANK", "0") == "0" and getattr(settings, "part", "0/1").endswith("/1")
 
 
 @lru_cache(maxsize=8)
-def made_by(settings: Any) -> str:
+def made_by(settings: Plain) -> str:
     """Key of everything that determines a verb's result: its settings, and the content of all that it reads.
 
     Worked out once per job, so that what changes meanwhile does not get the result's key.
@@ -117,13 +116,13 @@ def made_by(settings: Any) -> str:
     return digest(facts)
 
 
-def _inputs(settings: Any) -> list[Path]:
+def _inputs(settings: Plain) -> list[Path]:
     """Everything on this machine that a verb reads."""
     asked = [(setting, getattr(settings, setting.name)) for setting in declared(type(settings)) if setting.option.reads]
     return [path for setting, value in asked for one in _each(value) for path in _paths(setting.option.reads, one)]
 
 
-def _each(value: Any) -> tuple[Any, ...]:
+def _each(value: Plain) -> tuple[Plain, ...]:
     return value if isinstance(value, tuple) else () if value in (None, "") else (value,)
 
 
@@ -136,7 +135,7 @@ def _paths(reads: str, value: str | Path) -> list[Path]:
     return [path] if path.exists() else []
 
 
-def _content(reads: str, value: Any) -> Plain:
+def _content(reads: str, value: Plain) -> Plain:
     """What stands for something to be read, in place of its name."""
     return [[_hashes(path) for path in _paths(reads, one)] or str(one) for one in _each(value)]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import runpy
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ import torch
 from safetensors import safe_open
 
 from excise.__main__ import main
-from excise.surgery import self_test
+from excise.surgery import check, self_test
+from tests.fresh import in_this_process
 from tests.tiny import tiny_folder
 
 DATA = ("--samples", 6, "--tokens", 24, "--batch-tokens", 48)
@@ -88,7 +86,7 @@ def attempt(
     """
     child = os.fork()
     if child == 0:
-        os._exit(_in_child([str(argument) for argument in arguments], log, fault))
+        os._exit(in_child([str(argument) for argument in arguments], log, fault))
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -100,14 +98,15 @@ def attempt(
     raise TimeoutError(f"{arguments} took more than {seconds:.0f} s")
 
 
-def _in_child(arguments: list[str], log: Path, fault: Callable[[], None]) -> int:
+def in_child(arguments: list[str], log: Path, fault: Callable[[], None]) -> int:
+    """In a forked process: run `excise ARGUMENTS…`, say everything in a file, and return the exit status."""
     number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(number, 1)
     os.dup2(number, 2)
     sys.argv = ["excise", *arguments]
     # Where the attempt is: some files go to the working directory.
     os.chdir(log.parent)
-    self_test.in_fresh_process = _in_this_process
+    self_test.in_fresh_process = check.in_fresh_process = in_this_process
     try:
         fault()
         main()
@@ -118,18 +117,6 @@ def _in_child(arguments: list[str], log: Path, fault: Callable[[], None]) -> int
         traceback.print_exc()
         return 70
     return 0
-
-
-def _in_this_process(script: Path, folder: Path, *arguments: str, timeout_s: float) -> Any:
-    """What the self-test has a fresh process do; without one, which would import for seconds."""
-    said, argv = io.StringIO(), sys.argv
-    sys.argv = [str(script), str(folder), *arguments]
-    try:
-        with redirect_stdout(said):
-            runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv = argv
-    return json.loads(said.getvalue().strip().splitlines()[-1])
 
 
 def contents(place: Path) -> dict[str, Any]:

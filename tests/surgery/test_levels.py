@@ -275,6 +275,7 @@ SILENT = {
 }
 
 
+@pytest.mark.fresh_process
 @pytest.mark.parametrize("kind", SILENT)
 def test_a_process_without_a_report_leaves_the_checkpoint_untested(kind, monkeypatch, tmp_path):
     script = tmp_path / "script.py"

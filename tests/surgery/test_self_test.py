@@ -14,6 +14,8 @@ from excise.surgery.checkpoint import write_pruned
 from excise.surgery.self_test import self_test
 from tests.tiny import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.fresh_process
+
 
 @pytest.mark.parametrize(("model_type", "tied"), [("qwen2", True), ("gemma3", False), ("nemotron_h", False)])
 def test_a_good_checkpoint_passes(model_type, tied, tmp_path):

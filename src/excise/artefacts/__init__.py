@@ -1,8 +1,8 @@
 """Artefacts on disk: where they may go, how they get their name, and how they are known to be what was written."""
 
 from excise.artefacts.arrays import Arrays, read_arrays, write_arrays
-from excise.artefacts.artefact import Artefact
-from excise.artefacts.atomic import atomic_path, clear_leftovers, clear_leftovers_in
+from excise.artefacts.artefact import Artefact, check_types
+from excise.artefacts.atomic import atomic_path, clear_leftovers, clear_leftovers_in, replacing
 from excise.artefacts.destination import RECIPE, require_free
 from excise.artefacts.disk import disk_error
 from excise.artefacts.json_files import as_number, json_text, read_json, write_artefact, write_json
@@ -17,6 +17,7 @@ __all__ = [
     "HeldError",
     "as_number",
     "atomic_path",
+    "check_types",
     "clear_leftovers",
     "clear_leftovers_in",
     "digest",
@@ -27,6 +28,7 @@ __all__ = [
     "locked",
     "read_arrays",
     "read_json",
+    "replacing",
     "require_free",
     "write_arrays",
     "write_artefact",

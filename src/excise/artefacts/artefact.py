@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from excise.artefacts.json_files import read_json, write_artefact
 from excise.errors import InputError
-from excise.plain import Facts
+from excise.plain import Facts, Plain
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance as _Dataclass
@@ -40,6 +40,26 @@ class Artefact(_Dataclass):
         try:
             return TypeAdapter(cls).validate_python(read_json(path))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(f"{path} is no {cls.__name__} of excise: {where}: {first['msg'].lower()}") from None
+            raise _not_one(cls, error.errors()[0], path) from None
+
+
+def check_types(cls: type, value: Plain, path: str | Path) -> None:
+    """Refuse content that has fields of a result with values of other types; it need not have all fields.
+
+    Raises:
+        InputError: names the first such field.
+
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(cls).validate_python(value, strict=True)
+    except ValidationError as error:
+        wrong = [each for each in error.errors() if each["type"] not in ("missing", "missing_argument")]
+        if wrong:
+            raise _not_one(cls, wrong[0], path) from None
+
+
+def _not_one(cls: type, error: Any, path: str | Path) -> InputError:
+    where = ".".join(map(str, error["loc"]))
+    return InputError(f"{path} is no {cls.__name__.strip('_')} of excise: {where}: {error['msg'].lower()}")

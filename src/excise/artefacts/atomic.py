@@ -16,7 +16,7 @@ from pathlib import Path
 
 from excise.artefacts.disk import disk_error
 from excise.artefacts.lock import HeldError, locked
-from excise.errors import ExciseError
+from excise.errors import ExciseError, OutputError
 
 _LOCK, _OLD = ".lock", ".old"
 
@@ -66,6 +66,22 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
         if told is None:
             raise
         raise told from error
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, *, force: bool) -> Iterator[Path]:
+    """As `atomic_path`, for a file that carries no key of what made it: without `force`, only the same content goes on.
+
+    Raises:
+        OutputError: the file exists and has another content; or see `atomic_path`.
+
+    """
+    with atomic_path(path) as temporary:
+        yield temporary
+        if not force and Path(path).exists() and Path(path).read_bytes() != temporary.read_bytes():
+            raise OutputError(
+                f"{path} exists with another content; choose another --out, or pass --force to replace it"
+            )
 
 
 def clear_leftovers(path: str | Path) -> None:

@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from excise.errors import InputError
-from excise.plain import Facts, Values
+from excise.plain import Facts, Plain, Values
 
 SEAL, METADATA = "seal", "excise"
 # Entry with the key of what made an artefact, by which a finished job is recognised; see `excise.job.made_by`.
@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 _LONGEST_HEADER = 100_000_000
 
 
-def digest(value: Any) -> str:
+def digest(value: Plain) -> str:
     """SHA-256 of plain data; what JSON does not know is refused, so that nothing enters a key by its printed form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -111,7 +111,7 @@ def key_of(path: str | Path) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _parts(seal: Any, path: Path) -> tuple[int, str]:
+def _parts(seal: Plain, path: Path) -> tuple[int, str]:
     try:
         version, sha = seal["version"], seal["sha256"]
     except (KeyError, TypeError):
@@ -147,7 +147,7 @@ def _header(path: Path) -> bytes:
     return header
 
 
-def _sha256(file: Any, at: int) -> str:
+def _sha256(file: BinaryIO, at: int) -> str:
     """Hash of an open file with the blank at one place."""
     file.seek(0)
     sha = hashlib.sha256(file.read(at))

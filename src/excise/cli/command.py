@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from excise.plain import Facts
+from excise.plain import Facts, Plain
 from excise.settings import GROUPS, Setting, declared, make, plain
 
 _LAST = GROUPS[-1]
@@ -68,7 +68,7 @@ def command(verb: Callable[[Any], None], *, recipes: bool = False) -> Callable[.
     return call
 
 
-def _do(verb: Callable[[Any], None], settings: Any) -> None:
+def _do(verb: Callable[[Plain], None], settings: Plain) -> None:
     """Call a verb, unless what it would write is there, made by the same command from the same files."""
     from excise.job import starting
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from excise.artefacts import replacing
 from excise.errors import InputError
 from excise.settings import Fixing, Replacing, check_fixed, option
 
@@ -50,7 +51,9 @@ def export(settings: ExportSettings) -> None:
     from excise.ising.problem import Problem
 
     problem = Problem(Energy.load(settings.energy), settings.remove, settings.protect, settings.force_blocks)
-    typer.echo(_write(problem, settings.format, settings.penalty, settings.out))
+    with replacing(settings.out, force=settings.force) as temporary:
+        said = _write(problem, settings.format, settings.penalty, temporary)
+    typer.echo(f"wrote {settings.out}: {said}")
 
 
 def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
@@ -58,7 +61,7 @@ def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
         from excise.ising.bridges.lp import write_lp
 
         write_lp(problem, out)
-        return f"wrote {out}: {len(problem.energy)} binaries, the budget as a row"
+        return f"{len(problem.energy)} binaries, the budget as a row"
     from excise.ising.bridges.dimod import write_bqm
     from excise.ising.bridges.qubo import to_ising, to_qubo
 
@@ -67,7 +70,7 @@ def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
         write_bqm(problem, out, P)
     else:
         (to_qubo if file_format == "qubo" else to_ising)(problem, P).save(out)
-    return f"wrote {out}: {len(problem.free)} variables, penalty {P:.6g}"
+    return f"{len(problem.free)} variables, penalty {P:.6g}"
 
 
 def _penalty(problem: Problem, text: str) -> float:

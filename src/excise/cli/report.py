@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from excise.errors import reading
 from excise.settings import Checked, option
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ def report(settings: ReportSettings) -> None:
     from excise.report.page import write_page
     from excise.text import human_bytes
 
-    material = gather(settings.folder)
-    page = write_page(material, settings.out)
+    with reading(settings.folder, "a folder of excise's results"):
+        material = gather(settings.folder)
+        page = write_page(material, settings.out)
     if settings.figures:
-        written = write_report_figures(material)
+        with reading(settings.folder, "a folder of excise's results"):
+            written = write_report_figures(material)
         output.print(f"figures: {len(written)} in {settings.folder / 'figures'}")
     for checkpoint in _updated_cards(material) if settings.card else ():
         output.print(f"model card: {checkpoint / 'README.md'}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from excise.artefacts import json_text, write_artefact
-from excise.errors import InputError
+from excise.artefacts import json_text, replacing, write_artefact
+from excise.errors import InputError, reading
 from excise.job import made_by
 from excise.plain import Facts
 from excise.settings import Fixing, Porting, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
@@ -179,10 +179,8 @@ def _units(settings: SolveSettings) -> _Units:
 def _weights(path: Path, n: int) -> list[float]:
     import numpy as np
 
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--weights expects a .npy file of {n} numbers, got {path} ({error})") from None
+    with reading(path, f"the .npy file of {n} numbers that --weights expects"):
+        values = np.load(path, allow_pickle=False, mmap_mode="r")
     if values.shape != (n,):
         raise InputError(f"--weights expects {n} numbers, one per unit, got shape {values.shape}")
     return values.tolist()
@@ -293,7 +291,8 @@ def _show_all(spectra: Mapping[int, Spectrum], settings: SolveSettings) -> None:
         from excise.drawing.chart import write_chart
         from excise.report.spectra import budget_chart
 
-        write_chart(budget_chart(spectra), settings.figure)
+        with replacing(settings.figure, force=settings.force) as temporary:
+            write_chart(budget_chart(spectra), temporary)
     if settings.as_json:
         typer.echo(json_text(values))
         return

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from excise.artefacts import RECIPE, as_number, read_json, write_artefact
-from excise.errors import InputError
-from excise.plain import Values
+from excise.errors import InputError, reading
+from excise.plain import Facts, Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,20 +163,20 @@ class Scores:
         value = read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise InputError(f"{path} holds no scores; expected the file that `excise evaluate` writes")
-        try:
-            models = {
-                key: Model(**{**model, "removed": tuple(model["removed"])}) for key, model in value["models"].items()
-            }
-            return cls(models, tuple(_result(result) for result in value["results"]), value["provenance"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged ({error!r}); delete it and run `excise evaluate` again") from None
+        from pydantic import TypeAdapter
+
+        with reading(path, "scores, which `excise evaluate` writes"):
+            models = {key: TypeAdapter(Model).validate_python(model) for key, model in value["models"].items()}
+            results = [TypeAdapter(Result).validate_python(_finite(result)) for result in value["results"]]
+            if unknown := {result.model for result in results} - models.keys():
+                raise InputError(f"{path} has results of models that it does not list: {', '.join(sorted(unknown))}")
+            return cls(models, tuple(results), value["provenance"])
 
 
-def _result(value: Values) -> Result:
-    metrics = {
-        name: Metric(**{**metric, "value": as_number(metric["value"])}) for name, metric in value["metrics"].items()
-    }
-    return Result(value["model"], value["kind"], value["name"], value["settings"], metrics, value["details"])
+def _finite(result: Values) -> Facts:
+    """A result with NaN where null stands for what was not finite."""
+    metrics = {name: {**metric, "value": as_number(metric["value"])} for name, metric in result["metrics"].items()}
+    return {name: entry for name, entry in result.items() if name != "headline"} | {"metrics": metrics}
 
 
 def describe(source: str, model: PreTrainedModel, fingerprint: str) -> Model:

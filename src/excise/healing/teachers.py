@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Int
 from safetensors import safe_open
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from excise.artefacts import read_arrays, read_json, write_artefact
+from excise.artefacts import check_types, read_arrays, read_json, write_artefact
 from excise.context import Context
 from excise.data.samples import Samples
-from excise.errors import InputError, MissingExtraError
+from excise.errors import InputError, MissingExtraError, reading
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
 from excise.measuring.losses import CHUNK_ELEMENTS
 from excise.measuring.passes import over_batches
@@ -145,23 +146,8 @@ class OfflineTeacher:
                 f"{folder} holds no finished recording of a teacher; `excise heal … --teacher ORIGINAL --offline "
                 f"{folder}` writes one"
             )
-        facts = read_json(folder / INDEX)
-        if facts.get("format") != FORMAT:
-            raise InputError(f"{folder / INDEX} is not the index of a teacher that this version of excise reads")
-        if facts["samples_hash"] != samples.hash:
-            raise InputError(
-                f"{folder} was recorded on other samples; pass the same --data, --samples, --tokens, --seed and "
-                f"--loss-on, or record it anew"
-            )
-        # Shards are batches, which group samples by length: a sample's rows may be in any of them.
-        places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(samples)
-        for shard in range(facts["shards"]):
-            # Read whole once, which checks every byte; lessons then take rows without asking again.
-            kept, _ = read_arrays(_shard(folder, shard))
-            ends = np.cumsum(kept["counts"])
-            for sample, start, end in zip(kept["samples"], [0, *ends[:-1]], ends, strict=True):
-                places[int(sample)] = (shard, int(start), int(end))
-        return OfflineTeacher(folder, facts, tuple(places))
+        with reading(folder, "a recorded teacher"):
+            return _opened(folder, samples)
 
     @property
     def temperature(self) -> float:
@@ -200,6 +186,42 @@ class OfflineTeacher:
     def describe(self) -> Facts:
         """Facts for provenance."""
         return {"kind": "offline", **self.facts}
+
+
+class _Anatomy(TypedDict):
+    model_type: str | None
+    width: int | None
+    blocks: int
+    original_blocks: list[int] | None
+
+
+class _Index(TypedDict, total=False):
+    k: int
+    temperature: float
+    shards: int
+    positions: int
+    anatomy: _Anatomy
+
+
+def _opened(folder: Path, samples: Samples) -> OfflineTeacher:
+    facts = read_json(folder / INDEX)
+    if facts.get("format") != FORMAT:
+        raise InputError(f"{folder / INDEX} is not the index of a teacher that this version of excise reads")
+    check_types(_Index, facts, folder / INDEX)
+    if facts["samples_hash"] != samples.hash:
+        raise InputError(
+            f"{folder} was recorded on other samples; pass the same --data, --samples, --tokens, --seed and "
+            f"--loss-on, or record it anew"
+        )
+    # Shards are batches, which group samples by length: a sample's rows may be in any of them.
+    places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(samples)
+    for shard in range(facts["shards"]):
+        # Read whole once, which checks every byte; lessons then take rows without asking again.
+        kept, _ = read_arrays(_shard(folder, shard))
+        ends = np.cumsum(kept["counts"])
+        for sample, start, end in zip(kept["samples"], [0, *ends[:-1]], ends, strict=True):
+            places[int(sample)] = (shard, int(start), int(end))
+    return OfflineTeacher(folder, facts, tuple(places))
 
 
 def record_teacher(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64
 from numpy.typing import NDArray
 
 from excise.artefacts import read_json, write_artefact
-from excise.errors import InputError
+from excise.errors import InputError, reading
 from excise.plain import Facts, Values
 
 
@@ -172,7 +172,8 @@ class Spectrum:
             InputError: no such file, or not a spectrum.
 
         """
-        return cls.from_json(read_json(path))
+        with reading(path, "a spectrum, which `excise solve` writes"):
+            return cls.from_json(read_json(path))
 
 
 def _states(pairs: Iterable[tuple[Iterable[int], float]]) -> tuple[State, ...]:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from excise.artefacts import read_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
+from excise.models.claims import require_honest
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
@@ -164,6 +165,8 @@ def load_unread(
         architecture_of(config.model_type)
     # Headers first: a truncated or hostile file, or an adapter, is named before minutes of loading.
     headers = None if folder is None else read_checkpoint(folder)
+    if headers is not None and folder is not None:
+        require_honest(config, headers, folder)
     stored = torch.float32 if headers is None else _stored_dtype(headers, config)
     compute = _compute_dtype(dtype, stored, on_gpu=place != "cpu")
     with _clear_errors(source), _quiet():
@@ -340,7 +343,10 @@ def _clear_errors(source: str) -> Iterator[None]:
     except ImportError as error:
         text = str(error).strip().split("\n")[0]
         raise MissingExtraError(f"{source} needs a package that is not installed: {text}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except MemoryError:
+        raise
+    # Whatever a config class or a tokenizer makes of fields that do not fit it.
+    except Exception as error:
         text = str(error).strip().split("\n")[0]
         if "trust_remote_code" in str(error):
             raise InputError(

@@ -49,6 +49,11 @@ class Names:
         self._computed = [re.compile(pattern) for pattern in sorted(computed)]
         self._dropped = [re.compile(pattern) for pattern in sorted(model._keys_to_ignore_on_load_unexpected or ())]
 
+    @property
+    def elements(self) -> int:
+        """Numbers in the model's state dict, tied ones under each of their names."""
+        return sum(tensor.numel() for tensor in self._keys.values())
+
     def key(self, name: str) -> str | None:
         """Name in the model's state dict of what a tensor becomes, alone or fused with others; None if nothing."""
         return self._read(name)[0]

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from excise.artefacts import as_number, read_json
-from excise.errors import InputError
+from excise.errors import InputError, reading
 from excise.evaluation.scores import Scores
 from excise.ising.energies import ENERGIES, Energy
 from excise.ising.gradients import Gradients
 from excise.ising.spectrum import Spectrum
 from excise.plain import Plain, Values
+from excise.report.schema import check
 
 Removed = tuple[int, ...]
 
@@ -121,6 +122,7 @@ def gather(folder: str | Path) -> Material:
     for path in files:
         content = read_json(path)
         if kind := _kind(path, content):
+            check(kind, content, path)
             known.setdefault(kind, []).append((path, content))
     gradients = next((p / "gradients.safetensors" for p in places if (p / "gradients.safetensors").is_file()), None)
     if not known and gradients is None:
@@ -188,7 +190,8 @@ def _spectra(files: Sequence[tuple[Path, Any]], units: int | None) -> tuple[dict
     for path, content in files:
         name = path.stem.removeprefix("spectrum").removeprefix("spectra").lstrip("-_") or "energy"
         for value in content.get("spectra", [content]):
-            spectrum = Spectrum.from_json(value)
+            with reading(path, "a spectrum"):
+                spectrum = Spectrum.from_json(value)
             units = units or spectrum.units
             energy = name.removesuffix(f"-{spectrum.budget}")
             if spectrum.units != units:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from excise.artefacts import RECIPE, read_json, require_free, write_artefact, write_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, OutputError
 from excise.models.architectures import Architecture, architecture_of
+from excise.models.claims import require_honest
 from excise.models.headers import Checkpoint, Tensor, read_checkpoint
 from excise.models.names import Names, names_in, without_prefix
 from excise.models.portable import portability
@@ -238,7 +239,9 @@ def read_source(folder: str | Path) -> Source:
                 f"this {config.model_type} has {key}={getattr(config, key)!r}, so its blocks depend on their place in "
                 f"the stack; only {key}={wanted!r} is supported"
             )
-    return Source(folder, raw, config, architecture, read_checkpoint(folder))
+    checkpoint = read_checkpoint(folder)
+    require_honest(config, checkpoint, folder)
+    return Source(folder, raw, config, architecture, checkpoint)
 
 
 def plan_removal(source: Source, removed: Sequence[int], changed: Mapping[str, Changed] | None = None) -> Plan:

@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from excise.artefacts import RECIPE, read_json
+from typing_extensions import TypedDict
+
+from excise.artefacts import RECIPE, check_types, read_json
 from excise.errors import InputError
 from excise.plain import Facts, Values
 
@@ -42,6 +44,33 @@ def read_recipe(source: str | Path) -> Facts:
     if not isinstance(recipe, dict):
         raise InputError(f"{path / RECIPE} is no recipe of excise; delete it, and its checkpoint counts as an original")
     return recipe
+
+
+class _Recipe(TypedDict, total=False):
+    """What is computed from or shown, of a recipe that anyone may have edited."""
+
+    original: str | None
+    source: str | None
+    model_type: str | None
+    removed: list[int]
+    original_blocks: list[int]
+    zeroed_sublayers: list[str]
+    parameters: dict[str, int | None] | None
+    bytes: dict[str, int | None] | None
+    merge: Facts
+    repair: Facts
+    healing: Facts
+    readers: Facts
+    left_out: dict[str, str]
+    history: list[Facts]
+    proposed_by: str | None
+    energy: float | None
+    base_loss: float | None
+    pruned_loss: float | None
+    repaired_loss: float | None
+    data: Facts
+    versions: Facts
+    command: str | None
 
 
 def composed(earlier: Values, step: Values) -> Facts:
@@ -93,6 +122,10 @@ def composed(earlier: Values, step: Values) -> Facts:
 
 def _fits(recipe: Values, blocks: int) -> bool:
     """Whether a recipe, which anyone may have written, speaks of a model of so many blocks."""
+    try:
+        check_types(_Recipe, recipe, RECIPE)
+    except InputError:
+        return False
     kept, removed = recipe.get("original_blocks"), recipe.get("removed")
     if not isinstance(kept, list) or not isinstance(removed, list) or len(kept) != blocks:
         return False

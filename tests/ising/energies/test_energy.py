@@ -115,7 +115,7 @@ def test_unreadable_files_are_named(tmp_path):
     (tmp_path / "H.safetensors").write_bytes(b"short")
     np.savez(tmp_path / "H.npz", other=np.eye(2))
     for name, message in [
-        ("H.npy", "not a NumPy file"),
+        ("H.npy", "cannot be read as a NumPy file"),
         ("H.safetensors", "safetensors"),
         ("H.npz", "holds"),
         ("none.npy", "no file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,13 @@ from jaxtyping import Float64
 from numpy.typing import ArrayLike, NDArray
 
 from excise.artefacts import json_text, read_arrays, write_arrays
-from excise.errors import InputError
+from excise.errors import InputError, reading
 from excise.plain import Facts, Values
+from excise.text import human_bytes
 
 SYMMETRY_TOLERANCE = 1e-6
+# Of one array in an archive, unpacked: a matrix of 11,000 units.
+MOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -158,22 +162,39 @@ def _read_safetensors(path: Path) -> Facts:
 
 
 def _read_numpy(path: Path) -> Facts:
-    try:
-        # Pickles run code when opened.
-        content = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(
-            f"not a NumPy file of numbers ({error}); expected .npy, .npz or .safetensors, e.g. numpy.save(path, H)"
-        ) from None
     source: Facts = {"kind": "matrix", "file": path.name}
+    with reading(path.name, "a NumPy file of numbers, such as numpy.save(path, H) writes"):
+        return _numpy_content(path) | {"source": source}
+
+
+def _require_honest_sizes(path: Path) -> None:
+    """Refuse an archive that unpacks to far more than a matrix for the largest problems, before it is unpacked."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > min(entry.file_size, MOST_BYTES):
+                raise InputError(f"{entry.filename} in it claims {human_bytes(claimed)} unpacked")
+
+
+def _numpy_content(path: Path) -> Facts:
+    _require_honest_sizes(path)
+    # Pickles run code when opened. A map is refused where the file is shorter than its header claims, before anything
+    # is allocated.
+    content = np.load(path, allow_pickle=False, mmap_mode="r")
     if isinstance(content, np.ndarray):
-        return {"h": None, "J": content, "source": source}
+        return {"h": None, "J": content}
     with content:
         name = next((name for name in ("J", "H") if name in content), None)
         if name is None:
             raise InputError(f"expected an array J (or H) in the .npz; it holds {sorted(content.files)}")
         labels = [str(label) for label in content["labels"]] if "labels" in content else []
-        return {"h": content.get("h"), "J": content[name], "labels": labels, "source": source}
+        return {"h": content.get("h"), "J": content[name], "labels": labels}
 
 
 def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -1,0 +1,123 @@
+"""What is read from results that anyone may have edited: the fields that tables and page use, with their types.
+
+Files of earlier versions lack some, later ones have more; both are fine, another type is not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typing_extensions import TypedDict
+
+from excise.artefacts import check_types
+from excise.errors import InputError
+from excise.plain import Facts, Values
+
+
+class _Candidate(TypedDict, total=False):
+    method: str
+    removed: list[int]
+    energy: float | None
+    loss: float | None
+    delta: float | None
+    perplexity: float | None
+    parameters: int
+    repaired_loss: float | None
+
+
+class _Verified(TypedDict, total=False):
+    base_loss: float | None
+    spearman: float | None
+    candidates: list[_Candidate]
+
+
+class _Run(_Verified, total=False):
+    model: str
+    model_hash: str
+    blocks: int
+    budget: int
+    removed: list[int]
+    proposed_by: list[str]
+    selected_by: str
+    pruned_loss: float | None
+    base_perplexity: float | None
+    pruned_perplexity: float | None
+    checkpoint_loss: float | None
+    parameters: int
+    pruned_parameters: int
+    energy: str
+    spectra: dict[str, str]
+    certified: dict[str, bool]
+    calibration: Facts
+    held_out: Facts
+    settings: Facts
+    provenance: Facts
+    self_test: Facts
+    figures: dict[str, str]
+    repair: Facts | None
+    race: Facts | None
+    healed: Facts | None
+    seconds: dict[str, float]
+    checkpoint: str
+
+
+class _Row(TypedDict, total=False):
+    method: str
+    remove: int
+    removed: list[int]
+    sublayers: list[str]
+    merge: str | None
+    energy: float | None
+    loss: float | None
+    delta: float | None
+    interval: list[float | None] | None
+    behind: float | None
+    behind_interval: list[float | None] | None
+    perplexity: float | None
+    parameters: int
+    tie: bool
+
+
+class _Comparison(TypedDict, total=False):
+    base_loss: float | None
+    rows: list[_Row]
+    skipped: dict[str, str]
+    model: str
+    model_hash: str
+    blocks: int
+    parameters: int
+    energy: str
+    calibration: Facts
+    search: Facts
+    held_out: Facts
+    settings: Facts
+    provenance: Facts
+
+
+class _Healing(TypedDict, total=False):
+    student: str
+    losses: dict[str, float | None]
+    steps: int
+    settings: Facts
+    teacher: Facts
+    samples: Facts
+    held_out: Facts
+    curve: list[Facts]
+
+
+_KINDS: dict[str, type] = {"run": _Run, "verified": _Verified, "compare": _Comparison, "heal": _Healing}
+
+
+def check(kind: str, content: Values, path: Path) -> None:
+    """Refuse results whose fields hold something else, and folders named in them that are not beside them.
+
+    Raises:
+        InputError: names file and field.
+
+    """
+    if kind not in _KINDS:
+        return
+    check_types(_KINDS[kind], content, path)
+    named = content.get("checkpoint")
+    if isinstance(named, str) and (Path(named).name != named or named in ("", ".", "..")):
+        raise InputError(f"{path}: expected the name of a folder beside it as checkpoint, got '{named}'")
