@@ -24,7 +24,7 @@ $(WEIGHTS): $(READY)
 	touch $@
 
 test: check
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: check $(WEIGHTS)
 	$(BIN)/python -m pytest
@@ -51,6 +51,7 @@ test-faults: $(READY)
 	$(BIN)/python -m tests.faults.kills --n $(N) --signal SIGTERM
 	$(BIN)/python -m tests.faults.flips --n $(N)
 	$(BIN)/python -m tests.faults.full_disk --n 12
+	$(BIN)/python -m tests.faults.fuzz --n $$((20 * $(N)))
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -21,6 +21,23 @@ from .fresh import in_this_process  # noqa: E402
 
 torch.set_num_threads(1)
 
+LONGEST = (
+    "test_run",
+    "test_levels",
+    "test_faults",
+    "test_cli",
+    "test_heal_stage",
+    "test_heal",
+    "test_search",
+    "test_writer",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left with one at the end."""
+    longest = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: longest.get(item.path.name, len(longest)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):

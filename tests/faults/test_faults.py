@@ -22,7 +22,7 @@ def figures(module, *arguments, cache):
     return json.loads(done.stdout[done.stdout.index("{\n") :])
 
 
-@pytest.mark.parametrize(("signal", "verb"), [("SIGKILL", "run"), ("SIGTERM", "score"), ("SIGTERM", "prune")])
+@pytest.mark.parametrize(("signal", "verb"), [("SIGKILL", "heal"), ("SIGTERM", "score"), ("SIGTERM", "prune")])
 def test_the_same_command_goes_on_after_a_kill(signal, verb, tmp_path):
     found = figures("kills", "--n", 2, "--signal", signal, "--verb", verb, cache=tmp_path)["verbs"][verb]
     assert found["wrong"] == []

@@ -8,6 +8,7 @@ import pytest
 
 from excise.artefacts import read_json, write_json
 from excise.choosing.verify import Candidate
+from excise.errors import OutputError
 from excise.ising.spectrum import Spectrum, State
 from excise.report.material import gather
 from excise.report.page import render, write_page
@@ -218,3 +219,15 @@ def test_repair_and_healing_are_among_the_first_facts(tmp_path):
     assert f"+{loss - 0.1 - 3:.3f} on held-out text, +{loss - 3:.3f} before repair" in page
     assert "Healed, nats/token" in page
     assert f"{loss - 0.2:.3f}" in page
+
+
+def test_only_a_page_is_replaced(folder, tmp_path):
+    material = gather(folder)
+    first = write_page(material, tmp_path / "page.html")
+    assert write_page(material, tmp_path / "page.html").read_bytes() == first.read_bytes()
+    (tmp_path / "thesis.html").write_text("<html>years of work</html>")
+    (tmp_path / "folder").mkdir()
+    for name, message in (("thesis.html", "no page of excise"), ("folder", "is a folder")):
+        with pytest.raises(OutputError, match=message):
+            write_page(material, tmp_path / name)
+    assert (tmp_path / "thesis.html").read_text() == "<html>years of work</html>"

@@ -18,7 +18,7 @@ class ReportSettings(Checked):
     """Settings of `excise report`."""
 
     folder: Path = option(..., "Folder of `excise run` or `excise compare`, or of several.", argument=True)
-    out: Path | None = option(None, "The page; by default report.html in the folder.", group="Output")
+    out: Path | None = option(None, "The page; by default report.html in the folder.", group="Output", writes="update")
     figures: bool = option(True, "Write each figure as an SVG file too.", group="Output")
     card: bool = option(True, "Add spectrum and scores to the model cards.", group="Output")
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from excise.artefacts import atomic_path
+from excise.artefacts import atomic_path, require_free
 from excise.drawing.style import page_style
+from excise.errors import OutputError
 from excise.report.material import Material
 from excise.report.sections import SECTIONS
 from excise.text import ranges
 
 PAGE = "report.html"
+# By which a page is known to be one that may be replaced.
+GENERATOR = b'<meta name="generator" content="excise">'
 CHOSEN_BY = {
     "measured": "least measured damage",
     "refined": "winner of the refinement",
@@ -38,7 +41,9 @@ def write_page(material: Material, out: str | Path | None = None) -> Path:
         OutputError: the page cannot be written.
 
     """
-    path = Path(out) if out is not None else material.folder / PAGE
+    path = require_free(Path(out) if out is not None else material.folder / PAGE, folder=False, adds=True)
+    if path.exists() and GENERATOR not in path.read_bytes()[:1000]:
+        raise OutputError(f"{path} exists and is no page of excise; choose another --out")
     page = render(material)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
