@@ -1,8 +1,18 @@
-"""Short forms of numbers and index lists."""
+"""Short forms of numbers and index lists, and texts of others made safe for a medium."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+# What a terminal takes for a command or shows in another place: control characters but line ends and tabs, halves of
+# surrogate pairs, and marks that turn the direction of writing.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# What begins code, emphasis, links, images, HTML or a cell within a line of Markdown; at its beginning, what makes the
+# line a heading, a list or a rule.
+MARKDOWN = re.compile(r"[\\`*\[\]<>|]|\A[#+=~-]")
+# What spreadsheets take for the beginning of a formula.
+FORMULA = ("=", "+", "-", "@")
 
 
 def ranges(indices: Sequence[int]) -> str:
@@ -36,3 +46,48 @@ def human_bytes(count: int) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.1f} {unit}" if unit != "B" else f"{count} B"
+
+
+def printable(text: str) -> str:
+    r"""Text from a file or a name, for a terminal: what would steer it is written as an escape.
+
+    Examples:
+        >>> print(printable("a\x1b[2J"))
+        a\x1b[2J
+
+    """
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """Text from a file or a name on one line, see `printable`."""
+    return printable(" ".join(text.split()))
+
+
+def markdown_text(text: str) -> str:
+    r"""Text from a file or a name, for Markdown: one line that begins no heading, link, cell or HTML.
+
+    Examples:
+        >>> print(markdown_text("a_model\n# <b>"))
+        a_model # \<b\>
+
+    """
+    return MARKDOWN.sub(r"\\\g<0>", one_line(text))
+
+
+def spreadsheet_text(text: str) -> str:
+    """Text from a file or a name, for a cell of CSV: what is no number and would be a formula gets an apostrophe.
+
+    Examples:
+        >>> spreadsheet_text("=HYPERLINK(1)"), spreadsheet_text("-0.5")
+        ("'=HYPERLINK(1)", '-0.5')
+
+    """
+    text = one_line(text)
+    if not text.startswith(FORMULA):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text

@@ -28,6 +28,7 @@ from excise.cli.table import table
 from excise.cli.verify import verify
 from excise.errors import ExciseError, SelfTestError
 from excise.interrupts import said
+from excise.text import printable
 
 FAILED, MISTAKE = 1, 2
 
@@ -50,10 +51,10 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(**arguments)
         except SelfTestError as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            typer.secho(printable(f"error: {error}"), fg=typer.colors.RED, err=True)
             raise typer.Exit(FAILED) from None
         except ExciseError as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            typer.secho(printable(f"error: {error}"), fg=typer.colors.RED, err=True)
             raise typer.Exit(MISTAKE) from None
         except KeyboardInterrupt as told:
             raise typer.Exit(said(told)) from None
@@ -62,7 +63,7 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
             full = disk_error(error, "its files")
             if full is None:
                 raise
-            typer.secho(f"error: {full}", fg=typer.colors.RED, err=True)
+            typer.secho(printable(f"error: {full}"), fg=typer.colors.RED, err=True)
             raise typer.Exit(MISTAKE) from None
 
     return call
@@ -91,4 +92,4 @@ def run_app() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
-        typer.secho(f"warning: {message}", fg=typer.colors.YELLOW, err=True)
+        typer.secho(printable(f"warning: {message}"), fg=typer.colors.YELLOW, err=True)

@@ -80,10 +80,10 @@ def training_bar() -> Iterator[Callable[..., None]]:
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from excise.cli.terminal import console
+    from excise.cli.terminal import NameColumn, console
 
     facts = TextColumn("loss {task.fields[loss]:.4f}  [cyan]{task.fields[speed]:,.0f} tokens/s[/]  {task.fields[left]}")
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), facts, console=console) as bar:
+    with Progress(NameColumn(), BarColumn(), MofNCompleteColumn(), facts, console=console) as bar:
         tasks: Facts = {}
 
         def report(progress: Any, name: str = "healing") -> None:

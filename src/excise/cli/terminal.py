@@ -8,15 +8,40 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from excise.text import printable
 
 if TYPE_CHECKING:
     from excise.context import Context
     from excise.data import Samples
 
-console = Console(stderr=True)
-output = Console(width=None if sys.stdout.isatty() else 140)
+
+class _PlainConsole(Console):
+    """A console on which square brackets, colons and control characters are text: paths and names come from anywhere.
+
+    Style comes from objects (tables, columns of a bar), never from what stands in a text.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every text that is printed, in tables too, comes through here."""
+        return super().render_str(printable(text), **options)
+
+
+console = _PlainConsole(stderr=True)
+output = _PlainConsole(width=None if sys.stdout.isatty() else 140)
+
+
+class NameColumn(ProgressColumn):
+    """What a bar is of, as text."""
+
+    def render(self, task: Task) -> Text:
+        """The name, see `excise.text.printable`."""
+        return Text(printable(task.description))
 
 
 class _TokensPerSecond(ProgressColumn):
@@ -32,7 +57,7 @@ def tokens_progress(stage: str, tokens: int | None) -> Iterator[Callable[[int], 
         yield lambda tokens_done: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        NameColumn(),
         BarColumn(),
         _TokensPerSecond(),
         TimeRemainingColumn(elapsed_when_finished=True),
@@ -45,7 +70,7 @@ def tokens_progress(stage: str, tokens: int | None) -> Iterator[Callable[[int], 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
     """Show a line while something without measurable progress goes on."""
-    with console.status(text):
+    with console.status(Text(printable(text))):
         yield
 
 
