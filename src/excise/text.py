@@ -8,9 +8,9 @@ from collections.abc import Sequence
 # What a terminal takes for a command or shows in another place: control characters but line ends and tabs, halves of
 # surrogate pairs, and marks that turn the direction of writing.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# What begins code, emphasis, links, images, HTML or a cell within a line of Markdown; at its beginning, what makes the
-# line a heading, a list or a rule.
-MARKDOWN = re.compile(r"[\\`*\[\]<>|]|\A[#+=~-]")
+# What begins code, emphasis, HTML or a cell within a line of Markdown, or the address of a link; at its beginning, what
+# makes the line a heading, a list or a rule.
+MARKDOWN = re.compile(r"[\\`*<>|]|(?<=\])[(\[]|\A[#+=~-]")
 # What spreadsheets take for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@")
 

@@ -71,7 +71,7 @@ def test_an_error_names_its_file_without_what_steers_a_terminal(excise):
         ("x\n\n# y", "x # y", "x # y"),
         ("a|b", "a\\|b", "a|b"),
         ("<script>", "\\<script\\>", "<script>"),
-        ("[x](y)", "\\[x\\](y)", "[x](y)"),
+        ("[x](y)", "[x]\\(y)", "[x](y)"),
         ("=1+1", "\\=1+1", "'=1+1"),
         ("\t@SUM(A1)", "@SUM(A1)", "'@SUM(A1)"),
         ("-1.5e3", "\\-1.5e3", "-1.5e3"),

@@ -7,7 +7,15 @@ import pytest
 
 from excise.errors import InputError
 from excise.report.material import gather
-from excise.report.paper_tables import Cell, benchmark_rows, benchmark_table, best_of, removal_rows, removal_table
+from excise.report.paper_tables import (
+    Cell,
+    Row,
+    benchmark_rows,
+    benchmark_table,
+    best_of,
+    removal_rows,
+    removal_table,
+)
 from tests.report.folders import full_folder, run_folder
 
 
@@ -108,3 +116,27 @@ def test_mistakes_are_told(found):
     for table, rows in ((benchmark_table, benchmark_rows(found)), (removal_table, removal_rows(found))):
         with pytest.raises(InputError, match="--format"):
             table(rows, "html")
+
+
+HOSTILE = '=HYPERLINK("x")|\n# <b>\\input{x}'
+
+
+@pytest.mark.parametrize(
+    ("style", "model", "lines"),
+    [
+        ("markdown", '| \\=HYPERLINK("x")\\| # \\<b\\>\\\\input{x} |', 4),
+        ("latex", r'=HYPERLINK("x")| \# <b>\textbackslash{}input\{x\}', 8),
+        ("csv", '"\'=HYPERLINK(""x"")| # <b>\\input{x}"', 3),
+    ],
+)
+def test_names_of_others_are_text_in_every_format(style, model, lines):
+    rows = [Row(HOSTILE, 0, HOSTILE, {"-cmd|x": Cell(-0.5)}), Row("plain", 1, "+1", {"-cmd|x": Cell(0.25)})]
+    text = benchmark_table(rows, style)
+    assert model in text
+    assert len(text.splitlines()) == lines
+    removals = removal_table([(2, HOSTILE, "@method", "0, [3, 4]")], style)
+    assert model in removals
+    assert "[3, 4]" in removals
+    if style == "csv":
+        assert next(csv.reader(io.StringIO(text)))[3] == "'-cmd|x"
+        assert list(csv.reader(io.StringIO(text)))[1][3] == "-0.5"

@@ -178,6 +178,40 @@ def test_values_of_any_kind_are_escaped():
     assert "| one two \\| three |" in card.text
 
 
+HOSTILE = "x\n\n# Heading\n---\nlicense: mit\n---\n<script>`` [a](javascript:b) \x1b[2J\ud83d"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"original": f"/somewhere/{HOSTILE.replace('/', '')}"},
+        {"proposed_by": HOSTILE},
+        {"command": HOSTILE},
+        {"license": HOSTILE},
+        {"zeroed_sublayers": [HOSTILE]},
+        {"left_out": {HOSTILE: HOSTILE}},
+        {"versions": {HOSTILE: HOSTILE}},
+        {"readers": {"right": [HOSTILE], "wrong": {"vllm": HOSTILE}}},
+        {"readers": {}},
+    ],
+)
+def test_texts_of_others_add_no_heading_metadata_or_html(facts):
+    plain = ModelCard(model_card(FACTS, name="name"), ignore_metadata_errors=False)
+    text = model_card({**FACTS, **facts}, name=HOSTILE, original={"tags": [HOSTILE], "base_model": [{}, HOSTILE]})
+    text.encode("utf-8")
+    card = ModelCard(text, ignore_metadata_errors=False)
+    assert set(card.data.to_dict()) <= set(plain.data.to_dict()) | {"license"}
+    assert card.data.license in (None, facts.get("license"))
+    outside, fence, command = card.text.partition("The command:")
+    assert fence
+    headings = [line.rpartition(", ")[2] for line in outside.splitlines() if line.startswith("#")]
+    assert headings == ["6 of 8 blocks", "## Recipe"]
+    assert not [line for line in outside.splitlines() if line.startswith("---")]
+    assert "<script>" not in outside.replace("\\<script", "")
+    assert "\x1b" not in text
+    assert len([line for line in command.splitlines() if line.startswith("tokenizer = ")]) == 1
+
+
 def test_every_way_of_writing_keeps_it(tmp_path, excise):
     source, pruned = released_folder(tmp_path / "model"), tmp_path / "pruned"
     assert excise("prune", source, "--removed", "1,4", "--out", pruned)[0] == 0

@@ -13,7 +13,7 @@ from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
 from excise.plain import Plain
 from excise.report.material import Material
-from excise.text import ranges
+from excise.text import markdown_text, one_line, ranges, spreadsheet_text
 
 FORMATS = ("markdown", "latex", "csv")
 # A difference within so many of its own standard errors is a tie (95 %).
@@ -224,7 +224,8 @@ def benchmark_table(rows: Sequence[Row], style: str) -> str:
     numbers = [[_text(row, column, marked, style) for column in columns] for row in rows]
     if style == "latex":
         return _latex(head, [[*map(_tex, names), *rest] for names, rest in zip(named, numbers, strict=True)])
-    return _markdown(head, [[*names, *rest] for names, rest in zip(named, numbers, strict=True)])
+    head = [*head[:3], *map(markdown_text, columns)]
+    return _markdown(head, [[*map(markdown_text, names), *rest] for names, rest in zip(named, numbers, strict=True)])
 
 
 def _best(rows: Sequence[Row], row: Row, column: str) -> str | None:
@@ -273,7 +274,9 @@ def removal_table(rows: Sequence[tuple[int, str, str, str]], style: str) -> str:
     texts = [[str(count), *rest] for count, *rest in rows]
     if style == "latex":
         return _latex(head, [list(map(_tex, row)) for row in texts])
-    return _markdown(head, texts) if style == "markdown" else _csv(head, texts)
+    if style == "csv":
+        return _csv(head, texts)
+    return _markdown(head, [list(map(markdown_text, row)) for row in texts])
 
 
 def _check(style: str) -> None:
@@ -282,8 +285,8 @@ def _check(style: str) -> None:
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in lines)
+    """A table; what of its cells comes from files went through `markdown_text`."""
+    return "".join("| " + " | ".join(row) + " |\n" for row in (head, ["---"] * len(head), *rows))
 
 
 def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -298,10 +301,11 @@ def _latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(character, character) for character in one_line(text))
 
 
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    cells = ([spreadsheet_text(cell) if isinstance(cell, str) else cell for cell in row] for row in (head, *rows))
+    csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()

@@ -10,10 +10,11 @@ from typing import Any
 
 from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
-from yaml import YAMLError
 
+from excise.artefacts import json_text
 from excise.models.architectures.readers import READERS
 from excise.plain import Facts, Plain, Values
+from excise.text import markdown_text, printable
 
 TAGS = ("excise", "depth-pruning", "pruned")
 # What an original's card says of that very model: its scores, and by which model its authors replaced it.
@@ -30,8 +31,8 @@ An ordinary transformers checkpoint; no other code is needed.
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained({name})
+model = AutoModelForCausalLM.from_pretrained({name})
 inputs = tokenizer("The capital of France is", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_special_tokens=True))
 ```
@@ -62,11 +63,14 @@ def model_card(facts: Values, *, name: str, original: Values | None = None) -> s
         ['base_model: org/model', '# model, 4 of 5 blocks']
 
     """
-    parts = [_metadata(facts, original or {}), f"# {_title(facts) or name}\n", _summary(facts), _recipe_table(facts)]
+    title = f"# {markdown_text(_title(facts) or name)}\n"
+    parts = [_metadata(facts, original or {}), title, _summary(facts), _recipe_table(facts)]
     if facts.get("command"):
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts["command"])), default=0))
-        parts.append(f"The command:\n\n{fence}sh\n{facts['command']}\n{fence}\n")
-    parts.append(USAGE.format(name=name.replace("\\", "\\\\").replace('"', '\\"')))
+        command = printable(facts["command"])
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+        parts.append(f"The command:\n\n{fence}sh\n{command}\n{fence}\n")
+    # A text of JSON is one of Python, on one line.
+    parts.append(USAGE.format(name=json_text(name)))
     return "\n".join(part for part in parts if part)
 
 
@@ -91,7 +95,10 @@ def _of_readme(path: Path) -> Facts:
     try:
         text = path.read_text(encoding="utf-8-sig").lstrip()
         return dict(RepoCard(text).data.to_dict()) if text.startswith("---") else {}
-    except (OSError, ValueError, YAMLError):
+    except MemoryError:
+        raise
+    # Anybody's YAML: what cannot be read says nothing.
+    except Exception:
         return {}
 
 
@@ -118,7 +125,8 @@ def _of_gguf(path: Path) -> Facts:
 
 
 def _metadata(facts: Values, original: Values) -> str:
-    bases = list(dict.fromkeys(filter(None, (_base_model(facts), *_as_list(original.get("base_model"))))))
+    named = [base for base in _as_list(original.get("base_model")) if isinstance(base, str)]
+    bases = list(dict.fromkeys(filter(None, (_base_model(facts), *named))))
     further = {key: value for key, value in original.items() if key not in (*NOT_INHERITED, "base_model", "tags")}
     data = {
         "library_name": "transformers",
@@ -158,7 +166,7 @@ def _title(facts: Values) -> str | None:
 
 def _summary(facts: Values) -> str:
     removed, kept = facts.get("removed"), facts.get("original_blocks")
-    original = _original_name(facts) or "The original model"
+    original = markdown_text(_original_name(facts) or "The original model")
     if removed is None:
         return f"{original} with whole blocks removed by excise.\n"
     of_how_many = f" of {len(removed) + len(kept)}" if kept is not None else ""
@@ -236,13 +244,14 @@ def _recipe_table(facts: Values) -> str:
 
 
 def _right_readers(readers: Values | None) -> str | None:
-    return ", ".join(READERS[name].title for name in readers["right"]) if readers else None
+    return ", ".join(READERS[name].title for name in readers.get("right", ()) if name in READERS) if readers else None
 
 
 def _wrong_readers(readers: Values | None) -> str | None:
-    if not readers or not readers["wrong"]:
+    if not readers or not readers.get("wrong"):
         return None
-    return "; ".join(f"{READERS[name].title}, which {reason}" for name, reason in readers["wrong"].items())
+    known = {name: reason for name, reason in readers["wrong"].items() if name in READERS}
+    return "; ".join(f"{READERS[name].title}, which {reason}" for name, reason in known.items())
 
 
 def _merged(facts: Values) -> str | None:
@@ -300,4 +309,4 @@ def _phrase(value: Plain) -> str | None:
 
 
 def _cell(value: Plain) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return markdown_text(str(value))

@@ -13,7 +13,7 @@ from excise.errors import InputError
 from excise.evaluation.scores import Result, Scores
 from excise.ising.spectrum import Spectrum
 from excise.plain import Plain
-from excise.text import human_bytes, ranges
+from excise.text import human_bytes, markdown_text, ranges
 
 BEGIN, END = "<!-- excise: scores and spectrum -->", "<!-- excise: end -->"
 SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
@@ -115,9 +115,10 @@ def _shown(result: Result) -> list[tuple[str, str]]:
             "weight_bytes": "weights",
         }
         return list(names.items())
-    label = f"perplexity of {result.name}" if result.kind == "perplexity" else result.name
+    name = markdown_text(result.name)
+    label = f"perplexity of {name}" if result.kind == "perplexity" else name
     metric = result.headline
-    return [(metric, label if result.kind == "perplexity" else f"{label} ({metric.partition(',')[0]})")]
+    return [(metric, label if result.kind == "perplexity" else f"{label} ({markdown_text(metric.partition(',')[0])})")]
 
 
 def _number(result: Result, name: str) -> str:
@@ -131,7 +132,8 @@ def _number(result: Result, name: str) -> str:
 
 def _conditions(result: Result) -> str:
     if result.kind == "speed":
-        return f"{result.settings['device']}, {result.details['dtype']}, prompt of {result.details['prompt_tokens']}"
+        device, dtype = (markdown_text(str(text)) for text in (result.settings["device"], result.details["dtype"]))
+        return f"{device}, {dtype}, prompt of {result.details['prompt_tokens']}"
     if result.kind == "perplexity":
         return f"{result.details['tokens']:,} tokens, windows of {result.details['window']:,}"
     details, shots = result.details, result.details.get("shots")
@@ -145,5 +147,6 @@ def _spectrum_lines(spectrum: Spectrum, energy: str) -> list[str]:
         f"| {k} | {state.energy:.6g} | {ranges(state.removed)} |"
         for k, state in enumerate(spectrum.states[:FIRST_STATES])
     ]
-    title = f"## Spectrum\n\nThe lowest states of the energy `{energy}`, {proved} ({spectrum.solver}).\n"
+    energy, solver = markdown_text(energy), markdown_text(spectrum.solver)
+    title = f"## Spectrum\n\nThe lowest states of the energy {energy}, {proved} ({solver}).\n"
     return [title, "| state | energy | blocks removed |", "|---|---|---|", *rows, ""]
