@@ -5,6 +5,7 @@ from excise.artefacts.artefact import Artefact, check_types
 from excise.artefacts.atomic import atomic_path, clear_leftovers, clear_leftovers_in, replacing
 from excise.artefacts.destination import RECIPE, require_free
 from excise.artefacts.disk import disk_error
+from excise.artefacts.inside import inside, stays_inside
 from excise.artefacts.json_files import as_number, json_text, read_json, write_artefact, write_json
 from excise.artefacts.lock import HeldError, locked
 from excise.artefacts.seal import MADE_BY, digest, facts_of, key_of
@@ -23,6 +24,7 @@ __all__ = [
     "digest",
     "disk_error",
     "facts_of",
+    "inside",
     "json_text",
     "key_of",
     "locked",
@@ -30,6 +32,7 @@ __all__ = [
     "read_json",
     "replacing",
     "require_free",
+    "stays_inside",
     "write_arrays",
     "write_artefact",
     "write_json",

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import read_json
+from typing_extensions import TypedDict
+
+from excise.artefacts import check_types, inside, read_json
 from excise.artefacts.provenance import provenance
 from excise.data.fit import Fit
 from excise.errors import InputError
@@ -147,10 +149,10 @@ def checkpoints(sources: Sequence[str], with_original: bool) -> list[str]:
         if not (folder / RUN).is_file():
             found.append(source)
             continue
-        facts = read_json(folder / RUN)
+        facts = _run(folder)
         if with_original:
-            found.append(str(facts["model"]))
-        checkpoint = folder / facts.get("checkpoint", "model")
+            found.append(facts["model"])
+        checkpoint = inside(folder, facts["checkpoint"], folder / RUN)
         if not checkpoint.is_dir():
             raise InputError(f"{folder} is a run without its checkpoint {checkpoint}; run it again, or name a model")
         found.append(str(checkpoint))
@@ -168,6 +170,33 @@ def chosen_from(checkpoint: str) -> tuple[Spectrum, str] | tuple[()]:
     folder = Path(checkpoint).expanduser().resolve().parent
     if not (folder / RUN).is_file():
         return ()
-    facts = read_json(folder / RUN)
-    path = folder / str(facts.get("spectra", {}).get(facts.get("energy"), ""))
+    facts = _run(folder)
+    name = facts["spectra"].get(facts["energy"])
+    path = folder if name is None else inside(folder, name, folder / RUN)
     return (Spectrum.load(path), facts["energy"]) if path.is_file() else ()
+
+
+class _Run(TypedDict, total=False):
+    """What of a run, whose file anyone may have edited, is looked at here."""
+
+    model: str
+    checkpoint: str
+    energy: str
+    spectra: dict[str, str]
+
+
+def _run(folder: Path) -> Facts:
+    """What run.json says of these, with the defaults of earlier versions."""
+    path = folder / RUN
+    facts = {"checkpoint": "model", "energy": "", "spectra": {}, **_object(path)}
+    check_types(_Run, facts, path)
+    if "model" not in facts:
+        raise InputError(f"{path} does not name its model; expected what `excise run` writes")
+    return facts
+
+
+def _object(path: Path) -> Facts:
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise InputError(f"{path} is no JSON object; expected what `excise run` writes")
+    return facts

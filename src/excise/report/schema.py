@@ -9,8 +9,7 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
-from excise.artefacts import check_types
-from excise.errors import InputError
+from excise.artefacts import check_types, inside
 from excise.plain import Facts, Values
 
 
@@ -118,6 +117,5 @@ def check(kind: str, content: Values, path: Path) -> None:
     if kind not in _KINDS:
         return
     check_types(_KINDS[kind], content, path)
-    named = content.get("checkpoint")
-    if isinstance(named, str) and (Path(named).name != named or named in ("", ".", "..")):
-        raise InputError(f"{path}: expected the name of a folder beside it as checkpoint, got '{named}'")
+    if isinstance(named := content.get("checkpoint"), str):
+        inside(path.parent, named, path)

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import RepoCard
 from huggingface_hub.utils import yaml_dump
 
-from excise.artefacts import json_text
+from excise.artefacts import json_text, stays_inside
 from excise.models.architectures.readers import READERS
 from excise.plain import Facts, Plain, Values
 from excise.text import markdown_text, printable
@@ -92,6 +92,8 @@ def original_metadata(original: str | Path) -> Facts:
 
 
 def _of_readme(path: Path) -> Facts:
+    if not stays_inside(path, path.parent):
+        return {}
     try:
         text = path.read_text(encoding="utf-8-sig").lstrip()
         return dict(RepoCard(text).data.to_dict()) if text.startswith("---") else {}

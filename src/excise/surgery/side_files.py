@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import RECIPE, read_json, write_json
+from excise.artefacts import RECIPE, read_json, stays_inside, write_json
 from excise.errors import InputError
 from excise.plain import Plain
 
@@ -27,13 +27,14 @@ LEFT_BEHIND = {
     "params.json": "it describes consolidated weights, which are not carried",
     "trainer_state.json": "it tells of the original's training",
 }
+ELSEWHERE = "it is a link to something outside the folder; put the file itself there if it belongs to the model"
 FOLDERS = ("additional_chat_templates",)
 MODULES = "modules.json"  # of sentence-transformers: what follows the model, each in a folder of its own
 
 
 @dataclass(frozen=True)
 class SideFiles:
-    """Files to carry along, as paths inside the folder, and for each JSON file left out the reason."""
+    """Files to carry along, as paths inside the folder, and for each file left out of those the reason."""
 
     carried: tuple[str, ...]
     left_out: Mapping[str, str]
@@ -58,6 +59,9 @@ def side_files(folder: Path) -> SideFiles:
     for place in (*FOLDERS, *modules):
         inside = sorted(path for path in (folder / place).rglob("*") if path.is_file())
         carried += [path.relative_to(folder).as_posix() for path in inside]
+    # A folder made to be published must not hold what a link in somebody else's folder points to on this machine.
+    left_out |= {name: ELSEWHERE for name in carried if not stays_inside(folder / name, folder)}
+    carried = [name for name in carried if name not in left_out]
     behind = {name for name in top if _is_weights(name)} | left_out.keys()
     for name in (name for name in carried if name.endswith(".json") and "/" not in name):
         named = sorted(behind.intersection(_texts(_parsed(folder / name))))
