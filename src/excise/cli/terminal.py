@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from excise.context import Context
     from excise.data import Samples
 
-console = Console(stderr=True)
-output = Console(width=None if sys.stdout.isatty() else 140)
+# Without markup: names of files and models are shown as they are, [/brackets] and all.
+console = Console(stderr=True, markup=False)
+output = Console(width=None if sys.stdout.isatty() else 140, markup=False)
 
 
 class _TokensPerSecond(ProgressColumn):

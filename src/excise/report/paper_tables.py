@@ -301,7 +301,20 @@ def _tex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
+def _as_text(cell: Any) -> Any:
+    """A cell that a spreadsheet does not take for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and not _is_number(cell) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    csv.writer(text, lineterminator="\n").writerows([[_as_text(cell) for cell in row] for row in (head, *rows)])
     return text.getvalue()

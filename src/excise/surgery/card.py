@@ -62,12 +62,22 @@ def model_card(facts: Values, *, name: str, original: Values | None = None) -> s
         ['base_model: org/model', '# model, 4 of 5 blocks']
 
     """
+    facts = _one_line(facts)
     parts = [_metadata(facts, original or {}), f"# {_title(facts) or name}\n", _summary(facts), _recipe_table(facts)]
     if facts.get("command"):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts["command"])), default=0))
         parts.append(f"The command:\n\n{fence}sh\n{facts['command']}\n{fence}\n")
     parts.append(USAGE.format(name=name.replace("\\", "\\\\").replace('"', '\\"')))
     return "\n".join(part for part in parts if part)
+
+
+def _one_line(value: Plain) -> Any:
+    """Facts, which anyone may have written, without line breaks: no text of theirs begins a heading or a table."""
+    if isinstance(value, Mapping):
+        return {key: _one_line(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_one_line(entry) for entry in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def original_metadata(original: str | Path) -> Facts:

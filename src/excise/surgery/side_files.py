@@ -58,12 +58,30 @@ def side_files(folder: Path) -> SideFiles:
     for place in (*FOLDERS, *modules):
         inside = sorted(path for path in (folder / place).rglob("*") if path.is_file())
         carried += [path.relative_to(folder).as_posix() for path in inside]
+    for name in carried:
+        if elsewhere := _leads_out(folder, name):
+            left_out[name] = (
+                f"it is a link to {elsewhere}, outside the folder; copy the file if it belongs to the model"
+            )
     behind = {name for name in top if _is_weights(name)} | left_out.keys()
     for name in (name for name in carried if name.endswith(".json") and "/" not in name):
         named = sorted(behind.intersection(_texts(_parsed(folder / name))))
         if named:
             left_out[name] = f"it names {named[0]}, which is not carried"
     return SideFiles(tuple(name for name in carried if name not in left_out), left_out)
+
+
+def _leads_out(folder: Path, name: str) -> Path | None:
+    """Where a file really lies, if not in its folder: what is published must not hold what a link leads to by chance.
+
+    The hub's cache keeps a snapshot's files in the `blobs` of the same repository.
+    """
+    real, home = (folder / name).resolve(), folder.resolve()
+    if real.is_relative_to(home):
+        return None
+    snapshots = home.parent
+    in_cache = snapshots.name == "snapshots" and snapshots.parent.name.startswith("models--")
+    return None if in_cache and real.parent == snapshots.parent / "blobs" else real
 
 
 def carry_along(source: Path, out: Path) -> Mapping[str, str]:
