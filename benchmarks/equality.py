@@ -41,8 +41,22 @@ ARTEFACTS = {
     "refine": ("refine/candidates.json",),
     "compare": ("compare/compare.json",),
 }
-# Times, places, and what the new identity of a model changes on purpose.
-LEFT_OUT = {"seconds", "provenance", "model_hash", "time", "command", "versions", "load_seconds", "figures", "settings"}
+# Times, places, what the new identity of a model changes on purpose, and what seals and keys results.
+LEFT_OUT = {
+    "unusable",
+    "seal",
+    "made_by",
+    "job",
+    "seconds",
+    "provenance",
+    "model_hash",
+    "time",
+    "command",
+    "versions",
+    "load_seconds",
+    "figures",
+    "settings",
+}
 RENAMED: dict[str, str] = {}
 
 

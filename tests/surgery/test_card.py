@@ -223,3 +223,11 @@ def test_every_way_of_writing_keeps_it(tmp_path, excise):
         assert (data["license"], data["license_link"], data["language"]) == ("llama3.2", "LICENSE", ["en", "no"]), name
         assert (data["base_model"], data["datasets"]) == ("org/grandparent", ["HuggingFaceTB/smoltalk"])
         assert {"chat", "a: b", "excise"} <= set(data["tags"])
+
+
+def test_what_comes_from_files_begins_no_heading_and_no_metadata():
+    hostile = "org/model\n---\nlicense: mit\n# Heading\n\n| a | b |"
+    card = model_card({**FACTS, "original": hostile, "proposed_by": hostile, "command": hostile}, name="small")
+    lines = card.splitlines()
+    assert lines.count("---") == 2
+    assert not [line for line in lines if line.startswith(("# Heading", "license: mit", "| a | b |"))]

@@ -146,3 +146,33 @@ def test_an_adapter_beside_weights_is_refused_before_anything_is_measured(kind, 
         with pytest.raises(CheckpointError, match=r"adapter_config\.json.*merge_and_unload"):
             refused()
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_link_leads_to_is_not_published(tmp_path):
+    """`merges.txt → ~/.ssh/id_rsa` beside the weights; within the folder, and in the hub's cache, links are usual."""
+    source = tiny_folder(tmp_path / "model", "llama")
+    (tmp_path / "secret").write_text("PRIVATE KEY")
+    (source / "merges.txt").symlink_to(tmp_path / "secret")
+    (source / "notes.txt").write_text("notes")
+    (source / "again.txt").symlink_to("notes.txt")
+    written = prune_folder(source, [1], tmp_path / "out")
+    assert "outside the folder" in written["left_out"]["merges.txt"]
+    # The reason stands on the card, where this machine's folders are nobody's business.
+    assert str(tmp_path) not in written["left_out"]["merges.txt"]
+    assert not (tmp_path / "out" / "merges.txt").exists()
+    assert (tmp_path / "out" / "again.txt").read_text() == "notes"
+    assert all("PRIVATE KEY" not in path.read_text(errors="replace") for path in (tmp_path / "out").iterdir())
+
+
+def test_a_snapshot_of_the_hubs_cache_is_carried_whole(tmp_path):
+    source = tiny_folder(tmp_path / "plain", "llama")
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    blobs = tmp_path / "models--org--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in source.iterdir():
+        path.rename(blobs / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    written = prune_folder(snapshot, [1], tmp_path / "out")
+    assert "left_out" not in written
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (blobs / "tokenizer.json").read_bytes()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from excise.artefacts import inside
 from excise.errors import reading
 from excise.settings import Checked, option
 
@@ -50,7 +51,7 @@ def _updated_cards(material: Material) -> list[Path]:
 
     changed = []
     for run, place in zip(material.runs, material.places, strict=True):
-        checkpoint = place / str(run.get("checkpoint", "model"))
+        checkpoint = inside(place, run.get("checkpoint", "model"), place / "run.json")
         spectrum = material.spectra.get(str(run.get("energy")), {}).get(run["budget"])
         judged = (m.hash for m in material.scores.models.values() if m.name == name_of(str(checkpoint)))
         if update_card(checkpoint, material.scores, next(judged, ""), spectrum, str(run.get("energy"))):

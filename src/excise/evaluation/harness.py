@@ -9,6 +9,7 @@ import importlib.metadata
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -47,6 +48,15 @@ def task_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, (name,))))
 
 
+def _tell_of_code(folder: Path) -> None:
+    """Task files may name functions of Python files beside them (`!function`), which lm-eval runs."""
+    found = (path for path in sorted(folder.rglob("*.y*ml")) if path.is_file())
+    files = [path for path in found if b"!function" in path.read_bytes()]
+    if files:
+        named = ", ".join(str(path.relative_to(folder)) for path in files[:5]) + (", …" if len(files) > 5 else "")
+        warnings.warn(f"Python code beside these task files of {folder} will run: {named}", stacklevel=3)
+
+
 def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> Any:
     """Find the tasks, before any model is loaded.
 
@@ -64,6 +74,8 @@ def task_manager(tasks: Sequence[str], include_path: Path | None = None) -> Any:
     """
     if include_path is not None and not include_path.is_dir():
         raise InputError(f"--include-path expects a folder of task files (YAML), got {include_path}")
+    if include_path is not None:
+        _tell_of_code(include_path)
     with _quiet():
         manager = require("lm_eval.tasks", "eval").TaskManager(include_path=str(include_path) if include_path else None)
     unknown = [task for task in tasks if task not in manager.task_index]

@@ -14,7 +14,7 @@ from huggingface_hub.utils import yaml_dump
 from excise.artefacts import json_text, stays_inside
 from excise.models.architectures.readers import READERS
 from excise.plain import Facts, Plain, Values
-from excise.text import markdown_text, printable
+from excise.text import markdown_text, one_line
 
 TAGS = ("excise", "depth-pruning", "pruned")
 # What an original's card says of that very model: its scores, and by which model its authors replaced it.
@@ -66,7 +66,7 @@ def model_card(facts: Values, *, name: str, original: Values | None = None) -> s
     title = f"# {markdown_text(_title(facts) or name)}\n"
     parts = [_metadata(facts, original or {}), title, _summary(facts), _recipe_table(facts)]
     if facts.get("command"):
-        command = printable(facts["command"])
+        command = one_line(facts["command"])
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
         parts.append(f"The command:\n\n{fence}sh\n{command}\n{fence}\n")
     # A text of JSON is one of Python, on one line.
