@@ -55,8 +55,7 @@ def test_evaluate_believes_no_name_in_run_json(change, error, tmp_path):
     (tmp_path / "other").mkdir()
     (place / "run.json").write_text(json.dumps(RUN | change))
     with pytest.raises(InputError, match=error):
-        checkpoints([str(place)], True)
-        chosen_from(str(place / "model"))
+        (checkpoints([str(place)], True), chosen_from(str(place / "model")))
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{}"])

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Int64
 from excise.data.dates import TEMPLATE_DATE, asks_for_date, dated_template
 from excise.data.files import BadRowError
 from excise.data.fit import Fit
+from excise.data.limits import limited
 from excise.data.rows import Row, encodable
 from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of
 from excise.errors import InputError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TOKENS = 512
 PROBES = ("a", "b")  # two first messages that differ in their first character
+# Characters that a chat template may write, beside ten times what it is given: tokenising takes a second a million.
+LONGEST = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -391,9 +394,16 @@ def _render(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, prom
         return text + ("\n\n" if prompt and messages else "")
     try:
         dated = {"chat_template": dated_template(tokenizer)} if asks_for_date(tokenizer) else {}
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
+        with limited("the model's chat template"):
+            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
+    except InputError:
+        raise
     except Exception as error:  # templates raise whatever they like on roles they do not accept
         raise BadRowError(f"the chat template refused it ({type(error).__name__}: {error})") from None
+    if len(text) > LONGEST + 10 * sum(len(message["content"] or "") for message in messages):
+        raise InputError(
+            f"the model's chat template makes {len(text):,} characters of one chat; it is damaged or hostile"
+        )
     return encodable(text, "a role or a call of a tool")  # contents have been looked at
 
 

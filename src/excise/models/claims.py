@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,20 +36,33 @@ def require_honest(config: PretrainedConfig, checkpoint: Checkpoint, folder: Pat
         InputError: no model can be made by this config.
 
     """
-    with reading(folder / "config.json", "a model's config"):
+    held = sum(t.elements if t.dtype in WIDE else t.bytes * PACKED_PER_BYTE for t in checkpoint.tensors)
+    _require_as_large(config, [tensor.name for tensor in checkpoint.tensors], held, folder / "config.json")
+
+
+def require_honest_gguf(config: PretrainedConfig, path: Path) -> None:
+    """Refuse a GGUF file whose metadata tell of a model far larger than its tensors, as `require_honest` does."""
+    import gguf
+
+    with reading(path, "a GGUF file"):
+        tensors = gguf.GGUFReader(path).tensors
+    _require_as_large(config, [tensor.name for tensor in tensors], sum(int(t.n_elements) for t in tensors), path)
+
+
+def _require_as_large(config: PretrainedConfig, tensors: Sequence[str], held: int, place: Path) -> None:
+    with reading(place, "a model's config"):
         layers = int(getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0) or 0)
-        numbers = [int(part) for tensor in checkpoint.tensors for part in re.findall(r"\.(\d{1,9})\.", tensor.name)]
+        numbers = [int(part) for name in tensors for part in re.findall(r"\.(\d{1,9})\.", name)]
         named = max(numbers, default=0) + 1
     if layers > named + MORE_LAYERS:
         raise CheckpointError(
-            f"{folder / 'config.json'} claims {layers:,} layers, and the weights beside it have {named:,}; they do not "
-            f"belong together, or the config is damaged"
+            f"{place} claims {layers:,} layers, and the weights have {named:,}; they do not belong together, or what "
+            f"it says of the model is damaged"
         )
-    held = sum(t.elements if t.dtype in WIDE else t.bytes * PACKED_PER_BYTE for t in checkpoint.tensors)
-    with reading(folder / "config.json", "a model's config"):
+    with reading(place, "a model's config"):
         names = names_in(config)
     if names is not None and names.elements > SLACK * held + SMALL:
         raise CheckpointError(
-            f"{folder / 'config.json'} describes a model of {names.elements:,} weights, and at most {held:,} lie "
-            f"beside it; they do not belong together, or the config is damaged"
+            f"{place} describes a model of {names.elements:,} weights, and at most {held:,} are there; they do not "
+            f"belong together, or what it says of the model is damaged"
         )

@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from excise.artefacts import read_json
 from excise.errors import ArchitectureError, CheckpointError, InputError, MissingExtraError
 from excise.models.architectures import architecture_of
-from excise.models.claims import require_honest
+from excise.models.claims import require_honest, require_honest_gguf
+from excise.models.gguf_header import require_sound_gguf
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
@@ -159,6 +160,7 @@ def load_unread(
     else:
         file = Path(source).expanduser()
         arguments |= {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+        require_sound_gguf(file)
     with _clear_errors(source):
         config = AutoConfig.from_pretrained(**arguments)
     if known:
@@ -167,6 +169,8 @@ def load_unread(
     headers = None if folder is None else read_checkpoint(folder)
     if headers is not None and folder is not None:
         require_honest(config, headers, folder)
+    elif folder is None:
+        require_honest_gguf(config, file)
     stored = torch.float32 if headers is None else _stored_dtype(headers, config)
     compute = _compute_dtype(dtype, stored, on_gpu=place != "cpu")
     with _clear_errors(source), _quiet():

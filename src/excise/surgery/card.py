@@ -13,6 +13,7 @@ from huggingface_hub.utils import yaml_dump
 
 from excise.artefacts import json_text, stays_inside
 from excise.models.architectures.readers import READERS
+from excise.models.gguf_header import require_sound_gguf
 from excise.plain import Facts, Plain, Values
 from excise.text import markdown_text, one_line
 
@@ -109,6 +110,7 @@ def _of_gguf(path: Path) -> Facts:
 
     if not path.is_file():
         return {}
+    require_sound_gguf(path)
     fields = {name: field for name, field in gguf.GGUFReader(path).fields.items() if name.startswith("general.")}
 
     def repositories(kind: str) -> list[str]:

@@ -13,6 +13,7 @@ import gguf
 from excise.artefacts import MADE_BY, require_free
 from excise.errors import ArchitectureError, CheckpointError, InputError
 from excise.models.architectures.readers import LLAMA_CPP_PERIODS
+from excise.models.gguf_header import require_sound_gguf
 from excise.plain import Facts
 from excise.surgery.byte_copy import copy_range
 from excise.surgery.config import kept_blocks
@@ -133,6 +134,7 @@ def open_gguf(source: Path) -> gguf.GGUFReader:
         CheckpointError: the file is damaged, or split in parts.
 
     """
+    require_sound_gguf(source)
     try:
         reader = gguf.GGUFReader(source)
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError, UnicodeDecodeError) as error:
