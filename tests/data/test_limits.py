@@ -20,8 +20,9 @@ def render(template: str) -> Samples:
     ("template", "said"),
     [
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "may never end"),
-        ("{% set x = 'a' %}{{ x * 10 ** 10 }}", "takes more than"),
-        ("{% for i in range(3) %}{{ 'a' * 10 ** 7 }}{% endfor %}", "30,000,000 characters"),
+        ("{% set x = 'a' %}{{ x * 10000000000 }}", "takes more than"),
+        ("{{ 9 ** 9 ** 9 }}", "powers"),
+        ("{% for i in range(3) %}{{ 'a' * 10000000 }}{% endfor %}", "30,000,000 characters"),
     ],
 )
 def test_a_template_is_a_program_that_must_end(template: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,17 @@ STRANGE: tuple[Any, ...] = (
     *([], {}, [None], [[]], {"x": {}}, [1, 2, 3], {"0": 1}),
 )  # fmt: skip
 
+TEMPLATES = (
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{% set x = 'a' %}{{ x * 100000000000 }}",
+    "{{ 'a' * 100000000 }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{{ 10 ** 10 ** 10 }}",
+    "{% include '/etc/passwd' %}",
+    "{{ messages[0].content | center(1000000000000) }}",
+)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -150,6 +161,8 @@ def damaged(content: bytes, name: str, generator: random.Random) -> bytes:
     structured = Path(name).suffix in (".json", ".jsonl", ".yaml")
     if structured and generator.random() < 0.8:
         return _damaged_json(content, name, generator)
+    if name.endswith(".jinja") and generator.random() < 0.1:
+        return generator.choice(TEMPLATES).encode()
     return generator.choice([_flipped, _cut, _grown, _blanked, _replaced])(content, generator)
 
 
@@ -220,7 +233,7 @@ def _grown(content: bytes, generator: random.Random) -> bytes:
 
 
 def _blanked(content: bytes, generator: random.Random) -> bytes:
-    at = generator.randrange(max(1, len(content)))
+    at = generator.randrange(min(max(1, len(content)), generator.choice([64, 2000, 1 << 62])))
     return content[:at] + bytes([generator.choice([0, 255])]) * 8 + content[at + 8 :]
 
 

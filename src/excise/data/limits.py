@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -45,6 +46,24 @@ def limited(what: str) -> Iterator[None]:
         raise InputError(
             f"{what} takes more than {MEMORY / 1e9:.1f} GB on one text; it is damaged or hostile"
         ) from None
+
+
+@cache
+def require_interruptible(template: str) -> None:
+    """Refuse a chat template that raises to powers: no chat needs it, and nothing interrupts Python within 9 ** 9 ** 9.
+
+    Raises:
+        InputError: it does.
+
+    """
+    from jinja2 import Environment, TemplateError
+
+    try:
+        powers = any(kind == "operator" and text == "**" for _, kind, text in Environment().lex(template))
+    except TemplateError:
+        return  # who compiles it says what is wrong
+    if powers:
+        raise InputError("the model's chat template raises numbers to powers (**), which no chat needs; remove that")
 
 
 @contextlib.contextmanager

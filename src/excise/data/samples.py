@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int64
 from excise.data.dates import TEMPLATE_DATE, asks_for_date, dated_template
 from excise.data.files import BadRowError
 from excise.data.fit import Fit
-from excise.data.limits import limited
+from excise.data.limits import limited, require_interruptible
 from excise.data.rows import Row, encodable
 from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of
 from excise.errors import InputError
@@ -394,6 +394,7 @@ def _render(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, prom
         return text + ("\n\n" if prompt and messages else "")
     try:
         dated = {"chat_template": dated_template(tokenizer)} if asks_for_date(tokenizer) else {}
+        require_interruptible(str(tokenizer.chat_template))
         with limited("the model's chat template"):
             text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
     except InputError:
