@@ -22,7 +22,7 @@ from excise.data.fit import Fit
 from excise.data.limits import limited, require_interruptible
 from excise.data.rows import Row, encodable
 from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of
-from excise.errors import InputError
+from excise.errors import InputError, reading
 from excise.plain import Facts, Values
 from excise.settings import LOSS_ON
 
@@ -202,6 +202,17 @@ def load_samples(
     return Samples(tuple(items), provenance)
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> Any:
+    """What a tokenizer makes of a text, as it returns it.
+
+    Raises:
+        InputError: it does not work; its files may be anybody's.
+
+    """
+    with reading(tokenizer.name_or_path or "the model", "a tokenizer"):
+        return tokenizer(text, verbose=False, **options)
+
+
 def _share_of(samples: int, place: Place) -> int:
     """Samples to draw of one place; exact where it has the whole share, which a float of the largest number is not."""
     return samples if place.share == 1 else math.ceil(samples * place.share)
@@ -329,7 +340,7 @@ def _tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, tokens: int, loss_on
     if row.text is not None:
         if loss_on == "responses":
             raise BadRowError("plain text has no responses (use --loss-on all)")
-        ids = tokenizer(row.text, verbose=False)["input_ids"]
+        ids = encode(tokenizer, row.text)["input_ids"]
         counted = [True] * len(ids)
     else:
         ids, counted = _tokenise_chat(row.messages or (), tokenizer, loss_on)
@@ -346,14 +357,14 @@ def _tokenise_chat(
     messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, loss_on: str
 ) -> tuple[list[int], list[bool]]:
     has_template = bool(getattr(tokenizer, "chat_template", None))
-    special = {"add_special_tokens": not has_template, "verbose": False}
+    special = {"add_special_tokens": not has_template}
     messages, text = _rendered(messages, tokenizer)
     if loss_on != "responses":
-        ids = tokenizer(text, **special)["input_ids"]
+        ids = encode(tokenizer, text, **special)["input_ids"]
         uncounted = _opening(ids, messages, tokenizer, special) if has_template and loss_on == "content" else 0
         return ids, [False] * uncounted + [True] * (len(ids) - uncounted)
     spans = list(_response_spans(messages, text, tokenizer))
-    encoded = tokenizer(text, return_offsets_mapping=True, **special)
+    encoded = encode(tokenizer, text, return_offsets_mapping=True, **special)
     counted = [
         any(start < end and start >= a and end <= b for a, b in spans) for start, end in encoded["offset_mapping"]
     ]
@@ -368,7 +379,7 @@ def _opening(ids: Sequence[int], messages: Sequence[Values], tokenizer: PreTrain
     for i, message in enumerate(messages):
         probes = [_render([*messages[:i], {**message, "content": p}, *messages[i + 1 :]], tokenizer) for p in PROBES]
         if probes[0] != probes[1]:  # a template may leave out a message
-            others = [tokenizer(probe, **special)["input_ids"] for probe in probes]
+            others = [encode(tokenizer, probe, **special)["input_ids"] for probe in probes]
             return sum(1 for _ in itertools.takewhile(lambda t: t[0] == t[1] == t[2], zip(ids, *others, strict=False)))
     return 0
 
@@ -426,7 +437,7 @@ def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     Models that were trained with such a token make nothing of a text without it.
     """
-    plain, whole = (tokenizer("a", add_special_tokens=added, verbose=False)["input_ids"] for added in (False, True))
+    plain, whole = (encode(tokenizer, "a", add_special_tokens=added)["input_ids"] for added in (False, True))
     places = range(len(whole) - len(plain) + 1)
     return list(whole[: next((i for i in places if whole[i : i + len(plain)] == plain), 0)])
 
@@ -444,7 +455,7 @@ def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, width: int) -> lis
 
     """
     first = beginning(tokenizer)
-    ids = tokenizer(text, verbose=False)["input_ids"][len(first) :]
+    ids = encode(tokenizer, text)["input_ids"][len(first) :]
     step = max(1, width - len(first))
     return [(start, [*first, *ids[start : start + step]]) for start in range(0, len(ids), step)]
 

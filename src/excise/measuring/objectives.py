@@ -21,7 +21,7 @@ from excise.context import Context
 from excise.data.files import BadRowError, read_objects
 from excise.data.fit import Fit
 from excise.data.rows import text_of
-from excise.data.samples import Sample, Samples
+from excise.data.samples import Sample, Samples, encode
 from excise.data.sources import Skipped
 from excise.errors import InputError
 from excise.ising.problem import Removal
@@ -316,11 +316,11 @@ def _question(row: Values | BadRowError) -> tuple[str, list[str], int]:
 def _option_samples(
     name: str, question: str, options: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[Sample]:
-    prompt = len(tokenizer(question, verbose=False)["input_ids"])
+    prompt = len(encode(tokenizer, question)["input_ids"])
     samples = []
     for i, option in enumerate(options):
         # Tokenised together, since the space before an option belongs to its first token in most vocabularies.
-        ids = np.array(tokenizer(f"{question} {option}", verbose=False)["input_ids"], dtype=np.int64)
+        ids = np.array(encode(tokenizer, f"{question} {option}")["input_ids"], dtype=np.int64)
         # Tokens may merge across the border; at least one must count, or the option has no likelihood.
         counted = np.arange(len(ids)) >= min(prompt, len(ids) - 1)
         samples.append(Sample(f"{name}#{i}", ids, counted))
