@@ -28,6 +28,7 @@ from benchmarks.figures import save_figure
 from excise.artefacts import write_json
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
+from excise.choosing.objectives import parse_objective
 from excise.choosing.refine import refine
 from excise.choosing.states import block_energies
 from excise.context import Context
@@ -35,7 +36,6 @@ from excise.data import Samples, split_samples
 from excise.ising.energies import Energy
 from excise.ising.solvers import solve
 from excise.measuring.measure import Measurements, measure
-from excise.measuring.objectives import parse_objective
 from excise.measuring.score import score
 from excise.models.loading import load
 from excise.settings import DEFAULT_EFFORT

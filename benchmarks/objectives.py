@@ -24,11 +24,11 @@ from benchmarks.weights import smollm2
 from excise.artefacts import write_json
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
+from excise.choosing.objectives import load_objective, load_questions
 from excise.choosing.refine import refine
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.measuring.measure import measure
-from excise.measuring.objectives import load_objective, load_questions
 from excise.models.loading import Loaded, load
 from excise.settings import DEFAULT_EFFORT, Objecting
 from excise.store import Store
@@ -72,7 +72,7 @@ def main() -> None:
     rows = [_row(context, "intact", (), questions, wikitext)]
     for text in OBJECTIVES:
         asked = Objecting(objective=text, questions=train if "choices" in text else None)
-        objective = load_objective(asked, chats, loaded.tokenizer, options.seed)
+        objective = load_objective(asked, chats, loaded, options.seed)
         brief = Brief.on(loaded.stack, options.budget, seed=options.seed)
         found = refine(context, objective, brief, tokens=DEFAULT_EFFORT * chats.tokens, alone=True)
         rows.append(_row(context, text, found.removed, questions, wikitext))

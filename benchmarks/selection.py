@@ -30,13 +30,13 @@ from excise.artefacts import read_json, write_json
 from excise.choosing.brief import Brief
 from excise.choosing.compare import compare
 from excise.choosing.contest import Contest
+from excise.choosing.objectives import parse_objective
 from excise.choosing.refine import refine
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.ising.problem import Problem
 from excise.ising.solvers import solve
 from excise.measuring.measure import measure
-from excise.measuring.objectives import parse_objective
 from excise.models.loading import Loaded, load
 from excise.settings import DEFAULT_EFFORT
 from excise.store import Store

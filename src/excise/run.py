@@ -39,6 +39,7 @@ from excise.settings import names as names_of
 if TYPE_CHECKING:
     from excise.choosing.brief import Brief
     from excise.choosing.candidate import Verified
+    from excise.choosing.objectives import Objective
     from excise.choosing.proposal import Proposal
     from excise.choosing.refine import Refined
     from excise.context import Context
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from excise.ising.energies import Energy
     from excise.ising.problem import Removal
     from excise.ising.spectrum import Spectrum
-    from excise.measuring.objectives import Objective
     from excise.models.loading import Loaded
     from excise.models.stack import Stack
     from excise.progress import Clock, Progress
@@ -116,7 +116,7 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
     )
     repair: bool = option(
         True,
-        "Refit one matrix below each cut in closed form, where that is exact and helps.",
+        "Refit one matrix below each cut in closed form, where that is exact and helps, and choose by what is left.",
         group="How it chooses",
     )
     repair_tokens: int = option(
@@ -289,9 +289,8 @@ def run(
 
     """
     from excise.choosing.follow import chosen_of
+    from excise.choosing.objectives import load_objective
     from excise.context import Context
-    from excise.data.fit import Fit
-    from excise.measuring.objectives import load_objective
     from excise.progress import Clock, Progress
     from excise.store import Store
 
@@ -299,7 +298,7 @@ def run(
     brief = _brief(loaded, settings)
     if healing:
         healing.require_feasible()
-    objective = load_objective(settings, calibration, loaded.tokenizer, settings.seed, Fit.of(loaded.stack))
+    objective = load_objective(settings, calibration, loaded, settings.seed)
     folder = _open_folder(settings, loaded, healing)
     context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
     select, energy = settings.followed(objective), settings.energy

@@ -679,8 +679,13 @@ class Objecting(Checked):
         "mean",
         "mean, or worst: the objective is that of the worst of the data's categories.",
         group="How it chooses",
-        choices=names_in("excise.measuring.objectives:DOMAINS"),
+        choices=names_in("excise.choosing.objectives:DOMAINS"),
         hidden=True,
+    )
+    repair: bool = option(
+        True,
+        "Choose by the damage that is left after closed-form repair, where that is exact.",
+        group="How it chooses",
     )
     effort: float = option(
         DEFAULT_EFFORT,

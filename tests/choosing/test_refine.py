@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from excise.choosing.brief import Brief
+from excise.choosing.objectives import parse_objective
 from excise.choosing.plan import plan
 from excise.choosing.refine import refine
 from excise.errors import InputError
-from excise.measuring.objectives import parse_objective
 from excise.models.identity import model_identity
 from excise.models.stack import find_stack
 from tests.choosing.criteria.naive import uneven_model

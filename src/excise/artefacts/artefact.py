@@ -44,7 +44,9 @@ class Artefact(_Dataclass):
 
 
 def check_types(cls: type, value: Plain, path: str | Path) -> None:
-    """Refuse content that has fields of a result with values of other types; it need not have all fields.
+    """Refuse content that has fields of a result with values of other types, or a field that is not whole.
+
+    It need not have all fields; what it has must have all parts.
 
     Raises:
         InputError: names the first such field.
@@ -55,7 +57,8 @@ def check_types(cls: type, value: Plain, path: str | Path) -> None:
     try:
         TypeAdapter(cls).validate_python(value, strict=True)
     except ValidationError as error:
-        wrong = [each for each in error.errors() if each["type"] not in ("missing", "missing_argument")]
+        absent = ("missing", "missing_argument")
+        wrong = [each for each in error.errors() if each["type"] not in absent or len(each["loc"]) > 1]
         if wrong:
             raise _not_one(cls, wrong[0], path) from None
 

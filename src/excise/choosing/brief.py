@@ -23,6 +23,7 @@ class Brief:
         forced: blocks that go; they count towards the budget.
         seed: of everything random.
         pattern: what the blocks that stay must keep for other readers, see `excise.models.portable.pattern_of`.
+        repaired: what is removed will be repaired; who measures the damage that is to be low measures it after repair.
 
     """
 
@@ -31,6 +32,7 @@ class Brief:
     forced: Removal = ()
     seed: int = 0
     pattern: Pattern | None = None
+    repaired: bool = False
 
     @staticmethod
     def on(

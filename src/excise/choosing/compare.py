@@ -95,6 +95,7 @@ def compare(
         # All budgets before the first method runs: a comparison may take hours, and must not end on the last one's
         # typing error.
         replace(brief, budget=budget).candidates(context.stack)
+    brief = replace(brief, repaired=contest.repair)
     entries, skipped = _entries(context, calibration, brief, budgets, contest)
     # Shared through the store with the criteria that took them.
     gradients = score(context, calibration)

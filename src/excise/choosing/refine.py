@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from excise.artefacts import digest
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
+from excise.choosing.objectives import Objective
 from excise.choosing.plan import ANCHORS, BATCH, FINALISTS, Plan, plan
 from excise.choosing.proposal import Proposal
 from excise.choosing.search import Search, search
@@ -25,7 +26,6 @@ from excise.ising.energies.pairs import pairs
 from excise.ising.problem import Problem, Removal
 from excise.ising.solvers.kernels import random_state
 from excise.ising.solvers.places import open_states
-from excise.measuring.objectives import Objective
 from excise.measuring.passes import pass_key
 from excise.plain import Facts
 
@@ -220,8 +220,7 @@ class _State:
         """What the store has of this search, or its beginning."""
         key = {
             **pass_key(context, few.terms[0].samples, {}),
-            "objective": few.name,
-            "terms": [[term.samples.hash, term.domains] for term in few.terms],
+            **few.identity,
             "brief": asdict(brief),
             "prior": None if prior is None else digest([prior.h.tolist(), prior.J.tolist()]),
             "alone": alone,

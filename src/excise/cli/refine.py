@@ -51,12 +51,12 @@ class RefineSettings(Printing, Batching, Porting, Fixing, Objecting, Sampling, L
 def refine(settings: RefineSettings) -> None:
     """Find removals of little measured damage; further budgets and runs reuse what is measured."""
     from excise.choosing.brief import Brief
+    from excise.choosing.objectives import load_objective
     from excise.choosing.refine import refine as refine_budget
     from excise.choosing.refine import refinement_facts
     from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
     from excise.context import Context
     from excise.data import Fit, load_samples
-    from excise.measuring.objectives import load_objective
     from excise.models.portable import pattern_of
     from excise.progress import Progress
     from excise.report.refinement import finalists_table, trust_line, write_refinement_figures
@@ -73,7 +73,7 @@ def refine(settings: RefineSettings) -> None:
         for budget in sorted(settings.remove, reverse=True)
     ]
     drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
-    damage = load_objective(settings, drawn, loaded.tokenizer, settings.seed, Fit.of(loaded.stack))
+    damage = load_objective(settings, drawn, loaded, settings.seed)
     spend = settings.effort * drawn.tokens
     announce_cost(context, drawn, spend * len(briefs))
     found: dict[int, Refined] = {}

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from excise.artefacts import RECIPE, as_number, read_json, write_artefact
+from typing_extensions import TypedDict
+
+from excise.artefacts import RECIPE, as_number, check_types, read_json, write_artefact
 from excise.errors import InputError, reading
 from excise.plain import Facts, Values
 
@@ -168,9 +170,51 @@ class Scores:
         with reading(path, "scores, which `excise evaluate` writes"):
             models = {key: TypeAdapter(Model).validate_python(model) for key, model in value["models"].items()}
             results = [TypeAdapter(Result).validate_python(_finite(result)) for result in value["results"]]
+            for result in results:
+                if result.kind not in _PARTS:
+                    raise InputError(f"{path} has a result of kind '{result.kind}'; expected {', '.join(_PARTS)}")
+                check_types(_PARTS[result.kind], {"details": result.details, "settings": result.settings}, path)
             if unknown := {result.model for result in results} - models.keys():
                 raise InputError(f"{path} has results of models that it does not list: {', '.join(sorted(unknown))}")
             return cls(models, tuple(results), value["provenance"])
+
+
+class _OnQuestions(TypedDict):
+    samples: int
+    of_samples: int
+    shots: Any
+
+
+class _OnText(TypedDict):
+    tokens: int
+    window: int
+
+
+class _Timed(TypedDict):
+    dtype: str
+    prompt_tokens: int
+
+
+class _Machine(TypedDict):
+    device: str
+    batch: int
+
+
+class _Benchmark(TypedDict):
+    details: _OnQuestions
+
+
+class _Perplexity(TypedDict):
+    details: _OnText
+
+
+class _Speed(TypedDict):
+    details: _Timed
+    settings: _Machine
+
+
+# What whoever shows a result of a kind relies on; there may be more.
+_PARTS: dict[str, type] = {"benchmark": _Benchmark, "perplexity": _Perplexity, "speed": _Speed}
 
 
 def _finite(result: Values) -> Facts:

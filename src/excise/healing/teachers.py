@@ -195,7 +195,8 @@ class _Anatomy(TypedDict):
     original_blocks: list[int] | None
 
 
-class _Index(TypedDict, total=False):
+class _Index(TypedDict):
+    samples_hash: str
     k: int
     temperature: float
     shards: int
@@ -208,6 +209,9 @@ def _opened(folder: Path, samples: Samples) -> OfflineTeacher:
     if facts.get("format") != FORMAT:
         raise InputError(f"{folder / INDEX} is not the index of a teacher that this version of excise reads")
     check_types(_Index, facts, folder / INDEX)
+    # Those of the first version know nothing of the anatomy.
+    if missing := [name for name in _Index.__annotations__ if name not in (*facts, "anatomy")]:
+        raise InputError(f"{folder / INDEX} lacks {', '.join(missing)}; it is damaged: record the teacher anew")
     if facts["samples_hash"] != samples.hash:
         raise InputError(
             f"{folder} was recorded on other samples; pass the same --data, --samples, --tokens, --seed and "

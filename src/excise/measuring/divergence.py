@@ -29,6 +29,7 @@ class Divergence:
         input_ids: [batch, tokens].
         labels: [batch, tokens], `IGNORED` where a position does not count.
         intact: [positions, width], the attribute `intact` of an earlier one for the same batch; None runs the model.
+        keep: most elements of the intact model's probabilities that are kept.
 
     Attributes:
         intact: [positions, width], the intact model's final hidden states that predict a counted token.
@@ -42,6 +43,8 @@ class Divergence:
         input_ids: Int[Tensor, "batch tokens"],
         labels: Int[Tensor, "batch tokens"],
         intact: Float[Tensor, "positions width"] | None = None,
+        *,
+        keep: int = KEPT_ELEMENTS,
     ) -> None:
         self._stack, self._samples = stack, labels.shape[0]
         self._device = stack.model.get_output_embeddings().weight.device
@@ -50,8 +53,7 @@ class Divergence:
         self.intact = self._counted(stack.hidden(input_ids)) if intact is None else intact
         vocabulary = stack.model.config.get_text_config().vocab_size
         self._chunk = max(1, CHUNK_ELEMENTS // vocabulary)
-        keep = len(self._rows) * vocabulary <= KEPT_ELEMENTS
-        self._kept = list(self._intact_chunks()) if keep else None
+        self._kept = list(self._intact_chunks()) if len(self._rows) * vocabulary <= keep else None
 
     @torch.no_grad()
     def __call__(self, hidden: Float[Tensor, "batch tokens width"]) -> Float64[Tensor, " batch"]:

@@ -73,7 +73,7 @@ class Trie:
             start, removed = self.starts[place], self.removed[candidate]
             # Streams above the branching point belong to a branch that no later candidate returns to.
             saved = {depth: stream for depth, stream in saved.items() if depth <= start}
-            wanted = _branch_points(self.starts, place)
+            wanted = branch_points(self.starts, place)
             with (
                 _path(self.stack, removed, start, saved, wanted),
                 silent(self.stack, self.off[candidate] & ~removed[owners]),
@@ -92,7 +92,7 @@ def _first_difference(a: Sequence[Off], b: Sequence[Off]) -> int:
     return next((depth for depth, (left, right) in enumerate(zip(a, b, strict=True)) if left != right), 0)
 
 
-def _branch_points(starts: Sequence[int], place: int) -> set[int]:
+def branch_points(starts: Sequence[int], place: int) -> set[int]:
     """Depths at which later candidates will part from the path of the one at `place`."""
     points: set[int] = set()
     lowest = sys.maxsize

@@ -278,7 +278,10 @@ def _stored_dtype(checkpoint: Checkpoint, config: PretrainedConfig) -> torch.dty
 
 def _tokenizer(arguments: Facts, reading: bool) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(**arguments)
+        tokenizer = AutoTokenizer.from_pretrained(**arguments)
+        # Some of what its files say is looked at only when it is used.
+        tokenizer("A short sentence.")
+        return tokenizer
     # Whatever a tokenizer raises, weights can be tested without it.
     except Exception:
         if reading:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from excise.errors import ArchitectureError, InputError
 from excise.models.stack import Stack, Sublayer, block_indices, first
 from excise.plain import Facts
-from excise.surgery.merge import Run, runs_of
+from excise.surgery.merge import Run
 
 PROBE_TOKENS = 4
 MATRICES = (nn.Linear, Conv1D)
@@ -54,23 +54,27 @@ class Projection:
 def cuts_of(stack: Stack, removed: Sequence[int]) -> tuple[Run, ...]:
     """The cuts of a removal, bottom to top: each maximal run of removed blocks with the kept block below it.
 
+    The lowest has the block −1 below it where it begins at block 0.
+
     Raises:
         InputError: `removed` is empty or does not fit the stack.
-        ArchitectureError: a run starts at block 0, so that there is no block below to fold a repair into.
 
     """
     removed = block_indices(stack, removed)
     if not 0 < len(removed) < len(stack.blocks):
         raise InputError(f"expected between 1 and {len(stack.blocks) - 1} removed blocks to repair, got {len(removed)}")
-    if removed[0] == 0:
-        raise ArchitectureError(
-            "the removed run at block 0 has no kept block below it into which a repair could be folded; "
-            "keep block 0, or heal by training"
-        )
-    return runs_of(removed)
+    cuts: list[Run] = []
+    for index in removed:
+        if cuts and cuts[-1].removed[-1] == index - 1:
+            cuts[-1] = Run(cuts[-1].kept, (*cuts[-1].removed, index))
+        else:
+            cuts.append(Run(index - 1, (index,)))
+    return tuple(cuts)
 
 
-def output_projections(stack: Stack, blocks: Sequence[int], kinds: Sequence[str] | None) -> list[Projection]:
+def output_projections(
+    stack: Stack, blocks: Sequence[int], kinds: Sequence[str] | None
+) -> dict[int, list[Projection] | ArchitectureError]:
     """Find the matrices into which a map of their sublayer's output folds exactly, block by block.
 
     A few tokens are sent through the intact model: a matrix qualifies if its output is the sublayer's to the last bit,
@@ -78,32 +82,55 @@ def output_projections(stack: Stack, blocks: Sequence[int], kinds: Sequence[str]
 
     Args:
         stack: the model.
-        blocks: original indices.
+        blocks: original indices; −1 stands for what is below the lowest.
         kinds: sublayers wanted in each, in order of computation ("attention", "feed-forward"); None takes the last.
+
+    Returns:
+        For each block its matrices, or why folding into one of them would not be exact.
 
     Raises:
         InputError: `kinds` is empty.
-        ArchitectureError: folding into one of them would not be exact; the message says why.
 
     """
     if kinds is not None and not kinds:
         raise InputError("expected at least one kind of sublayer to fold into, such as 'feed-forward', got none")
     names = {module: name for name, module in stack.model.named_modules()}
     scale = float(getattr(stack.model.config, "residual_multiplier", 1.0))
-    found = []
-    with _recorded(stack, blocks) as (outputs, inputs):
+    found: dict[int, list[Projection] | ArchitectureError] = {}
+    inside = [index for index in blocks if index >= 0]
+    with _recorded(stack, inside) as (outputs, inputs):
         tokens = torch.arange(PROBE_TOKENS, device=stack.device).unsqueeze(0) % stack.model.config.vocab_size
         with torch.no_grad():
             stack.hidden(tokens)
         for index in blocks:
-            block = stack.blocks[index]
-            for kind in (block.sublayers[-1].kind,) if kinds is None else kinds:
-                sublayer = next((s for s in block.sublayers if s.kind == kind), None)
-                if sublayer is None:
-                    raise ArchitectureError(_no_sublayer(stack, index, kind))
-                module = _matrix_of(sublayer, outputs)
-                found.append(Projection(names[module], module, sublayer, scale))
-            _check_sum(stack, index, outputs, inputs, scale)
+            try:
+                found[index] = _projections(stack, index, kinds, names, outputs, scale)
+                _check_sum(stack, index, outputs, inputs, scale)
+            except ArchitectureError as reason:
+                found[index] = reason
+    return found
+
+
+def _projections(
+    stack: Stack,
+    index: int,
+    kinds: Sequence[str] | None,
+    names: Mapping[nn.Module, str],
+    outputs: dict[Any, Tensor],
+    scale: float,
+) -> list[Projection]:
+    if index < 0:
+        raise ArchitectureError(
+            "the removed run at block 0 has no kept block below it into which a repair could be folded; "
+            "keep block 0, or heal by training"
+        )
+    block, found = stack.blocks[index], []
+    for kind in (block.sublayers[-1].kind,) if kinds is None else kinds:
+        sublayer = next((s for s in block.sublayers if s.kind == kind), None)
+        if sublayer is None:
+            raise ArchitectureError(_no_sublayer(stack, index, kind))
+        module = _matrix_of(sublayer, outputs)
+        found.append(Projection(names[module], module, sublayer, scale))
     return found
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from torch import Tensor
 
 from excise.context import Context
 from excise.data.samples import Samples
-from excise.errors import InputError
+from excise.errors import ArchitectureError, InputError
 from excise.measuring.measure import measure
 from excise.measuring.passes import over_batches
 from excise.models.identity import model_identity
 from excise.models.stack import Stack, block_indices
+from excise.plain import Facts
 from excise.repair.cuts import Projection, cuts_of, output_projections
 from excise.repair.refitted import Losses, Repair, Step
 from excise.repair.ridge import RIDGES, NormalEquations, held_out_errors
@@ -119,7 +120,7 @@ def repair_each(
 
     Raises:
         InputError: there are fewer than two samples.
-        ArchitectureError: folding would not be exact, or there is no kept block below a cut.
+        ArchitectureError: at no cut of a removal would folding be exact; where it is at some, others are left alone.
 
     """
     if len(samples) < 2:
@@ -131,7 +132,7 @@ def repair_each(
     stack, folding = context.stack, folding or Folding()
     targets = [_Target.of(stack, removed, folding.into) for removed in removals]
     n = len(stack.blocks)
-    tops = sorted({cut.removed[-1] for target in targets for cut in target.cuts})
+    tops = sorted({cut.removed[-1] for target in targets for cut in target.cuts.values()})
     blocks_run = n + 2 * (n - tops[0]) if folding.weighting == "gradient" else tops[-1] + 1
     facts = {
         "model_hash": context.identity,
@@ -148,7 +149,8 @@ def repair_each(
         for target in targets:
             weights, steps, student_blocks = fitting.fit(target)
             cost = samples.tokens * (blocks_run + student_blocks) / n
-            fitted = Repair(target.removed, weights, steps, cost, None, facts)
+            left_alone = list(target.left_alone)
+            fitted = Repair(target.removed, weights, steps, cost, None, {**facts, "left_alone": left_alone})
             yield fitted if held_out is None else _judged(context, fitted, held_out)
             # The original's pass is shared by all removals, so the first one pays for it.
             blocks_run = 0
@@ -156,21 +158,31 @@ def repair_each(
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """A removal, its cuts, and the matrices to fold into, bottom to top."""
+    """A removal, the cuts that can be repaired by the block below each, and the matrices to fold into, bottom to top.
+
+    Cuts that cannot are left alone, with the reason.
+    """
 
     removed: tuple[int, ...]
-    cuts: tuple[Run, ...]
+    cuts: Mapping[int, Run]
     projections: tuple[Projection, ...]
+    left_alone: tuple[Facts, ...]
 
     @staticmethod
     def of(stack: Stack, removed: Sequence[int], into: Sequence[str] | None) -> _Target:
-        cuts = cuts_of(stack, removed)
-        projections = output_projections(stack, [cut.kept for cut in cuts], into)
-        return _Target(block_indices(stack, removed), cuts, tuple(projections))
+        cuts = {cut.kept: cut for cut in cuts_of(stack, removed)}
+        found = output_projections(stack, list(cuts), into)
+        refused = {block: reason for block, reason in found.items() if isinstance(reason, ArchitectureError)}
+        if len(refused) == len(cuts):
+            raise next(iter(refused.values()))
+        matrices = [matrix for matrices in found.values() if isinstance(matrices, list) for matrix in matrices]
+        left_alone = tuple({"run": list(cuts[b].removed), "reason": str(reason)} for b, reason in refused.items())
+        kept = {block: cut for block, cut in cuts.items() if block not in refused}
+        return _Target(block_indices(stack, removed), kept, tuple(matrices), left_alone)
 
 
 def require_repairable(stack: Stack, removed: Sequence[int], into: Sequence[str] | None = None) -> None:
-    """Refuse a removal whose repair cannot be folded exactly; costs a pass of a few tokens.
+    """Refuse a removal of which no cut's repair can be folded exactly; costs a pass of a few tokens.
 
     Raises:
         ArchitectureError: see `repair_each`.
@@ -208,8 +220,8 @@ class _Fitting:
         stored = self.context.loaded.stored_dtype
         with contextlib.ExitStack() as folded:
             for projection in target.projections:
-                cut = next(cut for cut in target.cuts if cut.kept == projection.sublayer.block)
-                features = _features_of(projection, self.folding.features)
+                cut = target.cuts[projection.sublayer.block]
+                features = features_of(projection, self.folding.features)
                 fit, choice = self._gather(start, target.removed, projection, cut, features)
                 blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
                 errors = held_out_errors(fit, choice, ridges)
@@ -255,7 +267,8 @@ class _Fitting:
         return fit, choice
 
 
-def _features_of(projection: Projection, features: str) -> str:
+def features_of(projection: Projection, features: str = AUTO) -> str:
+    """What a matrix is fitted on, "input" or "output", where `Folding.features` asks for this."""
     if features != AUTO:
         return features
     return "input" if projection.matrix.shape[0] <= WIDEST_INPUT else "output"

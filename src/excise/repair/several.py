@@ -19,6 +19,7 @@ from excise.models.loading import Loaded
 from excise.models.stack import Stack
 from excise.plain import Facts, Values
 from excise.repair.cuts import cuts_of
+from excise.repair.measured import Repairable
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable
 from excise.settings import REPAIR_TOKENS
@@ -139,6 +140,11 @@ def write_removal(
             overwrite=True,
             test=test,
         )
+
+
+def is_repairable(loaded: Loaded, samples: Samples) -> bool:
+    """Whether a removal from this model may be repaired at some cut; costs a pass of a few tokens."""
+    return _unfit(loaded, samples) is None and bool(Repairable.of(loaded.stack).projections)
 
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:

@@ -79,13 +79,14 @@ def original_streams(
             handle.remove()
     streams = {index: stream.detach() for index, stream in streams.items()}
     if with_gradient:
-        return streams, {i: _wide(g).square().sum(dim=-1) for i, g in zip(tops, gradients, strict=True)}
+        return streams, {i: wide(g).square().sum(dim=-1) for i, g in zip(tops, gradients, strict=True)}
     if weighting == "norm":
-        return streams, {i: 1 / _wide(s).square().sum(dim=-1).clamp(min=1e-30) for i, s in streams.items()}
+        return streams, {i: 1 / wide(s).square().sum(dim=-1).clamp(min=1e-30) for i, s in streams.items()}
     return streams, {i: torch.ones(s.shape[:2], device=s.device) for i, s in streams.items()}
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """In the precision in which sums are taken: float32, or float64 for a float64 model."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from excise.choosing.brief import Brief
 from excise.choosing.criteria.ground_states import states_of
+from excise.choosing.objectives import parse_objective
 from excise.choosing.proposal import Cost, Proposal
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.ising.energies.pairs import pairs, singles_and_pairs
-from excise.measuring.objectives import parse_objective
 
 # N (N + 1) / 2 removals are measured, 465 at 30 blocks, which even so took 86,000 forward tokens (docs/results.md).
 TOKENS = 512

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from excise.choosing.objectives import Objective, Term, load_objective, load_questions, parse_objective
 from excise.data.fit import Fit
 from excise.data.samples import Samples
 from excise.errors import InputError
-from excise.measuring.objectives import Objective, Term, load_objective, load_questions, parse_objective
 from excise.models.stack import find_stack
 from excise.settings import Objecting
 from tests.choosing.criteria.naive import divergence, log_probabilities, token_losses, without

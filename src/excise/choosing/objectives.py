@@ -25,14 +25,19 @@ from excise.data.samples import Sample, Samples, encode
 from excise.data.sources import Skipped
 from excise.errors import InputError
 from excise.ising.problem import Removal
-from excise.measuring.measure import Statistic, known_removals, measure
-from excise.plain import Values
+from excise.measuring.measure import Measurements, Statistic, known_removals, measure
+from excise.models.loading import Loaded
+from excise.plain import Facts, Values
+from excise.repair.measured import known_repaired, measure_repaired
+from excise.repair.several import is_repairable
 from excise.settings import Objecting, weighted_kinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DOMAINS = ("mean", "worst")
+# Of five samples, those by which damage after repair is judged.
+JUDGED = (1, 3)
 Floats = NDArray[np.float64]
 
 
@@ -66,6 +71,8 @@ class Term:
             (see `load_questions`).
         weight: in a mixture.
         domains: "mean", or "worst": the domain with the largest damage counts.
+        fitting: other samples, on which each removal is repaired before its damage is measured; None for damage as it
+            is without repair.
 
     """
 
@@ -73,9 +80,19 @@ class Term:
     samples: Samples
     weight: float = 1.0
     domains: str = "mean"
+    fitting: Samples | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that measuring one removal takes."""
+        return self.samples.tokens + (self.fitting.tokens if self.fitting else 0)
 
     def first_tokens(self, tokens: int) -> Term:
-        """The same on the first samples (whole questions) of so many tokens."""
+        """The same on the first samples (whole questions) of so many tokens, of which some are fitted on as now."""
+        if self.fitting is not None:
+            judging = round(tokens * self.samples.tokens / self.tokens)
+            alone = replace(self, fitting=None).first_tokens(max(1, judging))
+            return replace(alone, fitting=self.fitting.first_tokens(max(1, tokens - judging)))
         few = self.samples.first_tokens(tokens)
         if self.kind != "choices" or len(few) == len(self.samples):
             return replace(self, samples=few)
@@ -118,7 +135,18 @@ class Objective:
     @property
     def tokens(self) -> int:
         """Tokens that measuring one removal takes."""
-        return sum(term.samples.tokens for term in self.terms)
+        return sum(term.tokens for term in self.terms)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether damage is measured after repair."""
+        return any(term.fitting is not None for term in self.terms)
+
+    @property
+    def identity(self) -> Facts:
+        """What a search by this objective depends on."""
+        terms = [[t.samples.hash, t.domains, t.fitting.hash if t.fitting else None] for t in self.terms]
+        return {"objective": self.name, "terms": terms}
 
     @property
     def name(self) -> str:
@@ -130,7 +158,7 @@ class Objective:
     def first_tokens(self, tokens: int) -> Objective:
         """The same on the first samples of so many tokens, divided among the terms as they are now."""
         total = self.tokens
-        return Objective(tuple(t.first_tokens(max(1, round(tokens * t.samples.tokens / total))) for t in self.terms))
+        return Objective(tuple(t.first_tokens(max(1, round(tokens * t.tokens / total))) for t in self.terms))
 
     def damages(self, context: Context, removals: Sequence[Sequence[int]]) -> Damages:
         """Measure the damage of removals of whole blocks.
@@ -150,7 +178,7 @@ class Objective:
 
     def known(self, context: Context) -> list[Removal]:
         """Removals of blocks that the store holds already for all terms, the intact model not counted."""
-        found = [known_removals(context, term.samples, statistic=_statistic(term)) for term in self.terms]
+        found = [_known(term, context) for term in self.terms]
         return sorted(set.intersection(*map(set, found)) - {()})
 
 
@@ -158,18 +186,33 @@ def _statistic(term: Term) -> Statistic:
     return "divergence" if term.kind == "kl" else "loss"
 
 
+def _known(term: Term, context: Context) -> tuple[Removal, ...]:
+    if term.fitting is None:
+        return known_removals(context, term.samples, statistic=_statistic(term))
+    return known_repaired(context, term.fitting, term.samples, _statistic(term))
+
+
+def _run(term: Term, context: Context, removals: Sequence[Removal]) -> Measurements:
+    if term.fitting is None:
+        return measure(context, term.samples, removals, statistic=_statistic(term))
+    return measure_repaired(context, term.fitting, term.samples, removals, statistic=_statistic(term))
+
+
 def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> Damages:
     asked = list(dict.fromkeys(removals))
     rows = [(), *(removed for removed in asked if removed)]
-    run = partial(measure, context, term.samples, statistic=_statistic(term))
+    run = partial(_run, term, context)
+    fitting = float(term.fitting.tokens) if term.fitting else 0.0
     # The divergence of the intact model from itself is 0, and not measured.
     if term.kind == "kl":
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
-        costs = np.append(float(term.samples.tokens), measured.costs)
+        costs = np.append(term.samples.tokens + fitting, measured.costs)
     else:
         measured = run(rows)
         sums, costs = measured.sums, measured.costs
+        # What repairs aim at is one pass of the intact model over the samples they are fitted on.
+        costs[0] += fitting
     values, weights = term.values(sums, measured.counts.astype(np.float64))
     excess = values - values[0]
     domain = np.array(term.domain_of_items())
@@ -198,47 +241,69 @@ def _add(a: Damages, b: Damages) -> Damages:
     return Damages(a.removals, a.values + b.values, np.hypot(a.errors, b.errors), a.costs + b.costs)
 
 
-def parse_objective(text: str, samples: Samples, questions: Samples | None = None, domains: str = "mean") -> Objective:
+def parse_objective(
+    text: str, samples: Samples, questions: Samples | None = None, domains: str = "mean", *, repaired: bool = False
+) -> Objective:
     """Read an objective such as `loss`, `kl` or `kl:0.7,choices:0.3`.
 
     Args:
         text: kinds, each with a weight after a colon where there are several.
-        samples: for `loss` and `kl`.
+        samples: for `loss` and `kl`; with `repaired`, two of five of them, and the others to fit repairs on.
         questions: for `choices`.
         domains: see `Term`.
+        repaired: measure damage after repair.
 
     Raises:
-        InputError: an unknown kind, a weight that is no number above 0, or `choices` without questions.
+        InputError: an unknown kind, a weight that is no number above 0, `choices` without questions, or fewer than two
+            samples to repair with.
 
     """
     if domains not in DOMAINS:
         raise InputError(f"expected domains in {DOMAINS}, got '{domains}'")
+    fitting, judging = _fitting_and_judging(samples) if repaired else (None, samples)
     terms = []
     for kind, weight in weighted_kinds(text):
         if kind == "choices" and questions is None:
             raise InputError("the objective 'choices' needs questions: pass --questions FILE (JSONL)")
-        terms.append(Term(kind, questions if kind == "choices" and questions else samples, weight, domains))
+        terms.append(Term(kind, questions if kind == "choices" and questions else judging, weight, domains, fitting))
     return Objective(tuple(terms))
 
 
-def load_objective(
-    asked: Objecting, samples: Samples, tokenizer: PreTrainedTokenizerBase, seed: int = 0, fit: Fit | None = None
-) -> Objective:
+def _fitting_and_judging(samples: Samples) -> tuple[Samples, Samples]:
+    """Three of five samples to fit on, and two to judge by, of every kind of text, as samples are mixed evenly."""
+    if len(samples) < 2:
+        raise InputError(f"expected at least two samples, one to repair on and one to judge by, got {len(samples)}")
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for number, sample in enumerate(samples):
+        parts[number % 5 in JUDGED].append(sample)
+    fitting, judging = (
+        Samples(tuple(part), {**samples.provenance, "part": name})
+        for part, name in zip(parts, ("fitting", "judging"), strict=True)
+    )
+    return fitting, judging
+
+
+def load_objective(asked: Objecting, samples: Samples, loaded: Loaded, seed: int = 0) -> Objective:
     """Read an objective, and its questions from a file where there is one; see `parse_objective`, `load_questions`.
+
+    Damage is that after repair where that is asked, and where something of the model can be repaired.
 
     Args:
         asked: settings of a verb.
-        samples: for `loss` and `kl`.
-        tokenizer: of the model.
+        samples: for `loss` and `kl`, and to repair on.
+        loaded: the model.
         seed: of the draw of questions.
-        fit: what the model can take.
 
     Raises:
         InputError: as those.
 
     """
-    questions = None if asked.questions is None else load_questions(asked.questions, tokenizer, seed=seed, fit=fit)
-    return parse_objective(asked.objective, samples, questions, asked.domains)
+    fit = Fit.of(loaded.stack)
+    questions = (
+        None if asked.questions is None else load_questions(asked.questions, loaded.tokenizer, seed=seed, fit=fit)
+    )
+    repaired = asked.repair and is_repairable(loaded, samples)
+    return parse_objective(asked.objective, samples, questions, asked.domains, repaired=repaired)
 
 
 def load_questions(
