@@ -11,6 +11,7 @@ from excise.choosing.objectives import Objective, Term, load_objective, load_que
 from excise.data.fit import Fit
 from excise.data.samples import Samples
 from excise.errors import InputError
+from excise.models.loading import Loaded
 from excise.models.stack import find_stack
 from excise.settings import Objecting
 from tests.choosing.criteria.naive import divergence, log_probabilities, token_losses, without
@@ -182,4 +183,4 @@ def test_questions_of_no_known_form_are_refused_with_their_line(tmp_path):
         load_questions(tmp_path / "absent.jsonl", tiny_tokenizer())
     asked = Objecting(objective="kl:0.5,choices:0.5", questions=path)
     with pytest.raises(InputError, match="expected a question with"):
-        load_objective(asked, random_samples(), tiny_tokenizer())
+        load_objective(asked, random_samples(), Loaded.of(find_stack(tiny_model("llama")), tiny_tokenizer()))

@@ -14,7 +14,14 @@ PRUNED = Model("bbb", "run/model", (3, 4), 30, "fisher:0", "org/model", False, 9
 
 
 def result(model="aaa", name="task", value=0.5, **settings):
-    return Result(model, "benchmark", name, settings, {"acc,none": Metric(value, 0.1)}, {"samples": 10, "of_samples": 10, "shots": None})
+    return Result(
+        model,
+        "benchmark",
+        name,
+        settings,
+        {"acc,none": Metric(value, 0.1)},
+        {"samples": 10, "of_samples": 10, "shots": None},
+    )
 
 
 def test_a_result_of_the_same_settings_is_replaced_and_one_of_others_is_added():

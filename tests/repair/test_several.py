@@ -32,11 +32,15 @@ def copy_of(model):
 
 
 def test_what_can_be_repaired_is_and_the_rest_says_why(loaded, tmp_path):
-    removals = [(1, 2), (0, 3), (3,)]
+    removals = [(1, 2), (0, 1), (3,), (0, 3)]
     repairs = repair_removals(Context(loaded, Store(tmp_path)), removals, SAMPLES, HELD_OUT, tokens=200)
-    assert list(repairs.fitted) == [(1, 2), (3,)]
-    assert "run at block 0" in repairs.refused[(0, 3)]
-    assert json.loads(json.dumps(repairs.describe()))["refused"][0]["removed"] == [0, 3]
+    assert list(repairs.fitted) == [(1, 2), (3,), (0, 3)]
+    assert "run at block 0" in repairs.refused[(0, 1)]
+    assert json.loads(json.dumps(repairs.describe()))["refused"][0]["removed"] == [0, 1]
+    # The cut that can be repaired is, and the other is left alone.
+    partly = repairs.fitted[(0, 3)]
+    assert [step.run for step in partly.steps] == [(3,)]
+    assert [alone["run"] for alone in partly.facts["left_alone"]] == [[0]]
     for removed in repairs.fitted:
         plain = measure(context_of(loaded.stack), HELD_OUT, [removed]).losses[0]
         state = copy_of(loaded.stack.model)
@@ -45,7 +49,7 @@ def test_what_can_be_repaired_is_and_the_rest_says_why(loaded, tmp_path):
             changed = any(not torch.equal(v, state[name]) for name, v in loaded.stack.model.state_dict().items())
         assert after == min(plain, repairs.loss(removed))
         assert changed == (repairs.helpful(removed) is not None) == (repairs.loss(removed) < plain)
-    assert repairs.loss((0, 3)) is None
+    assert repairs.loss((0, 1)) is None
     assert repairs.fitted[(3,)].facts["samples"]["samples"] == 13
 
 

@@ -270,16 +270,10 @@ def parse_objective(
 
 
 def _fitting_and_judging(samples: Samples) -> tuple[Samples, Samples]:
-    """Three of five samples to fit on, and two to judge by, of every kind of text, as samples are mixed evenly."""
+    """Three of five samples to fit on, and two to judge by."""
     if len(samples) < 2:
         raise InputError(f"expected at least two samples, one to repair on and one to judge by, got {len(samples)}")
-    parts: tuple[list[Sample], list[Sample]] = ([], [])
-    for number, sample in enumerate(samples):
-        parts[number % 5 in JUDGED].append(sample)
-    fitting, judging = (
-        Samples(tuple(part), {**samples.provenance, "part": name})
-        for part, name in zip(parts, ("fitting", "judging"), strict=True)
-    )
+    judging, fitting = samples.dealt(5, JUDGED)
     return fitting, judging
 
 

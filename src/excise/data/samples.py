@@ -9,7 +9,7 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
@@ -101,6 +101,26 @@ class Samples(Sequence[Sample]):
                 return self[:count]
         return self
 
+    def dealt(self, of: int, picks: Collection[int]) -> tuple[Samples, Samples]:
+        """Deal samples out, of every category alike: of each `of` samples those numbered in `picks`, and the others.
+
+        Examples:
+            >>> ids, ones = np.arange(2), np.ones(2, dtype=bool)
+            >>> samples = Samples(tuple(Sample(name, ids, ones, name[0]) for name in ("a1", "b1", "a2", "b2")))
+            >>> [[sample.name for sample in part] for part in samples.dealt(2, [0])]
+            [['a1', 'b1'], ['a2', 'b2']]
+
+        """
+        # By category first: samples of several kinds may take turns, and every second one be of the same kind.
+        order = sorted(range(len(self)), key=lambda i: self.items[i].category or "")
+        picked = {i for place, i in enumerate(order) if place % of in picks}
+        parts = ([s for i, s in enumerate(self) if (i in picked) == wanted] for wanted in (True, False))
+        first, second = (
+            Samples(tuple(part), {**self.provenance, "dealt": [of, sorted(picks), name]})
+            for part, name in zip(parts, ("picked", "others"), strict=True)
+        )
+        return first, second
+
     def apart_from(self, others: Samples) -> Samples:
         """Leave out the samples that are among others, or overlap with one of them in the text they are pieces of."""
         taken: dict[str, list[tuple[float, float]]] = {}
@@ -179,7 +199,7 @@ def load_samples(
         )
     if skipped.rows:
         warnings.warn(f"{skipped.rows} rows of '{data}' were skipped, such as {skipped.first[0]}", stacklevel=2)
-    items = draws[0].items if len(places) == 1 else _mixed([draw.items for draw in draws], places, samples)
+    items = _mixed([draw.items for draw in draws], places, samples)
     template = getattr(tokenizer, "chat_template", None)
     facts: Facts = (
         draws[0].provenance
@@ -251,13 +271,13 @@ def _drawn(
 
 
 def _mixed(draws: Sequence[Sequence[Sample]], places: Sequence[Place], samples: int) -> list[Sample]:
-    """Samples of several sources in their shares, evenly spread, so that every part of the list has the shares too.
+    """Samples of several sources in their shares, sources and categories evenly spread: each part of the list is alike.
 
     Where a source has too few for its share, the whole is smaller, and the shares stay.
     """
     most = min(len(items) / place.share for items, place in zip(draws, places, strict=True))
     total = min(samples, math.floor(most + 1e-9))
-    if total < samples < sys.maxsize:
+    if total < samples < sys.maxsize and len(places) > 1:
         short = min(zip(places, draws, strict=True), key=lambda pair: len(pair[1]) / pair[0].share)[0]
         warnings.warn(
             f"'{short.data}' has too few samples for its share of {samples}; {total} are drawn, in the shares given",
@@ -267,12 +287,17 @@ def _mixed(draws: Sequence[Sequence[Sample]], places: Sequence[Place], samples: 
     rests = sorted(range(len(places)), key=lambda i: (counts[i] - total * places[i].share, i))
     for i in rests[: total - sum(counts)]:
         counts[i] += len(draws[i]) > counts[i]
+    kinds: dict[tuple[int, str], list[tuple[int, Sample]]] = {}
+    for source, (items, count) in enumerate(zip(draws, counts, strict=True)):
+        for place, sample in enumerate(items[:count]):
+            kinds.setdefault((source, sample.category or ""), []).append((place, sample))
+    # Ties go by the draw and not by name: where every sample is a category of its own, the order stays that drawn.
     placed = [
-        ((number + 0.5) / count, source, sample)
-        for source, (items, count) in enumerate(zip(draws, counts, strict=True))
-        for number, sample in enumerate(items[:count])
+        ((number + 0.5) / len(members), source, place, sample)
+        for (source, _), members in kinds.items()
+        for number, (place, sample) in enumerate(members)
     ]
-    return [sample for _, _, sample in sorted(placed, key=lambda entry: entry[:2])]
+    return [sample for *_, sample in sorted(placed, key=lambda entry: entry[:3])]
 
 
 class Drawing(TypedDict):

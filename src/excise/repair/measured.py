@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -210,23 +210,22 @@ class _Walk:
         self.fits = [i < len(of_fitting) for i in range(len(self.batches))]
         self.repairable = Repairable.of(context.stack)
 
-    @torch.no_grad()
     def measured(self, removals: Sequence[Removal]) -> Iterator[tuple[Removal, np.ndarray]]:
         """Each removal with its sums [judging samples], depth first."""
         stack = self.context.stack
         trie = _trie(stack, removals)
         self._keep_targets(trie)
         evaluations = self._evaluations()
-        saved = {0: _Node(tuple(_before(stack, batch) for batch in self.batches))}
+        with torch.no_grad():
+            saved = {0: _Node(tuple(_before(stack, batch) for batch in self.batches))}
         for place, candidate in enumerate(trie.order):
             start, removed = trie.starts[place], trie.removed[candidate]
             saved = {depth: node for depth, node in saved.items() if depth <= start}
             wanted = branch_points(trie.starts, place)
-            node = self._followed(saved[start], start, removed, wanted, saved)
-            sums = np.zeros(len(self.judging))
-            for number, evaluate in evaluations.items():
-                batch = self.batches[number]
-                sums[list(batch.indices)] = evaluate(self._final(node, number)).double().cpu().numpy()
+            # Not around the whole: between two candidates whoever asked for them does what he likes.
+            with torch.no_grad():
+                node = self._followed(saved[start], start, removed, wanted, saved)
+                sums = self._judged(node, evaluations)
             yield removals[candidate], sums
 
     def _followed(
@@ -307,6 +306,14 @@ class _Walk:
             }
         keep = KEPT_ELEMENTS // max(1, len(judged))
         return {n: Divergence(stack, batch.input_ids, batch.labels, keep=keep) for n, batch in judged.items()}
+
+    def _judged(self, node: _Node, evaluations: Mapping[int, Callable[[Tensor], Tensor]]) -> np.ndarray:
+        """Sums [judging samples] of a candidate whose streams have passed all blocks."""
+        sums = np.zeros(len(self.judging))
+        for number, evaluate in evaluations.items():
+            batch = self.batches[number]
+            sums[list(batch.indices)] = evaluate(self._final(node, number)).double().cpu().numpy()
+        return sums
 
     def _final(self, node: _Node, number: int) -> Tensor:
         """Final hidden states of a batch."""

@@ -246,6 +246,8 @@ class _Fitting:
         size, device = (inner if features == "input" else width), projection.module.weight.device
         fit, choice = (NormalEquations.zeros(size, width, device) for _ in range(2))
         every = min(EVERY, len(self.samples))
+        kept_out = self.samples.dealt(every, [every - 1])[0]
+        choosing = {id(sample) for sample in kept_out}
         for number, batch in over_batches(self.context, self.samples, STAGE):
             state = self.scratch.read(number, "state").get("state") if start > 0 else None
             state = None if state is None else state.to(stack.device)
@@ -258,7 +260,7 @@ class _Fitting:
             phi = (inputs if features == "input" else outputs)[real.to(outputs.device)]
             # By the sample's number, not the batch's: batches hold samples of similar length, and short chats differ
             # from long ones.
-            chooses = torch.tensor([i % every == every - 1 for i in batch.indices], device=real.device)
+            chooses = torch.tensor([id(self.samples[i]) in choosing for i in batch.indices], device=real.device)
             row = chooses.unsqueeze(1).expand_as(real)[real]
             for equations, rows in ((fit, ~row), (choice, row)):
                 equations.add(
