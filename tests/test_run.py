@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from excise.choosing.judged import halves
 from excise.data import split_samples
 from excise.errors import InputError, OutputError
 from excise.ising.gradients import Gradients
@@ -71,12 +72,23 @@ def test_the_manifest_says_what_was_done(finished):
 
 def test_the_lowest_measured_candidate_is_removed_and_its_proposers_are_named(finished, loaded, samples):
     facts, _ = finished
-    best = min(facts.candidates, key=as_written)
-    assert facts.checkpoint_loss == as_written(best)
-    assert facts.pruned_loss == best.loss
+    tied = {tuple(each["removed"]) for each in facts.choice["tied"]}
+    assert {min(facts.candidates, key=as_written).removed, facts.removed} <= tied
     assert set(facts.proposed_by) == {c.method for c in facts.candidates if c.removed == facts.removed}
-    again = measure(context_of(loaded.stack), samples[1], [(), facts.removed])
-    np.testing.assert_allclose(again.losses, [facts.base_loss, facts.pruned_loss], rtol=1e-6)
+    choosing, judging = halves(samples[1])
+    assert facts.choice["samples"]["hash"] == choosing.hash != judging.hash == facts.held_out["hash"]
+    # What chose and what is told of the choice are of different samples.
+    chosen = next(c for c in facts.candidates if c.removed == facts.removed)
+    for part, losses in (
+        (judging, [facts.base_loss, facts.pruned_loss]),
+        (choosing, [facts.choice["base_loss"], chosen.loss]),
+    ):
+        again = measure(context_of(loaded.stack), part, [(), facts.removed])
+        np.testing.assert_allclose(again.losses, losses, rtol=1e-6)
+    assert facts.damage["delta"] == pytest.approx(facts.checkpoint_loss - facts.base_loss)
+    weights = {name: sum(s.targets for s in judging if s.category == name) for name in facts.damage["domains"]}
+    mean = sum(facts.damage["domains"][name] * weights[name] for name in weights) / sum(weights.values())
+    assert mean == pytest.approx(facts.damage["delta"])
 
 
 def test_the_three_that_measured_best_are_repaired_and_what_is_written_is_what_was_measured(finished, samples):
@@ -84,22 +96,24 @@ def test_the_three_that_measured_best_are_repaired_and_what_is_written_is_what_w
     ranked = list(dict.fromkeys(tuple(c.removed) for c in facts.candidates))  # lowest measured loss first
     fitted = {tuple(r["removed"]): r["losses"] for r in facts.repair["fitted"]}
     refused = {tuple(r["removed"]) for r in facts.repair["refused"]}
-    assert set(ranked[:3]) == set(fitted) | refused
+    # What refinement found by damage after repair is repaired too, however it measures without.
+    refined = {c.removed for c in facts.candidates if c.method in ("refined:0", "refined:1", "refined:2")}
+    assert {*ranked[:3], *refined} == set(fitted) | refused
     for candidate in facts.candidates:
         losses = fitted.get(tuple(candidate.removed))
         assert candidate.repaired_loss == (losses and losses["repaired"])
     assert facts.repair["applied"] == (facts.checkpoint_loss < facts.pruned_loss)
     written = load(str(out / "model"), dtype="float32")
-    assert measure(context_of(written.stack), samples[1], [()]).losses[0] == pytest.approx(
-        facts.checkpoint_loss, abs=1e-5
-    )
+    judging = halves(samples[1])[1]
+    assert measure(context_of(written.stack), judging, [()]).losses[0] == pytest.approx(facts.checkpoint_loss, abs=1e-5)
     assert not any("repaired" in path.name for path in out.iterdir())
 
 
 def test_without_repair_the_lowest_measured_removal_is_written_as_it_is(loaded, samples, tmp_path):
     facts = run_in(tmp_path / "run", loaded, samples, 2, effort=0, random_states=1, rivals=(), repair=False)
     assert facts.repair is None
-    assert facts.checkpoint_loss == facts.pruned_loss == facts.candidates[0].loss
+    assert facts.checkpoint_loss == facts.pruned_loss
+    assert facts.candidates[0].removed in [tuple(each["removed"]) for each in facts.choice["tied"]]
     assert all(c.repaired_loss is None for c in facts.candidates)
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "are unchanged.\n" in card

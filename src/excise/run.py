@@ -66,7 +66,9 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
     out: Path = option(
         ..., "Folder for everything; the checkpoint is its `model`.", group="Output", recipe=False, writes="workspace"
     )
-    held_out: int = option(32, "Samples kept apart to measure damage on.", group="Data", least=1)
+    held_out: int = option(
+        64, "Samples kept apart: half to choose the best by, half to measure what is written.", group="Data", least=1
+    )
     held_out_data: str | None = option(None, "Their source, if not --data itself.", group="Data", reads="data")
     energy: str | None = option(
         None,
@@ -191,22 +193,25 @@ class RunResult(Artefact):
         removed: sorted original indices.
         proposed_by: everyone who proposed this removal.
         selected_by: "measured", "refined", "energy" or "race".
-        base_loss: of the original on the held-out samples, nats per token.
-        pruned_loss: of the removal before any repair, nats per token.
+        base_loss: of the original, nats per token, on held-out samples by which nothing was chosen.
+        pruned_loss: of the removal before any repair, on those.
         base_perplexity: exp(base_loss).
         pruned_perplexity: exp(pruned_loss).
-        checkpoint_loss: of what was written, repaired where that helps, nats per token.
+        checkpoint_loss: of what was written, repaired where that helps, on those.
+        damage: checkpoint_loss less base_loss, its standard error, and the same in every domain of the samples.
+        choice: the other held-out samples, by which the candidates were measured and the best of them chosen, the
+            original's loss on them, and all that tie with the best.
         parameters: of the original.
         pruned_parameters: of what was written.
         repair: what was repaired and why some were not; None without repair.
         race: how the race went; None without one.
         energy: the energy shown beside measured losses.
         spearman: rank correlation of energy and loss over the distinct candidates; None for fewer than three.
-        candidates: all that were measured, lowest loss first.
+        candidates: all that were measured, on the samples of `choice`, lowest loss first.
         spectra: energy → file of its lowest states.
         certified: energy → whether that list is proved.
         calibration: what the samples to choose by were.
-        held_out: what those to judge by were.
+        held_out: what those of `base_loss` were.
         skipped_samples: calibration samples whose gradients were not finite.
         settings: the complete settings, which `excise run --recipe` repeats.
         checkpoint: folder of what was written, relative to this file.
@@ -230,6 +235,8 @@ class RunResult(Artefact):
     base_perplexity: float
     pruned_perplexity: float
     checkpoint_loss: float
+    damage: Facts
+    choice: Facts
     parameters: int
     pruned_parameters: int
     repair: Facts | None
@@ -271,7 +278,7 @@ def run(
     Args:
         loaded: the model.
         calibration: samples to choose by.
-        held_out: other samples, to judge by.
+        held_out: other samples: half of them choose among the candidates, half measure what was chosen.
         settings: everything else that is asked.
         healing: train the pruned model afterwards, into the subfolder `healed`; with a race, what wins it is removed,
             whatever `select` says.
@@ -289,6 +296,7 @@ def run(
 
     """
     from excise.choosing.follow import chosen_of
+    from excise.choosing.judged import halves
     from excise.choosing.objectives import load_objective
     from excise.context import Context
     from excise.progress import Clock, Progress
@@ -303,34 +311,40 @@ def run(
     context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
     select, energy = settings.followed(objective), settings.energy
     energy = energy or ("fisher" if select == "energy" or not settings.effort else "fitted")
+    choosing, judging = halves(held_out)
     proposed = _propose(context, calibration, objective, brief, settings, folder, clock)
-    verified = _verify(context, held_out, proposed, energy, clock)
-    contenders = _contenders(verified, energy, select, healing)
-    repairs = _repair(context, contenders, calibration, held_out, settings, clock)
+    verified = _verify(context, choosing, proposed, energy, clock)
+    contenders = _contenders(verified, energy, select, healing, objective)
+    repairs = _repair(context, contenders, calibration, choosing, settings, clock)
     verified = verified.with_repairs(repairs.loss)
     chosen, won, standings = chosen_of(verified, energy, select), None, None
+    tied: list[Facts] = []
     if healing and healing.race > 1 and len(contenders) > 1:
         entrants = [c.removed for c in verified.ranked[: healing.race]]
-        won, winner, standings = _race(healing, context, entrants, repairs, held_out, clock)
+        won, winner, standings = _race(healing, context, entrants, repairs, choosing, clock)
         select, chosen = "race", next(c for c in verified.candidates if c.removed == winner)
+    elif select == "measured":
+        chosen, tied = _settled(context, choosing, verified, contenders, repairs, clock)
     facts = {
         **_choice_facts(loaded, verified, chosen, settings, select, energy),
+        **_damage_facts(context, judging, chosen, repairs, clock),
+        "choice": {"samples": choosing.describe(), "base_loss": verified.base_loss, "tied": tied},
         "repair": {"applied": bool(repairs.helpful(chosen.removed)), **repairs.describe()} if settings.repair else None,
         "race": standings,
         "spectra": {name: f"spectrum-{name}.json" for name in proposed.spectra},
         "certified": {name: spectrum.certified for name, spectrum in proposed.spectra.items()},
         "calibration": calibration.describe(),
-        "held_out": held_out.describe(),
+        "held_out": judging.describe(),
         "skipped_samples": proposed.skipped,
     }
-    facts |= _write(context, chosen, repairs, facts, held_out, folder, clock)
+    facts |= _write(context, chosen, repairs, facts, judging, folder, clock)
     with clock.stage("figures"):
         from excise.report.figures import write_figures
 
         facts["figures"] = write_figures(
             folder / "figures", proposed.energies[energy], proposed.spectra[energy], verified, chosen
         )
-    facts["healed"] = _heal(healing, context, held_out, folder, won, clock) if healing else None
+    facts["healed"] = _heal(healing, context, judging, folder, won, clock) if healing else None
     result = RunResult(**facts, seconds=clock.seconds)
     result.save(folder / MANIFEST, key=made_by)
     return result
@@ -442,10 +456,50 @@ def _verify(context: Context, held_out: Samples, proposed: _Proposed, energy: st
         return verify(context, held_out, proposed.proposals, proposed.energies[energy])
 
 
-def _contenders(verified: Verified, energy: str, select: str, healing: Healing | None) -> Sequence[Candidate]:
+def _contenders(
+    verified: Verified, energy: str, select: str, healing: Healing | None, objective: Objective
+) -> Sequence[Candidate]:
     from excise.choosing.follow import contenders
 
-    return contenders(verified, energy, select, healing.race if healing else 1)
+    return contenders(verified, energy, select, healing.race if healing else 1, after_repair=objective.repaired)
+
+
+def _settled(
+    context: Context,
+    choosing: Samples,
+    verified: Verified,
+    contenders: Sequence[Candidate],
+    repairs: Repairs,
+    clock: Clock,
+) -> tuple[Candidate, list[Facts]]:
+    """Of the contenders that tie with the best as they would be written, the one whose worst domain suffers least."""
+    from excise.choosing.judged import judge, settled
+
+    with clock.stage("verify"):
+        removed, tied = settled(judge(context, choosing, [c.removed for c in contenders], repairs))
+    return next(c for c in verified.ranked if c.removed == removed), tied
+
+
+def _damage_facts(context: Context, judging: Samples, chosen: Candidate, repairs: Repairs, clock: Clock) -> Facts:
+    """Losses of what was chosen, on samples by which nothing was chosen."""
+    from excise.choosing.judged import judge
+
+    with clock.stage("verify"):
+        (pruned,) = judge(context, judging, [chosen.removed])
+        (written,) = judge(context, judging, [chosen.removed], repairs)
+    return {
+        "base_loss": written.base_loss,
+        "pruned_loss": pruned.loss,
+        "base_perplexity": _perplexity(written.base_loss),
+        "pruned_perplexity": _perplexity(pruned.loss),
+        "checkpoint_loss": written.loss,
+        "damage": {**written.describe(), "pruned_domains": pruned.by_domain()},
+    }
+
+
+def _perplexity(loss: float) -> float:
+    # exp overflows a float at 709.8.
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _repair(
@@ -501,11 +555,6 @@ def _choice_facts(
         "removed": chosen.removed,
         "proposed_by": tuple(c.method for c in verified.candidates if c.removed == chosen.removed),
         "selected_by": select,
-        "base_loss": verified.base_loss,
-        "pruned_loss": chosen.loss,
-        "base_perplexity": math.exp(verified.base_loss),
-        "pruned_perplexity": chosen.perplexity,
-        "checkpoint_loss": chosen.best_loss,
         "parameters": sum(p.numel() for p in stack.model.parameters()),
         "pruned_parameters": chosen.parameters,
         "energy": energy,
@@ -560,7 +609,7 @@ def _card(facts: Values, chosen: Candidate, repairs: Repairs) -> Facts:
         "energy_model": facts["energy"],
         "base_loss": facts["base_loss"],
         "pruned_loss": facts["pruned_loss"],
-        **({"repaired_loss": chosen.repaired_loss, "repair": helpful.describe()} if helpful else {}),
+        **({"repaired_loss": facts["checkpoint_loss"], "repair": helpful.describe()} if helpful else {}),
         "data": {
             "calibration": calibration["data"],
             "samples": calibration["samples"],

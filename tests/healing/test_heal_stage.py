@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from excise.choosing.judged import halves
 from excise.data import split_samples
 from excise.errors import InputError, OutputError
 from excise.healing.heal_stage import Healing
@@ -59,7 +60,9 @@ def test_the_healed_model_stands_beside_the_pruned_one_with_its_losses(healed, s
     assert losses["original"] == pytest.approx(facts.base_loss, abs=1e-6)
     assert losses["pruned"] == pytest.approx(facts.checkpoint_loss, abs=1e-5)
     written = load(str(out / facts.healed["checkpoint"]), dtype="float32")
-    assert measure(context_of(written.stack), samples[1], [()]).losses[0] == pytest.approx(losses["healed"], abs=1e-5)
+    assert measure(context_of(written.stack), halves(samples[1])[1], [()]).losses[0] == pytest.approx(
+        losses["healed"], abs=1e-5
+    )
     assert losses["healed"] != losses["pruned"]
     assert facts.healed["steps"] == len(json.loads((out / "healed" / "heal.json").read_text())["curve"]) == 4
     assert json.loads((out / "healed" / "excise.json").read_text())["removed"] == list(facts.removed)

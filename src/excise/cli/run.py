@@ -67,14 +67,27 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     from excise.text import ranges
 
     out = settings.out
-    verified = Verified(result.base_loss, result.candidates, result.spearman, 0.0)
+    verified = Verified(result.choice["base_loss"], result.candidates, result.spearman, 0.0)
     chosen = next(c for c in result.candidates if c.removed == result.removed)
     output.print(candidates_table(verified, chosen, result.parameters))
     rho = "" if result.spearman is None else f"; energy against loss: Spearman ρ = {result.spearman:.2f}"
-    output.print(f"intact: {result.base_loss:.4f} nats/token on {result.held_out['samples']} held-out samples{rho}")
-    if result.repair and result.repair["applied"]:
-        after = result.checkpoint_loss - result.base_loss
-        output.print(f"repaired in closed form: Δ loss {chosen.delta:+.3f} → {after:+.3f} nats/token")
+    output.print(f"chosen by {result.choice['samples']['samples']} held-out samples{rho}")
+    if len(result.choice["tied"]) > 1:
+        others = "; ".join(
+            ranges(each["removed"]) for each in result.choice["tied"] if each["removed"] != [*result.removed]
+        )
+        output.print(f"no worse beyond chance: {others}; of those, the worst domain of the chosen one suffers least")
+    damage, before = result.damage, result.pruned_loss - result.base_loss
+    repaired = (
+        f"Δ loss {before:+.3f}, repaired in closed form " if result.repair and result.repair["applied"] else "Δ loss "
+    )
+    output.print(
+        f"on {result.held_out['samples']} others: Δ loss {repaired}{damage['delta']:+.3f} ± {damage['error']:.3f} "
+        f"nats/token, intact {result.base_loss:.4f}"
+    )
+    domains = [f"{name or 'unnamed'} {delta:+.2f}" for name, delta in sorted(damage["domains"].items())]
+    if len(domains) > 1:
+        output.print(f"by domain: {', '.join(domains)}")
     print_self_test(result.self_test)
     output.print(f"checkpoint: {out / result.checkpoint}   evidence: {out / MANIFEST}, {out / 'figures'}")
     if result.race:

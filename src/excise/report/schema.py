@@ -42,6 +42,8 @@ class _Run(_Verified, total=False):
     base_perplexity: float | None
     pruned_perplexity: float | None
     checkpoint_loss: float | None
+    damage: Facts
+    choice: Facts
     parameters: int
     pruned_parameters: int
     energy: str

@@ -1,0 +1,143 @@
+"""What a removal costs as it is written, repaired where that helps, on samples: in all, by domain, against another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from excise.context import Context
+from excise.data.samples import Samples
+from excise.ising.problem import Removal
+from excise.measuring.measure import measure
+from excise.plain import Facts
+from excise.repair.several import Repairs
+
+# Two-sided, 95 %.
+TIE = 1.96
+# Samples of a domain, below which its damage is that of a few texts.
+ENOUGH = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Loss sums of one removal as it is written, beside those of the intact model.
+
+    Attributes:
+        removed: sorted original indices.
+        base: [samples], of the intact model, nats over the counted tokens.
+        sums: [samples], of the removal.
+        counts: [samples], counted tokens.
+        domains: [samples], the samples' categories.
+
+    """
+
+    removed: Removal
+    base: Float64[np.ndarray, " samples"]
+    sums: Float64[np.ndarray, " samples"]
+    counts: Float64[np.ndarray, " samples"]
+    domains: tuple[str, ...]
+
+    @property
+    def loss(self) -> float:
+        """Mean loss, nats per token."""
+        return float(self.sums.sum() / self.counts.sum())
+
+    @property
+    def base_loss(self) -> float:
+        """Of the intact model."""
+        return float(self.base.sum() / self.counts.sum())
+
+    @property
+    def delta(self) -> float:
+        """Damage, nats per token."""
+        return self.loss - self.base_loss
+
+    @property
+    def error(self) -> float:
+        """Standard error of `delta` over samples."""
+        return _error(self.sums - self.base, self.counts)
+
+    def by_domain(self) -> dict[str, float]:
+        """Damage in each domain, nats per token."""
+        excess, domains = self.sums - self.base, np.array(self.domains)
+        return {
+            name: float(excess[domains == name].sum() / self.counts[domains == name].sum())
+            for name in dict.fromkeys(self.domains)
+        }
+
+    def worst(self) -> float:
+        """The largest damage of a domain with samples enough; that of all where no two domains have them."""
+        names = [name for name in dict.fromkeys(self.domains) if self.domains.count(name) >= ENOUGH]
+        by_domain = self.by_domain()
+        return max(by_domain[name] for name in names) if len(names) > 1 else self.delta
+
+    def ties_with(self, best: Judged) -> bool:
+        """Whether this is no worse than another beyond chance, on the same samples."""
+        behind = self.sums - best.sums
+        return float(behind.sum() / self.counts.sum()) <= TIE * _error(behind, self.counts)
+
+    def describe(self) -> Facts:
+        """Plain data: what a table shows."""
+        return {
+            "removed": list(self.removed),
+            "delta": self.delta,
+            "error": self.error,
+            "worst_domain": self.worst(),
+            "domains": self.by_domain(),
+        }
+
+
+def halves(held_out: Samples) -> tuple[Samples, Samples]:
+    """Held-out samples to choose by, and others to measure the choice on; a single one has to do for both.
+
+    Of several the best on some samples is partly luck, so what is told of it must come from others.
+    """
+    return held_out.dealt(2, [0]) if len(held_out) > 1 else (held_out, held_out)
+
+
+def judge(
+    context: Context, samples: Samples, removals: Sequence[Removal], repairs: Repairs | None = None
+) -> list[Judged]:
+    """Measure removals as they would be written.
+
+    Args:
+        context: the model and the store, in which measurements are kept.
+        samples: held-out samples.
+        removals: sorted original indices of each; () is the intact model.
+        repairs: of some of them; None measures them without.
+
+    """
+    repairs = repairs or Repairs()
+    intact = measure(context, samples, [()])
+    domains = tuple(sample.category or "" for sample in samples)
+    found = []
+    for removed in removals:
+        # A repair's weights make another model, with measurements of its own.
+        with repairs.applied(context.stack, removed):
+            sums = measure(context, samples, [removed]).of(removed)
+        found.append(Judged(removed, intact.of(), sums, intact.counts.astype(np.float64), domains))
+    return found
+
+
+def settled(judged: Sequence[Judged]) -> tuple[Removal, list[Facts]]:
+    """Of removals that tie with the best, the one whose worst domain suffers least; and all that tie.
+
+    Args:
+        judged: on the same samples, at least one.
+
+    """
+    best = min(judged, key=lambda each: each.loss)
+    tied = sorted((each for each in judged if each.ties_with(best)), key=lambda each: (each.worst(), each.loss))
+    return tied[0].removed, [each.describe() for each in tied]
+
+
+def _error(excess: np.ndarray, counts: np.ndarray) -> float:
+    """Standard error of Σ excess ÷ Σ counts over samples (the usual linearisation of a ratio)."""
+    items = len(counts)
+    if items < 2:
+        return float("inf")
+    residual = excess - excess.sum() / counts.sum() * counts
+    return float(np.sqrt(items / (items - 1) * (residual**2).sum()) / counts.sum())
