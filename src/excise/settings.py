@@ -46,9 +46,9 @@ MOST_UNITS = 100_000
 # Passes over the calibration samples. Four end in two draws of three on the removal that EvoPress found, two did not
 # (log, 2026-11-24, refinement's default effort); up to sixteen nothing more is gained (log, 2026-11-24, what was left
 # of selection).
-DEFAULT_EFFORT = 4.0
+DEFAULT_EFFORT = 8.0
 # Of the calibration samples, for the closed-form repair.
-REPAIR_TOKENS = 4096
+REPAIR_TOKENS = 16_384
 # Beyond it NumPy's and transformers' generators refuse a seed.
 MOST_SEED = 2**32 - 1
 

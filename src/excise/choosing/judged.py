@@ -99,7 +99,12 @@ def halves(held_out: Samples) -> tuple[Samples, Samples]:
 
 
 def judge(
-    context: Context, samples: Samples, removals: Sequence[Removal], repairs: Repairs | None = None
+    context: Context,
+    samples: Samples,
+    removals: Sequence[Removal],
+    repairs: Repairs | None = None,
+    *,
+    always: bool = False,
 ) -> list[Judged]:
     """Measure removals as they would be written.
 
@@ -107,7 +112,8 @@ def judge(
         context: the model and the store, in which measurements are kept.
         samples: held-out samples.
         removals: sorted original indices of each; () is the intact model.
-        repairs: of some of them; None measures them without.
+        repairs: of some of them, applied where they help; None measures them without.
+        always: apply them whether they help or not.
 
     """
     repairs = repairs or Repairs()
@@ -116,7 +122,7 @@ def judge(
     found = []
     for removed in removals:
         # A repair's weights make another model, with measurements of its own.
-        with repairs.applied(context.stack, removed):
+        with repairs.applied(context.stack, removed, always=always):
             sums = measure(context, samples, [removed]).of(removed)
         found.append(Judged(removed, intact.of(), sums, intact.counts.astype(np.float64), domains))
     return found

@@ -151,7 +151,7 @@ def repair_each(
             cost = samples.tokens * (blocks_run + student_blocks) / n
             left_alone = list(target.left_alone)
             fitted = Repair(target.removed, weights, steps, cost, None, {**facts, "left_alone": left_alone})
-            yield fitted if held_out is None else _judged(context, fitted, held_out)
+            yield fitted if held_out is None else with_losses(context, fitted, held_out)
             # The original's pass is shared by all removals, so the first one pays for it.
             blocks_run = 0
 
@@ -318,7 +318,8 @@ def _folded(projection: Projection, change: Tensor, features: str) -> dict[str, 
     return new
 
 
-def _judged(context: Context, fitted: Repair, held_out: Samples) -> Repair:
+def with_losses(context: Context, fitted: Repair, held_out: Samples) -> Repair:
+    """The repair with its losses on held-out samples, which the store may know."""
     before = measure(context, held_out, [(), fitted.removed])
     with swapped(context.stack.model, fitted.weights):
         after = measure(context, held_out, [fitted.removed])

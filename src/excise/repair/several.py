@@ -21,7 +21,7 @@ from excise.plain import Facts, Values
 from excise.repair.cuts import cuts_of
 from excise.repair.measured import Repairable
 from excise.repair.refitted import Repair
-from excise.repair.repair import repair_each, repaired, require_repairable
+from excise.repair.repair import repair_each, repaired, require_repairable, with_losses
 from excise.settings import REPAIR_TOKENS
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
@@ -56,10 +56,10 @@ class Repairs:
         fitted = self.fitted.get(removed)
         return fitted if fitted and fitted.losses and fitted.losses.repaired < fitted.losses.pruned else None
 
-    def applied(self, stack: Stack, removed: Removal) -> AbstractContextManager[Any]:
-        """Context in which the model has the weights of the removal's helpful repair; without one nothing happens."""
-        helpful = self.helpful(removed)
-        return repaired(stack, helpful) if helpful else contextlib.nullcontext()
+    def applied(self, stack: Stack, removed: Removal, *, always: bool = False) -> AbstractContextManager[Any]:
+        """Context in which the model has the weights of the removal's repair, if it helps or `always`."""
+        found = self.fitted.get(removed) if always else self.helpful(removed)
+        return repaired(stack, found) if found else contextlib.nullcontext()
 
     def describe(self) -> Facts:
         """Plain data: how each was fitted and what it brought, and what was refused."""
@@ -87,26 +87,26 @@ def repair_removals(
         return Repairs({}, dict.fromkeys(removals, reason))
     refused = dict(_refused(stack, removals))
     wanted = [removed for removed in dict.fromkeys(removals) if removed not in refused]
-    # By the held-out samples too: whether a repair helps is judged on them.
-    files = {removed: _file(context, removed, samples, held_out) for removed in wanted}
+    files = {removed: _file(context, removed, samples) for removed in wanted}
     fitted = {removed: Repair.load(path) for removed, path in files.items() if path and path.exists()}
     new = [removed for removed in wanted if removed not in fitted]
     passes = 1 + sum(len(cuts_of(stack, removed)) for removed in new)
     try:
-        with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):
-            for result in repair_each(context, new, samples, held_out=held_out):
+        with context.progress.stage("repair", samples.tokens * passes if new else 0):
+            for result in repair_each(context, new, samples):
                 fitted[result.removed] = result
                 if path := files[result.removed]:
                     result.save(path)
     # The model's streams overflow on these samples; the run goes on without repairs.
     except InputError as error:
         refused |= {removed: str(error) for removed in new if removed not in fitted}
-    return Repairs({removed: fitted[removed] for removed in wanted if removed in fitted}, refused)
+    judged = {removed: with_losses(context, fitted[removed], held_out) for removed in wanted if removed in fitted}
+    return Repairs(judged, refused)
 
 
-def _file(context: Context, removed: Removal, samples: Samples, held_out: Samples) -> Path | None:
-    """Where the store keeps the repair of a removal."""
-    key = {**pass_key(context, samples, {}), "held_out": held_out.hash, "removed": list(removed)}
+def _file(context: Context, removed: Removal, samples: Samples) -> Path | None:
+    """Where the store keeps the repair of a removal; its losses are with all others that were measured."""
+    key = {**pass_key(context, samples, {}), "removed": list(removed)}
     place = context.store.place("repairs", {**key, "dtype": str(context.loaded.stored_dtype)})
     return place and place / "repair.safetensors"
 
