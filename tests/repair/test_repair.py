@@ -17,7 +17,7 @@ from excise.models.loading import Loaded
 from excise.models.stack import bypass, find_stack, first, gated
 from excise.repair.refitted import Repair
 from excise.repair.repair import FEATURES, Folding, repair, repair_each, repaired, require_repairable
-from excise.repair.ridge import NormalEquations, held_out_errors
+from excise.repair.ridge import GainEquations, NormalEquations
 from excise.repair.streams import WEIGHTINGS
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.self_test import self_test
@@ -188,7 +188,7 @@ def test_held_out_errors_are_those_of_the_solutions():
     fit.add(phi[:40], rest[:40], weights[:40])
     held_out.add(phi[40:], rest[40:], weights[40:])
     ridges = [1e-3, 0.1, 10.0, math.inf]
-    errors = held_out_errors(fit, held_out, ridges)
+    errors = fit.held_out_errors(held_out, ridges)
     for ridge, error in zip(ridges, errors, strict=True):
         left = weights[40:] @ (rest[40:] - phi[40:] @ fit.solve(ridge)).square().sum(dim=1)
         assert error == pytest.approx(float(left / (weights[40:] @ rest[40:].square().sum(dim=1))), rel=1e-9)
@@ -281,7 +281,7 @@ def test_weights_are_rounded_as_they_will_be_stored_before_anything_is_measured(
 def test_wide_matrices_have_their_output_mapped_instead(monkeypatch):
     stack = stack_of("llama")
     assert fit(stack, [2], random_samples(LENGTHS)).steps[0].features == "input"
-    monkeypatch.setattr("excise.repair.repair.WIDEST_INPUT", 63)
+    monkeypatch.setattr("excise.repair.folds.WIDEST_INPUT", 63)
     wide = fit(stack, [2], random_samples(LENGTHS))
     mapped = fit(stack, [2], random_samples(LENGTHS), features="output")
     assert wide.steps[0].features == "output"
@@ -321,12 +321,40 @@ def test_the_repaired_checkpoint_passes_the_self_test(tmp_path):
         torch.testing.assert_close(loaded(input_ids=torch.arange(12).unsqueeze(0)).logits, expected)
 
 
+@pytest.mark.parametrize("model_type", ["olmo2", "gemma2", "gemma3_text", "mixtral", "qwen3_moe", "gpt_oss"])
+def test_where_no_matrix_makes_the_output_its_channels_are_scaled(model_type, tmp_path):
+    stack = find_stack(tiny_model(model_type, 6))
+    # Every second block of Qwen3-MoE is dense.
+    removed = [3] if model_type == "qwen3_moe" else [2]
+    before = {name: value.clone() for name, value in stack.model.state_dict().items()}
+    fitted = fit(stack, removed, random_samples(LENGTHS), ridges=[1e-6])
+    (step,) = fitted.steps
+    assert step.features == "gain"
+    assert all(torch.equal(value, before[name]) for name, value in stack.model.state_dict().items())
+    # A gain a channel cannot make the error larger on what it was fitted to; and something is fitted.
+    assert any(not torch.equal(weight, before[name]) for name, weight in fitted.weights.items())
+    with repaired(stack, fitted):
+        write_pruned(stack, removed, tmp_path / "out")
+        assert self_test(stack, removed, tmp_path / "out")["loads_in_stock_transformers"]
+
+
+def test_gains_are_the_least_squares_of_each_channel():
+    phi, rest = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 3, dtype=torch.float64)
+    fit_part, held_out = GainEquations.zeros(3, phi.device), GainEquations.zeros(3, phi.device)
+    fit_part.add(phi[:12], rest[:12], torch.ones(12))
+    held_out.add(phi[12:], rest[12:], torch.ones(8))
+    for c in range(3):
+        expected = torch.linalg.lstsq(phi[:, c : c + 1], rest[:, c]).solution
+        torch.testing.assert_close((fit_part + held_out).solve(1e-12)[c], expected[0])
+    ridges = [1e-3, 1.0, math.inf]
+    errors = [((phi[12:] * fit_part.solve(r) - rest[12:]) ** 2).sum() / (rest[12:] ** 2).sum() for r in ridges]
+    assert fit_part.held_out_errors(held_out, ridges) == pytest.approx([float(error) for error in errors])
+
+
 @pytest.mark.parametrize(
     ("model_type", "removed", "message"),
     [
-        ("mixtral", [2], r"not that of one matrix, as with a mixture of experts.*\(attention\)"),
-        ("olmo2", [2], "ends in a norm"),
-        ("gemma2", [2], "ends in a norm"),
+        ("gemma4_text", [2], "use keys and values of blocks below them"),
         ("llama", [0, 1], "run at block 0 has no kept block below"),
     ],
 )

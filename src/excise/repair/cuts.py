@@ -1,10 +1,10 @@
-"""Cuts: where a run of blocks was removed, and the matrix of the block below into which a repair can be folded."""
+"""Cuts: where a run of blocks was removed, and what of the block below a repair can be folded into."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,42 +13,15 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from excise.errors import ArchitectureError, InputError
-from excise.models.stack import Stack, Sublayer, block_indices, first
+from excise.models.stack import Block, Stack, Sublayer, block_indices, first
 from excise.plain import Facts
+from excise.repair.folds import Channels, Fold, Gain, Projection, probing_factors
 from excise.surgery.merge import Run
 
 PROBE_TOKENS = 4
 MATRICES = (nn.Linear, Conv1D)
 
-
-@dataclass(frozen=True, eq=False)
-class Projection:
-    """The last matrix of a sublayer: its output is the sublayer's.
-
-    Attributes:
-        name: of the module, from the model's root.
-        module: a linear module with plain floating-point weights.
-        sublayer: whose output it makes.
-        scale: what that output is multiplied by before it is added to the residual stream.
-
-    """
-
-    name: str
-    module: Any
-    sublayer: Sublayer
-    scale: float
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weight as [in, out]: output = input @ matrix + bias."""
-        weight = self.module.weight.data
-        return weight if isinstance(self.module, Conv1D) else weight.T
-
-    def stored(self, matrix: Tensor) -> Tensor:
-        """Bring a matrix [in, out] into the weight's own layout and dtype."""
-        weight = self.module.weight
-        layout = matrix if isinstance(self.module, Conv1D) else matrix.T
-        return layout.to(weight.dtype).contiguous()
+Call = tuple[tuple[Any, ...], Facts]  # arguments of a module
 
 
 def cuts_of(stack: Stack, removed: Sequence[int]) -> tuple[Run, ...]:
@@ -72,13 +45,14 @@ def cuts_of(stack: Stack, removed: Sequence[int]) -> tuple[Run, ...]:
     return tuple(cuts)
 
 
-def output_projections(
+def folds_of(
     stack: Stack, blocks: Sequence[int], kinds: Sequence[str] | None
-) -> dict[int, list[Projection] | ArchitectureError]:
-    """Find the matrices into which a map of their sublayer's output folds exactly, block by block.
+) -> dict[int, list[Fold] | ArchitectureError]:
+    """Find what a map of a sublayer's output folds into exactly, block by block.
 
     A few tokens are sent through the intact model: a matrix qualifies if its output is the sublayer's to the last bit,
-    and if the block is its input plus what its sublayers give.
+    and if the block is its input plus what its sublayers give. Where no matrix does, the gains of the sublayer's output
+    channels qualify if scaling the parameters that make them scales the output.
 
     Args:
         stack: the model.
@@ -86,7 +60,7 @@ def output_projections(
         kinds: sublayers wanted in each, in order of computation ("attention", "feed-forward"); None takes the last.
 
     Returns:
-        For each block its matrices, or why folding into one of them would not be exact.
+        For each block a fold of each sublayer, or why folding into one of them would not be exact.
 
     Raises:
         InputError: `kinds` is empty.
@@ -94,57 +68,129 @@ def output_projections(
     """
     if kinds is not None and not kinds:
         raise InputError("expected at least one kind of sublayer to fold into, such as 'feed-forward', got none")
+    if stack.architecture.kv_sharing:
+        reason = (
+            f"blocks of {stack.architecture.model_type} use keys and values of blocks below them, so none can be run from "
+            "a residual stream alone, as fitting a repair would; heal by training instead"
+        )
+        return {index: ArchitectureError(reason) for index in blocks}
     names = {module: name for name, module in stack.model.named_modules()}
     scale = float(getattr(stack.model.config, "residual_multiplier", 1.0))
-    found: dict[int, list[Projection] | ArchitectureError] = {}
+    found: dict[int, list[Fold] | ArchitectureError] = {}
     inside = [index for index in blocks if index >= 0]
-    with _recorded(stack, inside) as (outputs, inputs):
+    with _recorded(stack, inside) as (outputs, inputs, calls):
         tokens = torch.arange(PROBE_TOKENS, device=stack.device).unsqueeze(0) % stack.model.config.vocab_size
         with torch.no_grad():
             stack.hidden(tokens)
-        for index in blocks:
-            try:
-                found[index] = _projections(stack, index, kinds, names, outputs, scale)
-                _check_sum(stack, index, outputs, inputs, scale)
-            except ArchitectureError as reason:
-                found[index] = reason
+    for index in blocks:
+        try:
+            found[index] = _folds(stack, index, kinds, names, outputs, calls, scale)
+            _check_sum(stack, index, outputs, inputs, scale)
+        except ArchitectureError as reason:
+            found[index] = reason
     return found
 
 
-def _projections(
+def _folds(
     stack: Stack,
     index: int,
     kinds: Sequence[str] | None,
     names: Mapping[nn.Module, str],
     outputs: dict[Any, Tensor],
+    calls: dict[Any, Call],
     scale: float,
-) -> list[Projection]:
+) -> list[Fold]:
     if index < 0:
         raise ArchitectureError(
             "the removed run at block 0 has no kept block below it into which a repair could be folded; "
             "keep block 0, or heal by training"
         )
-    block, found = stack.blocks[index], []
+    block = stack.blocks[index]
+    found: list[Fold] = []
     for kind in (block.sublayers[-1].kind,) if kinds is None else kinds:
         sublayer = next((s for s in block.sublayers if s.kind == kind), None)
         if sublayer is None:
             raise ArchitectureError(_no_sublayer(stack, index, kind))
-        module = _matrix_of(sublayer, outputs)
-        found.append(Projection(names[module], module, sublayer, scale))
+        try:
+            module = _matrix_of(sublayer, outputs)
+            found.append(Projection(names[module], module, sublayer, scale))
+        except ArchitectureError:
+            gain = _gain_of(block, sublayer, names, calls, scale)
+            if gain is None:
+                raise
+            found.append(gain)
     return found
 
 
+def _gain_of(
+    block: Block, sublayer: Sublayer, names: Mapping[nn.Module, str], calls: dict[Any, Call], scale: float
+) -> Gain | None:
+    """The gains of a sublayer's output channels; None where scaling what makes them does not scale the output."""
+    module = sublayer.module
+    # Of a norm at the end the gain, else all that the output is linear in.
+    own = f"{names[module]}."
+    ending = [(f"{own}weight", module.get_parameter("weight"))] if hasattr(module, "weight") else []
+    inside = [(f"{names[block.module]}.{name}", block.module.get_parameter(name)) for name in sublayer.writes]
+    parameters = ending if sublayer.inner else inside
+    plain = all(p.is_floating_point() and not p.is_meta for _, p in parameters)
+    if not parameters or not plain or module not in calls:
+        return None
+    args, kwargs = calls[module]
+    with torch.no_grad():
+        before = first(module(*args, **kwargs)).double()
+    width = before.shape[-1]
+    guesses = []
+    for _, parameter in parameters:
+        if parameter is None or parameter.is_meta or not parameter.is_floating_point():
+            return None
+        axes = [axis for axis, size in enumerate(parameter.shape) if size == width]
+        guesses.append(
+            [Channels(axis, offset) for axis in axes for offset in ((0.0, 1.0) if sublayer.inner else (0.0,))]
+        )
+    factors = probing_factors(width, before.device)
+    for guess in itertools.product(*guesses):
+        named = zip(parameters, guess, strict=True)
+        gain = Gain(names[module], module, sublayer, scale, {n: (p, channels) for (n, p), channels in named})
+        with torch.no_grad(), _holding(gain):
+            after = first(module(*args, **kwargs)).double()
+        rounding = 16 * torch.finfo(parameters[0][1].dtype).eps
+        if (after - before * factors).abs().max() <= rounding * max(1e-30, before.abs().max().item()):
+            return gain
+    return None
+
+
 @contextlib.contextmanager
-def _recorded(stack: Stack, blocks: Sequence[int]) -> Iterator[tuple[dict[Any, Tensor], dict[int, Tensor]]]:
-    """Record the outputs of every matrix, sublayer and block, and the inputs of the blocks."""
+def _holding(gain: Gain) -> Iterator[None]:
+    """Context in which the parameters of a gain are scaled by the factors that probe it."""
+    originals = {name: parameter.data for name, (parameter, _) in gain.parameters.items()}
+    (parameter, channels), *_ = gain.parameters.values()
+    try:
+        new = gain.scaled(probing_factors(parameter.shape[channels.axis], parameter.device))
+        for name, (parameter, _) in gain.parameters.items():
+            parameter.data = new[name]
+        yield
+    finally:
+        for name, (parameter, _) in gain.parameters.items():
+            parameter.data = originals[name]
+
+
+@contextlib.contextmanager
+def _recorded(
+    stack: Stack, blocks: Sequence[int]
+) -> Iterator[tuple[dict[Any, Tensor], dict[int, Tensor], dict[Any, Call]]]:
+    """Record the outputs of every matrix, sublayer and block, the inputs of blocks, and what sublayers are given."""
     outputs: dict[Any, Tensor] = {}
     inputs: dict[int, Tensor] = {}
+    calls: dict[Any, Call] = {}
 
     def keep_output(module: nn.Module, args: object, output: Any) -> None:
         outputs[module] = first(output)
 
     def keep_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: Facts, index: int) -> None:
         inputs[index] = args[0] if args else kwargs["hidden_states"]
+
+    def keep_call(module: nn.Module, args: tuple[Any, ...], kwargs: Facts) -> None:
+        calls[module] = args, kwargs
 
     handles = []
     for index in blocks:
@@ -153,8 +199,9 @@ def _recorded(stack: Stack, blocks: Sequence[int]) -> Iterator[tuple[dict[Any, T
         watched |= {m for s in block.sublayers for m in s.module.modules() if isinstance(m, MATRICES)}
         handles += [module.register_forward_hook(keep_output) for module in watched]
         handles.append(block.module.register_forward_pre_hook(partial(keep_input, index=index), with_kwargs=True))
+        handles += [s.module.register_forward_pre_hook(keep_call, with_kwargs=True) for s in block.sublayers]
     try:
-        yield outputs, inputs
+        yield outputs, inputs, calls
     finally:
         for handle in handles:
             handle.remove()

@@ -12,7 +12,6 @@ With fewer fitting tokens than features, the fit is solved in its dual form, who
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from excise.interrupts import stop_if_told
 from excise.ising.problem import Removal
 from excise.measuring.divergence import Divergence
 from excise.measuring.losses import sample_losses
-from excise.measuring.measure import Measurements, Statistic
+from excise.measuring.measure import Measurements, Statistic, measure
 from excise.measuring.passes import over_batches, pass_key
 from excise.measuring.trie import Trie, branch_points
 from excise.models.stack import (
@@ -44,9 +43,9 @@ from excise.models.stack import (
     pass_through,
     removable_indices,
 )
-from excise.repair.cuts import Projection, output_projections
-from excise.repair.repair import features_of
-from excise.repair.streams import Scratch, original_streams, wide
+from excise.repair.cuts import folds_of
+from excise.repair.folds import AUTO, Fold, Gain, as_features
+from excise.repair.streams import Scratch, original_streams, recorded_at, wide
 from excise.store import Ledger
 
 # Of a fit on one to three thousand tokens. Chosen once for all, as held-out samples would have to choose it at every
@@ -59,25 +58,22 @@ KEPT_ELEMENTS = 1 << 28
 
 @dataclass(frozen=True, eq=False)
 class Repairable:
-    """Into which matrix below a cut a repair folds, for every block where one does.
+    """What of a block below a cut a repair folds into, for every block where it does.
 
     Attributes:
         stack: the model.
-        projections: block below a cut → the matrix; blocks without one are not in it.
+        folds: block below a cut → the fold; blocks without one are not in it.
 
     """
 
     stack: Stack
-    projections: dict[int, Projection]
+    folds: dict[int, Fold]
 
     @staticmethod
     def of(stack: Stack) -> Repairable:
         """Look at every block; costs a pass of a few tokens."""
-        # Blocks above a cut that read keys and values of blocks below it cannot be run from a stream alone.
-        if stack.architecture.kv_sharing:
-            return Repairable(stack, {})
-        found = output_projections(stack, range(len(stack.blocks) - 1), None)
-        exact = {block: fold[0] for block, fold in found.items() if not isinstance(fold, ArchitectureError)}
+        found = folds_of(stack, range(len(stack.blocks) - 1), None)
+        exact = {block: folds[0] for block, folds in found.items() if not isinstance(folds, ArchitectureError)}
         return Repairable(stack, exact)
 
 
@@ -96,8 +92,8 @@ def measure_repaired(
 ) -> Measurements:
     """Measure removals of whole blocks on samples, each repaired on others.
 
-    Cuts below which no matrix can be refitted exactly stay as they are. What the store holds is not measured again, and
-    every candidate is kept as soon as it is measured.
+    Cuts below which nothing can be refitted exactly stay as they are; where that is so of all, this is `measure`. What
+    the store holds is not measured again, and every candidate is kept as soon as it is measured.
 
     Args:
         context: the model and the store.
@@ -115,6 +111,9 @@ def measure_repaired(
 
     """
     stack = context.stack
+    repairable = Repairable.of(stack)
+    if not repairable.folds:
+        return measure(context, judging, removals, statistic=statistic)
     distinct = tuple(dict.fromkeys(removable_indices(stack, removed) for removed in removals))
     known = _ledger(context, fitting, judging, statistic)
     new = [removed for removed in distinct if removed not in known]
@@ -123,7 +122,7 @@ def measure_repaired(
             advance(judging.tokens * (len(distinct) - len(new)))
         if new:
             with tempfile.TemporaryDirectory(prefix="excise-streams-") as place:
-                walk = _Walk(context, fitting, judging, statistic, Scratch(Path(place)))
+                walk = _Walk(context, fitting, judging, statistic, repairable, Scratch(Path(place)))
                 for removed, sums in walk.measured(new):
                     known.add([removed], sums[None])
                     advance(judging.tokens)
@@ -161,7 +160,7 @@ class _Node:
     """The streams of all batches before a block; with what is needed to repair the block below, where that may be."""
 
     streams: tuple[Tensor, ...]
-    opening: _Opening | None = None
+    opening: _Opening | _Gains | None = None
 
 
 class _Opening:
@@ -197,18 +196,45 @@ class _Opening:
         return [rows @ solution for rows in self._rows]
 
 
+class _Gains:
+    """The same for a fold that only scales channels.
+
+    Args:
+        features: [real tokens of a batch, width] of each batch.
+        fits: which batches are fitted on.
+
+    """
+
+    def __init__(self, features: Sequence[Tensor], fits: Sequence[bool]) -> None:
+        self._features = features
+        self._fitted = torch.cat([f for f, fitting in zip(features, fits, strict=True) if fitting])
+
+    def added(self, residual: Float[Tensor, "tokens width"]) -> list[Tensor]:
+        """See `_Opening.added`."""
+        gram = self._fitted.square().sum(dim=0)
+        ridge = RIDGE * float(gram.mean())
+        change = (self._fitted * residual).sum(dim=0) / (gram + max(ridge, torch.finfo(gram.dtype).tiny))
+        return [f * change for f in self._features]
+
+
 class _Walk:
     """One walk over the trie with the streams of all samples, the fitting ones first."""
 
     def __init__(
-        self, context: Context, fitting: Samples, judging: Samples, statistic: Statistic, scratch: Scratch
+        self,
+        context: Context,
+        fitting: Samples,
+        judging: Samples,
+        statistic: Statistic,
+        repairable: Repairable,
+        scratch: Scratch,
     ) -> None:
         of_fitting, of_judging = context.batches(fitting), context.batches(judging)
         self.context, self.fitting, self.judging = context, fitting, judging
         self.statistic, self.scratch = statistic, scratch
         self.batches = [batch.to(context.stack.device) for batch in (*of_fitting, *of_judging)]
         self.fits = [i < len(of_fitting) for i in range(len(self.batches))]
-        self.repairable = Repairable.of(context.stack)
+        self.repairable = repairable
 
     def measured(self, removals: Sequence[Removal]) -> Iterator[tuple[Removal, np.ndarray]]:
         """Each removal with its sums [judging samples], depth first."""
@@ -250,7 +276,7 @@ class _Walk:
 
     def _run(self, node: _Node, start: int, stop: int, removed: np.ndarray, opens: bool, fitting_on: bool) -> _Node:
         """Send the streams through blocks `start` to `stop` − 1, recording what a repair of the last of them needs."""
-        projection = self.repairable.projections.get(stop - 1) if opens else None
+        fold = self.repairable.folds.get(stop - 1) if opens else None
         streams: list[Tensor] = []
         features: list[Tensor] = []
         for number, batch in enumerate(self.batches):
@@ -260,11 +286,14 @@ class _Walk:
                 # No cut lies above: what is fitted on is of no more use.
                 streams.append(stream)
                 continue
-            with _recorded(projection) as found:
+            with recorded_at(fold) as found:
                 streams.append(_through(self.context.stack, batch, stream, start, stop))
-            if projection is not None:
-                features.append(wide(found[features_of(projection)][batch.real]))
-        return _Node(tuple(streams), _Opening(features, self.fits) if features else None)
+            if fold is not None:
+                features.append(wide(as_features(found, fold.features(AUTO))[batch.real]))
+        if fold is None or not features:
+            return _Node(tuple(streams))
+        opening = _Gains if isinstance(fold, Gain) else _Opening
+        return _Node(tuple(streams), opening(features, self.fits))
 
     def _closed(self, node: _Node, top: int) -> _Node:
         """The node after a cut whose highest block is `top`, repaired where that is exact."""
@@ -361,21 +390,3 @@ def _through(stack: Stack, batch: Batch, stream: Tensor, start: int, stop: int) 
     finally:
         handle.remove()
     return kept[0]
-
-
-@contextlib.contextmanager
-def _recorded(projection: Projection | None) -> Iterator[dict[str, Tensor]]:
-    """Context in which a pass leaves the input and the scaled output of a matrix."""
-    found: dict[str, Tensor] = {}
-    if projection is None:
-        yield found
-        return
-
-    def keep(module: object, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found["input"], found["output"] = args[0], output * projection.scale
-
-    handle = projection.module.register_forward_hook(keep)
-    try:
-        yield found
-    finally:
-        handle.remove()

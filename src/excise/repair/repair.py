@@ -30,16 +30,13 @@ from excise.measuring.passes import over_batches
 from excise.models.identity import model_identity
 from excise.models.stack import Stack, block_indices
 from excise.plain import Facts
-from excise.repair.cuts import Projection, cuts_of, output_projections
+from excise.repair.cuts import cuts_of, folds_of
+from excise.repair.folds import AUTO, FEATURES, Fold, as_features
 from excise.repair.refitted import Losses, Repair, Step
-from excise.repair.ridge import RIDGES, NormalEquations, held_out_errors
+from excise.repair.ridge import RIDGES, Equations
 from excise.repair.streams import WEIGHTINGS, Scratch, original_streams, student_streams, swapped
 from excise.surgery.merge import Run
 
-FEATURES = ("output", "input")
-AUTO = "auto"
-# Above it, the eigenvectors of the inputs' normal equations cost more than they bring.
-WIDEST_INPUT = 8192
 STAGE = "repair"
 # One sample in so many chooses the ridge; all join the fit after.
 EVERY = 5
@@ -165,20 +162,20 @@ class _Target:
 
     removed: tuple[int, ...]
     cuts: Mapping[int, Run]
-    projections: tuple[Projection, ...]
+    folds: tuple[Fold, ...]
     left_alone: tuple[Facts, ...]
 
     @staticmethod
     def of(stack: Stack, removed: Sequence[int], into: Sequence[str] | None) -> _Target:
         cuts = {cut.kept: cut for cut in cuts_of(stack, removed)}
-        found = output_projections(stack, list(cuts), into)
+        found = folds_of(stack, list(cuts), into)
         refused = {block: reason for block, reason in found.items() if isinstance(reason, ArchitectureError)}
         if len(refused) == len(cuts):
             raise next(iter(refused.values()))
-        matrices = [matrix for matrices in found.values() if isinstance(matrices, list) for matrix in matrices]
+        folds = [fold for folds in found.values() if isinstance(folds, list) for fold in folds]
         left_alone = tuple({"run": list(cuts[b].removed), "reason": str(reason)} for b, reason in refused.items())
         kept = {block: cut for block, cut in cuts.items() if block not in refused}
-        return _Target(block_indices(stack, removed), kept, tuple(matrices), left_alone)
+        return _Target(block_indices(stack, removed), kept, tuple(folds), left_alone)
 
 
 def require_repairable(stack: Stack, removed: Sequence[int], into: Sequence[str] | None = None) -> None:
@@ -219,45 +216,45 @@ class _Fitting:
         start, blocks_run, ridges = 0, 0, self.folding.ridges
         stored = self.context.loaded.stored_dtype
         with contextlib.ExitStack() as folded:
-            for projection in target.projections:
-                cut = target.cuts[projection.sublayer.block]
-                features = features_of(projection, self.folding.features)
-                fit, choice = self._gather(start, target.removed, projection, cut, features)
+            for fold in target.folds:
+                cut = target.cuts[fold.sublayer.block]
+                features = fold.features(self.folding.features)
+                fit, choice = self._gather(start, target.removed, fold, cut, features)
                 blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
-                errors = held_out_errors(fit, choice, ridges)
+                errors = fit.held_out_errors(choice, ridges)  # type: ignore[arg-type]
                 best = min(range(len(ridges)), key=errors.__getitem__)
                 # The ridge is chosen on samples kept out; the matrix is then fitted on all of them.
-                new = _folded(projection, (fit + choice).solve(ridges[best]), features)
+                new = fold.folded((fit + choice).solve(ridges[best]), features)  # type: ignore[operator]
                 new = {name: tensor.to(stored) for name, tensor in new.items()}
                 # The next cut is fitted on the stream as repaired so far, and as rounded to what will be written.
                 folded.enter_context(swapped(self.context.stack.model, new))
                 weights |= new
-                kind = projection.sublayer.kind
+                kind = fold.sublayer.kind
                 steps.append(Step(cut.kept, kind, cut.removed, features, ridges[best], errors[best]))
                 start = cut.kept
         return weights, tuple(steps), blocks_run
 
     def _gather(
-        self, start: int, removed: Sequence[int], projection: Projection, cut: Run, features: str
-    ) -> tuple[NormalEquations, NormalEquations]:
-        """Normal equations of one matrix, over the samples to fit and over those to choose the ridge by."""
+        self, start: int, removed: Sequence[int], fold: Fold, cut: Run, features: str
+    ) -> tuple[Equations, Equations]:
+        """Normal equations of one fold, over the samples to fit and over those to choose the ridge by."""
         stack = self.context.stack
-        inner, width = projection.matrix.shape
-        size, device = (inner if features == "input" else width), projection.module.weight.device
-        fit, choice = (NormalEquations.zeros(size, width, device) for _ in range(2))
+        fit, choice = fold.equations(features), fold.equations(features)
+        device = fit.gram.device
         every = min(EVERY, len(self.samples))
         kept_out = self.samples.dealt(every, [every - 1])[0]
         choosing = {id(sample) for sample in kept_out}
         for number, batch in over_batches(self.context, self.samples, STAGE):
             state = self.scratch.read(number, "state").get("state") if start > 0 else None
             state = None if state is None else state.to(stack.device)
-            before, inputs, outputs, stream = student_streams(stack, batch, start, state, removed, projection)
+            before, found, stream = student_streams(stack, batch, start, state, removed, fold)
             # The next cut lies above, so its pass starts here and not at the embedding.
             self.scratch.write(number, "state", {"state": before})
             target = self.scratch.read(number, f"target-{cut.removed[-1]}")
             real = batch.real.to(stream.device)
             residual = target["stream"].to(stream.device).double() - stream[real].double()
-            phi = (inputs if features == "input" else outputs)[real.to(outputs.device)]
+            phi = as_features(found, features)
+            phi = phi[real.to(phi.device)]
             # By the sample's number, not the batch's: batches hold samples of similar length, and short chats differ
             # from long ones.
             chooses = torch.tensor([id(self.samples[i]) in choosing for i in batch.indices], device=real.device)
@@ -267,13 +264,6 @@ class _Fitting:
                     phi[rows.to(phi.device)], residual[rows].to(device), target["weights"].to(device)[rows.to(device)]
                 )
         return fit, choice
-
-
-def features_of(projection: Projection, features: str = AUTO) -> str:
-    """What a matrix is fitted on, "input" or "output", where `Folding.features` asks for this."""
-    if features != AUTO:
-        return features
-    return "input" if projection.matrix.shape[0] <= WIDEST_INPUT else "output"
 
 
 @contextlib.contextmanager
@@ -301,21 +291,6 @@ def repaired(stack: Stack, repair: Repair) -> Iterator[tuple[int, ...]]:
         )
     with swapped(stack.model, repair.weights):
         yield repair.removed
-
-
-def _folded(projection: Projection, change: Tensor, features: str) -> dict[str, Tensor]:
-    """New weights of a projection, whose output (or matrix) is to change by `change`."""
-    matrix = projection.matrix.double()
-    bias = getattr(projection.module, "bias", None)
-    name = projection.name
-    if features == "input":
-        # The block multiplies what the projection gives, so the change is divided by that.
-        return {f"{name}.weight": projection.stored(matrix + change / projection.scale)}
-    new = {f"{name}.weight": projection.stored(matrix + matrix @ change)}
-    if bias is not None:
-        wide = bias.data.double()
-        new[f"{name}.bias"] = (wide + wide @ change).to(bias.dtype)
-    return new
 
 
 def with_losses(context: Context, fitted: Repair, held_out: Samples) -> Repair:

@@ -92,15 +92,16 @@ def repair_removals(
     new = [removed for removed in wanted if removed not in fitted]
     passes = 1 + sum(len(cuts_of(stack, removed)) for removed in new)
     try:
-        with context.progress.stage("repair", samples.tokens * passes if new else 0):
+        with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):
             for result in repair_each(context, new, samples):
                 fitted[result.removed] = result
                 if path := files[result.removed]:
                     result.save(path)
+            judged = {r: with_losses(context, fitted[r], held_out) for r in wanted if r in fitted}
     # The model's streams overflow on these samples; the run goes on without repairs.
     except InputError as error:
         refused |= {removed: str(error) for removed in new if removed not in fitted}
-    judged = {removed: with_losses(context, fitted[removed], held_out) for removed in wanted if removed in fitted}
+        judged = {r: with_losses(context, fitted[r], held_out) for r in wanted if r in fitted}
     return Repairs(judged, refused)
 
 
@@ -144,7 +145,7 @@ def write_removal(
 
 def is_repairable(loaded: Loaded, samples: Samples) -> bool:
     """Whether a removal from this model may be repaired at some cut; costs a pass of a few tokens."""
-    return _unfit(loaded, samples) is None and bool(Repairable.of(loaded.stack).projections)
+    return _unfit(loaded, samples) is None and bool(Repairable.of(loaded.stack).folds)
 
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:

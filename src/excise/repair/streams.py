@@ -24,7 +24,7 @@ from excise.models.stack import (
     replace_first,
 )
 from excise.plain import Facts
-from excise.repair.cuts import Projection
+from excise.repair.folds import Fold
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,9 +91,9 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def student_streams(
-    stack: Stack, batch: Batch, start: int, state: Tensor | None, removed: Sequence[int], projection: Projection
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the student from one of its saved states up to the block that a projection belongs to.
+    stack: Stack, batch: Batch, start: int, state: Tensor | None, removed: Sequence[int], fold: Fold
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Run the student from one of its saved states up to the block that a fold belongs to.
 
     Args:
         stack: the model, with whatever repairs it has so far.
@@ -101,21 +101,17 @@ def student_streams(
         start: block at which the state enters.
         state: residual stream [batch, tokens, width] before block `start`; None where it starts at the embedding.
         removed: original indices.
-        projection: of the block to stop after.
+        fold: of the block to stop after.
 
     Returns:
-        The stream before the block; the projection's input [batch, tokens, in] and its output times its scale; the
-        stream after the block.
+        The stream before the block; what `recorded_at` the fold; the stream after the block.
 
     """
-    block = stack.blocks[projection.sublayer.block]
+    block = stack.blocks[fold.sublayer.block]
     kept: dict[str, Tensor] = {}
 
     def before(module: object, args: tuple[Tensor, ...], kwargs: Facts) -> None:
         kept["state"] = block_input(args, kwargs)
-
-    def at_projection(module: object, args: tuple[Tensor, ...], output: Tensor) -> None:
-        kept["input"], kept["output"] = args[0], output * projection.scale
 
     def after(module: object, args: object, output: object) -> None:
         kept["stream"] = first(output)
@@ -127,15 +123,34 @@ def student_streams(
     handles = [
         block.module.register_forward_pre_hook(before, with_kwargs=True),
         block.module.register_forward_hook(after),
-        projection.module.register_forward_hook(at_projection),
     ]
     try:
-        with torch.no_grad(), override_forward(replacements):
+        with torch.no_grad(), override_forward(replacements), recorded_at(fold) as found:
             stack.hidden(batch.input_ids)
     finally:
         for handle in handles:
             handle.remove()
-    return kept["state"], kept["input"], kept["output"], kept["stream"]
+    return kept["state"], found, kept["stream"]
+
+
+@contextlib.contextmanager
+def recorded_at(fold: Fold | None) -> Iterator[dict[str, Tensor]]:
+    """Context in which a pass leaves the "input" of a fold's module, where it is a tensor, and its scaled "output"."""
+    found: dict[str, Tensor] = {}
+    if fold is None:
+        yield found
+        return
+
+    def keep(module: object, args: tuple[Tensor, ...], output: Any) -> None:
+        if args:
+            found["input"] = args[0]
+        found["output"] = first(output) * fold.scale
+
+    handle = fold.module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
