@@ -70,8 +70,8 @@ def folds_of(
         raise InputError("expected at least one kind of sublayer to fold into, such as 'feed-forward', got none")
     if stack.architecture.kv_sharing:
         reason = (
-            f"blocks of {stack.architecture.model_type} use keys and values of blocks below them, so none can be run from "
-            "a residual stream alone, as fitting a repair would; heal by training instead"
+            f"blocks of {stack.architecture.model_type} use keys and values of blocks below them, so none can be run "
+            "from a residual stream alone, as fitting a repair would; heal by training instead"
         )
         return {index: ArchitectureError(reason) for index in blocks}
     names = {module: name for name, module in stack.model.named_modules()}
