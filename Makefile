@@ -64,7 +64,8 @@ format: $(READY)
 
 demo: $(WEIGHTS)
 	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 96 \
-		--rivals block-influence,norm-ratio --effort 2 --random-states 2 --out $(DEMO) --force
+		--rivals block-influence,norm-ratio --effort 2 --repair-tokens 4096 --random-states 2 --held-out 32 \
+		--out $(DEMO) --force
 	$(BIN)/excise report $(DEMO)
 
 bench: $(WEIGHTS)

@@ -147,7 +147,7 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
     heal_lr: float | None = option(None, "Peak learning rate.", group="Healing", above=0, hidden=True)
     heal_train: str | None = option(
         None,
-        "all, lora, or cuts (the blocks next to a cut).",
+        "all, lora, cuts (the blocks next to a cut), refitted (what repair refits), or last (three blocks, head).",
         group="Healing",
         choices=names_in("excise.healing.settings:TRAIN"),
         hidden=True,

@@ -85,7 +85,7 @@ def test_the_loss_falls(model_type, tmp_path):
     assert sum(last) < 0.8 * sum(first)
 
 
-@pytest.mark.parametrize("train_what", ["all", "lora", "cuts"])
+@pytest.mark.parametrize("train_what", ["all", "lora", "cuts", "refitted", "last"])
 def test_a_trained_model_has_another_identity(train_what, tmp_path):
     teacher, student = teacher_and_student()
     before = model_identity(student.model)
@@ -138,7 +138,7 @@ def test_tensorboard_gets_the_curve(tmp_path):
     assert written == [(entry["step"], pytest.approx(entry["loss"], rel=1e-5)) for entry in curve]
 
 
-@pytest.mark.parametrize("kind", ["lora", "cuts"])
+@pytest.mark.parametrize("kind", ["lora", "cuts", "refitted", "last"])
 def test_only_some_weights_learn(kind, tmp_path):
     teacher, student = teacher_and_student()
     state, names = copy_of(student.model), [name for name, _ in student.model.named_parameters()]
@@ -148,6 +148,11 @@ def test_only_some_weights_learn(kind, tmp_path):
     moved = changed(student.model, state)
     if kind == "cuts":
         assert moved == {name for name in names if ".layers.1." in name or ".layers.2." in name}
+    elif kind == "refitted":
+        assert moved == {name for name in names if name.endswith("layers.1.mlp.down_proj.weight") or "norm" in name}
+    elif kind == "last":
+        last = [f".layers.{i}." for i in range(len(student.blocks) - 3, len(student.blocks))]
+        assert moved == {name for name in names if any(part in name for part in (*last, "lm_head"))}
     else:
         assert moved == {name for name in names if "_proj" in name}
     assert [name for name, _ in student.model.named_parameters()] == names

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from excise.choosing.candidate import Candidate, Verified
 from excise.repair.several import REPAIRED
 
-FIRST_REFINED = tuple(f"refined:{k}" for k in range(REPAIRED))
+# Beside the best of the others: the race of refinement has told its finalists apart on more tokens.
+FIRST_REFINED = ("refined:0", "refined:1")
 
 
 def chosen_of(verified: Verified, energy: str, select: str) -> Candidate:
@@ -29,8 +30,8 @@ def contenders(
         energy: shown beside the damage.
         select: see `chosen_of`.
         racing: how many a race takes.
-        after_repair: refinement chose by what repair leaves, which damage without repair says little of: its first are
-            among them however they measured.
+        after_repair: refinement chose by what repair leaves, of which damage without repair says little: its first two
+            are among them however they measured.
 
     """
     chosen = chosen_of(verified, energy, select)
@@ -38,6 +39,7 @@ def contenders(
         return [chosen]
     # Repair changes the order: of three in the main job the third became the best (log, 2026-11-24, the main job with
     # repair).
-    first = verified.ranked[: max(REPAIRED if select == "measured" else 0, racing if racing > 1 else 0)]
+    most = max(REPAIRED if select == "measured" else 0, racing if racing > 1 else 0)
     refined = [c for c in verified.candidates if after_repair and c.method in FIRST_REFINED]
-    return list({c.removed: c for c in (*sorted(refined, key=lambda c: c.method), *first)}.values())
+    wanted = {c.removed: c for c in (*sorted(refined, key=lambda c: c.method), *verified.ranked)}
+    return list(wanted.values())[:most]

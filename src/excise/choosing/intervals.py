@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float64
@@ -67,6 +67,7 @@ class Row:
         note: what a reader must know.
         repaired_delta: `delta` after closed-form repair (the mean over draws, for random); None where it was not
             repaired.
+        domains: `delta` in each category of the held-out samples.
 
     """
 
@@ -89,6 +90,7 @@ class Row:
     draws: tuple[Facts, ...] = ()
     note: str = ""
     repaired_delta: float | None = None
+    domains: dict[str, float] = field(default_factory=dict)
 
     @property
     def forward_equivalents(self) -> float:
@@ -106,6 +108,7 @@ class Judge:
         base: [samples], loss sums of the intact model, nats.
         counts: [samples], counted tokens.
         seed: of the bootstrap.
+        domains: [samples], their categories.
 
     """
 
@@ -114,6 +117,7 @@ class Judge:
     base: Floats
     counts: Floats
     seed: int = 0
+    domains: tuple[str, ...] = ()
 
     def rows(self, choices: Sequence[Choice]) -> list[Row]:
         """Rows of one budget, lowest loss first; several seeds of one method become one row, their mean."""
@@ -133,6 +137,7 @@ class Judge:
                 interval=_interval(resampled[method]),
                 behind=deltas[method] - deltas[best],
                 behind_interval=_interval(resampled[method] - resampled[best]),
+                domains=self._by_domain(excess[method].mean(axis=0)),
             )
             for method, drawn in by_method.items()
         ]
@@ -140,6 +145,11 @@ class Judge:
 
     def _mean(self, excess: Floats) -> float:
         return float(excess.mean(axis=0).sum() / self.counts.sum())
+
+    def _by_domain(self, excess: Floats) -> dict[str, float]:
+        names = np.array(self.domains)
+        groups = {name: names == name for name in dict.fromkeys(self.domains)}
+        return {name: float(excess[group].sum() / self.counts[group].sum()) for name, group in groups.items()}
 
     def _resample(self, excess: Floats) -> Floats:
         """Bootstrap replicates [replicates] of the mean of `excess` [draws, samples] per counted token."""

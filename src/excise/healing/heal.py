@@ -201,10 +201,19 @@ def _still_zero(stack: Stack, recipe: Values) -> list[str]:
     return [name for name in recipe["zeroed_sublayers"] if name in named and is_zero(name)]
 
 
+TRAINED = {
+    "all": "all parameters",
+    "lora": "LoRA, merged",
+    "cuts": "the blocks next to a cut",
+    "refitted": "the matrices below the cuts, and the gains of norms",
+    "last": "the last three blocks and the head",
+}
+
+
 def _section(facts: Values) -> str:
     losses, settings, teacher = facts["losses"], facts["settings"], facts["teacher"]
     rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in losses.items())
-    trained = {"all": "all parameters", "lora": "LoRA, merged", "cuts": "the blocks next to a cut"}[settings["train"]]
+    trained = TRAINED[settings["train"]]
     return (
         f"\n## Healing\n\nTrained by distillation from the original ({teacher['kind']} teacher): {facts['steps']} "
         f"steps of {settings['batch']} samples, AdamW at {settings['learning_rate']:g}, {trained}.\n\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from excise.settings import MOST_SEED, check, option
 
-TRAIN = ("all", "lora", "cuts")
+TRAIN = ("all", "lora", "cuts", "refitted", "last")
 PRECISIONS = ("float32", "bf16-mixed")
 
 
@@ -43,8 +43,9 @@ class Settings:
     )
     train: str = option(
         "all",
-        "all parameters; lora, low-rank updates of every matrix in the blocks, merged at the end; or cuts, the blocks "
-        "next to a cut.",
+        "all parameters; lora, low-rank updates of every matrix in the blocks, merged at the end; cuts, the blocks "
+        "next to a cut; refitted, what a repair refits and the gains of norms; last, the last three blocks and the "
+        "head.",
         group="Healing",
         choices=TRAIN,
     )

@@ -22,6 +22,9 @@ from excise.repair.streams import recorded_streams
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# As in "Reassessing layer pruning" (ICLR 2026), which drops the last blocks and trains the three below and the head.
+LAST = 3
+
 
 def distilling(
     student: Stack, teacher: Teacher, settings: Settings, counterparts: Sequence[int]
@@ -119,6 +122,20 @@ def cut_blocks(original_blocks: Sequence[int], teacher_blocks: int) -> tuple[int
     return tuple(sorted({p for pair in pairs for p in pair if 0 <= p < len(original_blocks)}))
 
 
+def blocks_below_cuts(original_blocks: Sequence[int], teacher_blocks: int) -> tuple[int, ...]:
+    """The student's blocks just below a cut, by their place in the student.
+
+    Examples:
+        >>> blocks_below_cuts([0, 1, 4, 5], teacher_blocks=7)
+        (1, 3)
+
+    """
+    above = (*original_blocks[1:], teacher_blocks)
+    return tuple(
+        place for place, (kept, then) in enumerate(zip(original_blocks, above, strict=True)) if then > kept + 1
+    )
+
+
 def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int] | None, teacher_blocks: int) -> Any:
     """Choose the weights that learn, and return the model to give to the trainer.
 
@@ -129,7 +146,7 @@ def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int]
         teacher_blocks: number of the original's blocks.
 
     Raises:
-        InputError: "cuts" is asked for, and nobody knows where they are.
+        InputError: "cuts" or "refitted" is asked for, and nobody knows where they are.
         MissingExtraError: "lora" is asked for, and peft is not installed.
 
     """
@@ -137,15 +154,32 @@ def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int]
     if settings.train == "lora":
         return _with_lora(model, settings)
     model.requires_grad_(settings.train == "all")
-    if settings.train == "cuts":
+    if settings.train == "last":
+        for block in student.blocks[-LAST:]:
+            block.module.requires_grad_(True)
+        model.get_output_embeddings().requires_grad_(True)
+    if settings.train in ("cuts", "refitted"):
         if original_blocks is None or not (places := cut_blocks(original_blocks, teacher_blocks)):
             raise InputError(
-                "training the blocks next to a cut needs to know the cuts; expected a checkpoint of `excise prune`, "
-                "whose excise.json names them"
+                f"training '{settings.train}' needs to know the cuts; expected a checkpoint of `excise prune`, whose "
+                f"excise.json names them"
             )
-        for place in places:
-            student.blocks[place].module.requires_grad_(True)
+        if settings.train == "refitted":
+            _refitted_learn(student, blocks_below_cuts(original_blocks, teacher_blocks))
+        else:
+            for place in places:
+                student.blocks[place].module.requires_grad_(True)
     return model
+
+
+def _refitted_learn(student: Stack, places: Sequence[int]) -> None:
+    """What a repair would refit: the last matrices of the blocks below cuts; and every norm's gain."""
+    for parameter in student.model.parameters():
+        parameter.requires_grad_(parameter.ndim == 1)
+    for place in places:
+        block = student.blocks[place]
+        for name in block.sublayers[-1].writes:
+            block.module.get_parameter(name).requires_grad_(True)
 
 
 def _with_lora(model: PreTrainedModel, settings: Settings) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from excise.choosing.compare import Comparison
     from excise.choosing.intervals import Row
 
-HEADERS = ("method", "removed", "energy", "Δ loss [95 %]", "perplexity", "cost (tokens)", "seconds")
+HEADERS = ("method", "removed", "energy", "Δ loss [95 %]", "worst domain", "perplexity", "cost (tokens)", "seconds")
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -66,7 +67,7 @@ def _repaired(comparison: Comparison) -> bool:
 
 
 def _headers(repaired: bool) -> tuple[str, ...]:
-    place = HEADERS.index("perplexity")
+    place = HEADERS.index("worst domain")
     return (*HEADERS[:place], *(["repaired"] if repaired else []), *HEADERS[place:])
 
 
@@ -78,10 +79,20 @@ def _cells(row: Row, repaired: bool) -> tuple[str, ...]:
         "" if row.energy is None else f"{row.energy:.3g}",
         f"{row.delta:+.3f} [{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]",
         *([after] if repaired else []),
+        _worst(row),
         f"{row.perplexity:.4g}",
         f"{row.forward_equivalents:,.0f}",
         f"{row.seconds:,.0f}",
     )
+
+
+def _worst(row: Row) -> str:
+    """The domain that suffers most, where there are several."""
+    finite = {name: delta for name, delta in row.domains.items() if math.isfinite(delta)}
+    if len(finite) < 2:
+        return ""
+    name = max(finite, key=finite.__getitem__)
+    return f"{name} {finite[name]:+.2f}"
 
 
 def _what(row: Row) -> str:

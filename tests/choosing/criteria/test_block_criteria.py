@@ -108,6 +108,35 @@ def test_iterative_measures_again(samples):
     assert one_shot != chosen(CRITERIA["block-influence-iterative"], stack, samples, 3).removed
 
 
+def test_prune_and_comp_scores_the_compensated_model(model, samples):
+    layers, order = model.model.layers, []
+    for _round in range(3):
+        streams = {}
+        handles = [
+            layer.register_forward_hook(
+                lambda module, args, output, i=i, to=streams: to.setdefault(i, []).append((args[0][0], output[0]))
+            )
+            for i, layer in enumerate(layers)
+        ]
+        with torch.no_grad():
+            for sample in samples:
+                model(input_ids=torch.tensor(sample.input_ids)[None], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        before, after = ({i: torch.cat([p[k] for p in pairs]) for i, pairs in streams.items()} for k in (0, 1))
+        influence = [1 - torch.cosine_similarity(before[i], after[i], dim=-1).mean().item() for i in range(LAYERS)]
+        least = min((i for i in range(LAYERS) if i not in order), key=influence.__getitem__)
+        factor = (after[least].abs().sum(dim=0) / before[least].abs().sum(dim=0)).mean().item()
+        layers[least].forward = lambda x, *args, factor=factor, **kwargs: factor * x
+        order.append(least)
+    for i in order:
+        del layers[i].forward
+    selection = chosen(CRITERIA["prune-and-comp"], find_stack(model), samples, 3)
+    assert selection.order == tuple(order)
+    iterated = chosen(CRITERIA["block-influence-iterative"], find_stack(model), samples, 3)
+    assert selection.cost.forward_tokens == pytest.approx(2 * iterated.cost.forward_tokens)
+
+
 def test_norm_ratio(model, samples):
     ratio = naive_means(model, samples)[1]
     selection = chosen(CRITERIA["norm-ratio"], find_stack(model), samples, 2)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,16 @@ from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.measuring.passes import Rows, each_batch
-from excise.models.stack import Block, block_indices, block_input, bypass, first
+from excise.models.stack import (
+    Block,
+    Stack,
+    block_indices,
+    block_input,
+    block_output,
+    first,
+    override_forward,
+    removable_indices,
+)
 from excise.plain import Facts
 
 
@@ -36,7 +46,9 @@ class BlockStatistics:
     forward_tokens: float
 
 
-def block_statistics(context: Context, samples: Samples, *, removed: Sequence[int] = ()) -> BlockStatistics:
+def block_statistics(
+    context: Context, samples: Samples, *, removed: Sequence[int] = (), factors: Mapping[int, float] | None = None
+) -> BlockStatistics:
     """Measure every block's input and output in one pass, on hooks.
 
     Hooks rather than `output_hidden_states`: its last entry stands after the final norm, which distorts the last block.
@@ -45,10 +57,12 @@ def block_statistics(context: Context, samples: Samples, *, removed: Sequence[in
         context: the model and the store, in which the pass is found again.
         samples: calibration samples; every real token counts once.
         removed: blocks bypassed meanwhile.
+        factors: further ones, by which the stream is multiplied where they were.
 
     """
     stack = context.stack
-    removed = block_indices(stack, removed)
+    scales = {**dict.fromkeys(block_indices(stack, removed), 1.0), **(factors or {})}
+    removed = removable_indices(stack, list(scales))
     alive = [block for block in stack.blocks if block.index not in removed]
 
     @torch.no_grad()
@@ -56,11 +70,12 @@ def block_statistics(context: Context, samples: Samples, *, removed: Sequence[in
         # NaN for bypassed blocks, so that nobody takes their missing influence for the least.
         sums = {name: np.full((len(batch.indices), len(stack.blocks)), np.nan) for name in ("cosine", "norm_ratio")}
         record = partial(_record, sums, batch.real)
-        with bypass(stack, removed), block_hooks(alive, record):
+        with compensated(stack, scales), block_hooks(alive, record):
             stack.model.base_model(input_ids=batch.input_ids, use_cache=False)
         return sums
 
-    rows = each_batch(context, samples, "block statistics", {"removed": list(removed)}, sums_of)
+    key = {"removed": [[block, scales[block]] for block in removed]}
+    rows = each_batch(context, samples, "block statistics", key, sums_of)
     cosine, norm_ratio = (rows[name].sum(axis=0) / samples.tokens for name in ("cosine", "norm_ratio"))
     return BlockStatistics(cosine, norm_ratio, samples.tokens * len(alive) / len(stack.blocks))
 
@@ -75,6 +90,15 @@ def _record(sums: Rows, real: Tensor, block: int, x_in: Tensor, x_out: Tensor) -
         ("norm_ratio", norm_out / norm_in),
     ):
         sums[name][:, block] = values.where(counted, 0.0).sum(dim=-1).cpu().numpy()
+
+
+def compensated(stack: Stack, factors: Mapping[int, float]) -> contextlib.AbstractContextManager[None]:
+    """Context in which blocks are bypassed, and the stream is multiplied by a factor where each was."""
+
+    def through(factor: float) -> Callable[..., Any]:
+        return lambda *args, **kwargs: block_output(stack, factor * block_input(args, kwargs))
+
+    return override_forward({stack.blocks[block].module: through(factor) for block, factor in factors.items()})
 
 
 @contextlib.contextmanager
