@@ -120,10 +120,12 @@ def test_without_repair_the_lowest_measured_removal_is_written_as_it_is(loaded, 
 
 
 def test_what_cannot_be_repaired_exactly_is_left_with_the_reason(tmp_path):
-    normed = load(str(tiny_folder(tmp_path / "model", "olmo2", layers=5)))
-    drawn = split_samples("starter", normed.tokenizer, samples=20, held_out=4, tokens=20, seed=0, loss_on="all")
-    with pytest.warns(UserWarning, match=r"not repaired \(--no-repair leaves this out\).*ends in a norm"):
-        facts = run_in(tmp_path / "run", normed, drawn, 2, effort=0, random_states=1, rivals=())
+    shared = load(str(tiny_folder(tmp_path / "model", "gemma4_text", layers=5)))
+    drawn = split_samples("starter", shared.tokenizer, samples=20, held_out=4, tokens=20, seed=0, loss_on="all")
+    with pytest.warns(
+        UserWarning, match=r"not repaired \(--no-repair leaves this out\).*keys and values of blocks below"
+    ):
+        facts = run_in(tmp_path / "run", shared, drawn, 2, effort=0, random_states=1, rivals=())
     assert not facts.repair["applied"]
     assert len(facts.repair["refused"]) == 3
     assert facts.self_test["max_abs_logit_difference"] < 1e-4

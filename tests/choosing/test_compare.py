@@ -187,6 +187,6 @@ def test_a_comparison_with_repair_shows_the_damage_after_it_where_blocks_are_dro
         assert row.repaired_delta == pytest.approx(np.mean(losses) - comparison.base_loss, abs=1e-6)
     assert any(row.repaired_delta is not None for row in rows.values())
     text = comparison_markdown(comparison)
-    assert "| Δ loss [95 %] | repaired | perplexity |" in text
+    assert "| Δ loss [95 %] | repaired | worst domain | perplexity |" in text
     shown = next(row for row in rows.values() if row.repaired_delta is not None)
     assert f"] | {shown.repaired_delta:+.3f} | " in text

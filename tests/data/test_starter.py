@@ -17,7 +17,7 @@ def starter(categories=CHATS | DOCUMENTS):
 
 
 def test_chats_in_five_categories_and_documents_in_eight():
-    for categories, least in ((CHATS, 256 // 8), (DOCUMENTS, 10)):
+    for categories, least in ((CHATS, 256 // 8), (DOCUMENTS, 30)):
         counts = collections.Counter(row.category for row in starter(categories))
         assert set(counts) == categories
         assert min(counts.values()) >= least

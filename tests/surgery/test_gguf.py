@@ -228,7 +228,7 @@ def test_damaged_files_are_refused_and_nothing_written(original, tmp_path):
     huge = content[:8] + (2**62).to_bytes(8, "little") + content[16:]
     for damaged in (content[: len(content) // 2], content[:100], b"no gguf at all" * 100, b"GGUF", huge):
         (tmp_path / "in" / "x.gguf").write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="truncated or no GGUF"):
+        with pytest.raises(CheckpointError, match="truncated or"):
             prune_gguf(tmp_path / "in" / "x.gguf", [1], tmp_path / "place" / "out.gguf")
     assert not (tmp_path / "place").exists()
 

@@ -21,6 +21,8 @@ from excise.models.file_hashes import sha256_of
 from excise.plain import Values
 
 STARTER = "starter"
+# Chats, and plain documents of other kinds of text.
+STARTER_FILES = ("starter.jsonl", "documents.jsonl")
 SHUFFLE_BUFFER = 10_000
 TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}  # and the reader of each in datasets
 FILE_SUFFIXES = (".jsonl", ".json", ".ndjson", ".gz", ".txt", ".md", *TABLES)
@@ -126,7 +128,7 @@ def draw_rows(data: str, count: int, seed: int) -> Source:
     path = Path(data).expanduser()
     skipped = Skipped()
     if data == STARTER:
-        content = resources.files("excise.data").joinpath("starter.jsonl").read_bytes()
+        content = b"".join(resources.files("excise.data").joinpath(name).read_bytes() for name in STARTER_FILES)
         rows = _reservoir(_rows(objects_of(io.BytesIO(content), STARTER), skipped), count, seed)
         return Source(rows, {"data": STARTER, "sha256": hashlib.sha256(content).hexdigest(), "seed": seed})
     if path.is_file():
