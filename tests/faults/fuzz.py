@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -24,7 +26,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from typer.testing import CliRunner
 
+import excise
+from excise.cli import app
 from tests.faults.verbs import attempt, in_child
 from tests.gguf_files import write_gguf
 from tests.tiny import tiny_folder, tiny_model
@@ -278,6 +283,17 @@ def _own_seconds(process: int) -> float:
     return float(times.user + times.system)
 
 
+def import_everything(place: Path) -> None:
+    """Whatever the children will import, once for all of them: they are forked, and imports take most of their time."""
+    for module in pkgutil.walk_packages(excise.__path__, "excise."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    # And what the libraries import when they are used: one small job in this process.
+    folder = tiny_folder(place / "first", layers=2)
+    for command in (("inspect", folder), ("score", folder, *SMALL, "--out", place / "first.safetensors")):
+        CliRunner().invoke(app, [str(part) for part in command])
+
+
 def campaign(inputs: int, seed: int, only: str, place: Path) -> dict[str, Any]:
     """Figures per kind of file."""
     every = [target for target in targets(place / "inputs") if only in target.kind]
@@ -325,6 +341,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["EXCISE_CACHE"] = str(Path(place) / "cache")
         os.environ["HF_HUB_OFFLINE"] = "1"
+        import_everything(Path(place))
         figures = campaign(arguments.n, arguments.seed, arguments.only, Path(place))
     total = sum(counts["inputs"] for counts in figures.values())
     foreign = sum(len(counts["foreign"]) for counts in figures.values())
