@@ -80,6 +80,11 @@ def run_folder(
         "pruned_loss": chosen["loss"],
         "base_perplexity": math.exp(3.0),
         "pruned_perplexity": chosen["perplexity"],
+        "damage": {
+            "error": 0.02,
+            "domains": {"verse": chosen["delta"] + 0.1, "news": chosen["delta"] - 0.1},
+            "pruned_domains": {"verse": chosen["delta"] + 0.1, "news": chosen["delta"] - 0.1},
+        },
         "parameters": 20_000,
         "pruned_parameters": chosen["parameters"],
         "energy": "fisher",

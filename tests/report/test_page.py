@@ -216,9 +216,22 @@ def test_repair_and_healing_are_among_the_first_facts(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
     page = render(gather(tmp_path))
     assert f"{loss - 0.1:.3f}" in page
-    assert f"+{loss - 0.1 - 3:.3f} on held-out text, +{loss - 3:.3f} before repair" in page
+    assert f"+{loss - 0.1 - 3:.3f} ± 0.020 on held-out text, +{loss - 3:.3f} before repair" in page
     assert "Healed, nats/token" in page
     assert f"{loss - 0.2:.3f}" in page
+
+
+def test_damage_stands_with_its_error_by_domain_and_with_what_tied(tmp_path):
+    facts = run_folder(tmp_path)
+    assert "Not told apart" not in render(gather(tmp_path))
+    domains = {"domains": {"verse": 0.9, "news": 0.4}, "pruned_domains": {"verse": 1.2, "news": 0.7}}
+    first = {"removed": [1, 2], "delta": 0.5, "worst_domain": 0.9}
+    tied = [first, {"removed": [4, 7], "delta": 0.52, "worst_domain": 1.1}]
+    told = {"damage": {"error": 0.021, **domains}, "choice": {"base_loss": 3.0, "tied": tied}}
+    (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
+    page = render(gather(tmp_path))
+    for text in ("± 0.021 on held-out text", "verse", "+1.200", "+0.900", "4,7", "+1.100", "Not told apart"):
+        assert text in page
 
 
 def test_only_a_page_is_replaced(folder, tmp_path):

@@ -93,7 +93,9 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
         return []
     before, after = run["parameters"], run["pruned_parameters"]
     loss = run.get("checkpoint_loss", run["pruned_loss"])
-    told = f"{_signed(loss - run['base_loss'])} on held-out text"
+    error = (run.get("damage") or {}).get("error")
+    within = "" if error is None else f" ± {error:.3f}"
+    told = f"{_signed(loss - run['base_loss'])}{within} on held-out text"
     if loss < run["pruned_loss"]:
         told += f", {_signed(run['pruned_loss'] - run['base_loss'])} before repair"
     facts = [

@@ -30,6 +30,23 @@ class _Verified(TypedDict, total=False):
     candidates: list[_Candidate]
 
 
+class _Damage(TypedDict, total=False):
+    error: float | None
+    domains: dict[str, float | None]
+    pruned_domains: dict[str, float | None]
+
+
+class _Tied(TypedDict):
+    removed: list[int]
+    delta: float | None
+    worst_domain: float | None
+
+
+class _Choice(TypedDict, total=False):
+    base_loss: float | None
+    tied: list[_Tied]
+
+
 class _Run(_Verified, total=False):
     model: str
     model_hash: str
@@ -42,8 +59,8 @@ class _Run(_Verified, total=False):
     base_perplexity: float | None
     pruned_perplexity: float | None
     checkpoint_loss: float | None
-    damage: Facts
-    choice: Facts
+    damage: _Damage
+    choice: _Choice
     parameters: int
     pruned_parameters: int
     energy: str

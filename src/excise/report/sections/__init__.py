@@ -1,12 +1,23 @@
 """The sections of the page, in their order. To add one: a file here with a `SECTION`, and a line in this list."""
 
-from excise.report.sections import benchmarks, couplings, damage, healing, prediction, provenance, refinement, removal
+from excise.report.sections import (
+    benchmarks,
+    couplings,
+    damage,
+    domains,
+    healing,
+    prediction,
+    provenance,
+    refinement,
+    removal,
+)
 
 SECTIONS = (
     removal.SECTION,
     prediction.SECTION,
     refinement.SECTION,
     damage.SECTION,
+    domains.SECTION,
     benchmarks.SECTION,
     healing.SECTION,
     couplings.SECTION,
