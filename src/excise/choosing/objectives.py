@@ -143,6 +143,11 @@ class Objective:
         return any(term.fitting is not None for term in self.terms)
 
     @property
+    def title(self) -> str:
+        """The name, and whether it is of repaired removals."""
+        return f"{self.name} after repair" if self.repaired else self.name
+
+    @property
     def identity(self) -> Facts:
         """What a search by this objective depends on."""
         terms = [[t.samples.hash, t.domains, t.fitting.hash if t.fitting else None] for t in self.terms]

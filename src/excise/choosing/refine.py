@@ -119,6 +119,7 @@ def refinement_facts(found: Mapping[int, Refined], objective: Objective, effort:
     """What `candidates.json` says of refinements at several budgets."""
     return {
         "objective": objective.name,
+        "repaired": objective.repaired,
         "effort": effort,
         "calibration": calibration.describe(),
         "budgets": {str(budget): refined.to_json() for budget, refined in sorted(found.items())},

@@ -94,6 +94,6 @@ def refine(settings: RefineSettings) -> None:
         typer.echo(json_text(facts))
         return
     for budget, result in sorted(found.items()):
-        output.print(finalists_table(result, budget, damage.name))
+        output.print(finalists_table(result, budget, damage.title))
         output.print(trust_line(result))
     output.print(f"{out / 'candidates.json'}   {out / 'figures'}")
