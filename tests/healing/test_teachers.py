@@ -1,3 +1,5 @@
+import json
+
 """Teachers: the same lesson from memory and from disk, resumable recordings, and quantised ones."""
 
 from __future__ import annotations
@@ -124,6 +126,17 @@ def test_wrong_recordings_are_refused(teacher, tmp_path):
     (tmp_path / "a" / "batch-000000.safetensors").write_bytes(b"cut short")
     with pytest.raises(InputError, match="is damaged"):
         OfflineTeacher.open(tmp_path / "a", samples)
+
+
+@pytest.mark.parametrize("change", [{"shards": 0}, {"k": 3}, {"temperature": 0.0}, {"positions": "many"}])
+def test_an_index_that_says_other_than_what_lies_beside_it_is_refused(teacher, tmp_path, change):
+    samples = random_samples(LENGTHS)
+    record_teacher(context_of(teacher), samples, tmp_path, k=8)
+    index = json.loads((tmp_path / "teacher.json").read_text())
+    del index["seal"]
+    (tmp_path / "teacher.json").write_text(json.dumps({**index, **change}))
+    with pytest.raises(InputError, match=r"teacher\.json"):
+        OfflineTeacher.open(tmp_path, samples)
 
 
 def test_streams_are_those_after_the_blocks_asked_for(teacher):

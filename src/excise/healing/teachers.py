@@ -218,14 +218,22 @@ def _opened(folder: Path, samples: Samples) -> OfflineTeacher:
             f"--loss-on, or record it anew"
         )
     # Shards are batches, which group samples by length: a sample's rows may be in any of them.
-    places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(samples)
+    places: dict[int, tuple[int, int, int]] = {}
     for shard in range(facts["shards"]):
         # Read whole once, which checks every byte; lessons then take rows without asking again.
         kept, _ = read_arrays(_shard(folder, shard))
         ends = np.cumsum(kept["counts"])
         for sample, start, end in zip(kept["samples"], [0, *ends[:-1]], ends, strict=True):
             places[int(sample)] = (shard, int(start), int(end))
-    return OfflineTeacher(folder, facts, tuple(places))
+        if kept["tokens"].shape[1:] != (facts["k"],):
+            raise InputError(
+                f"{folder / INDEX} speaks of k = {facts['k']}, and {_shard(folder, shard).name} has another"
+            )
+    if places.keys() != set(range(len(samples))) or not facts["temperature"] > 0:
+        raise InputError(
+            f"{folder / INDEX} does not describe what lies beside it; it is damaged: record the teacher anew"
+        )
+    return OfflineTeacher(folder, facts, tuple(places[sample] for sample in range(len(samples))))
 
 
 def record_teacher(
