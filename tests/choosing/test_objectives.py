@@ -161,6 +161,16 @@ def test_known_removals_are_found_again(model, tmp_path):
     assert objective.known(context_of(find_stack(model), tmp_path)) == sorted(REMOVALS)
 
 
+def test_questions_without_end_are_skipped(tmp_path):
+    rows = [
+        {"question": "Which?", "choices": ["a", "b" * 100_000], "answer": 0},
+        {"question": "Which?", "choices": ["a", "b"], "answer": 0},
+    ]
+    path = questions_file(tmp_path / "q.jsonl.gz", rows)
+    with pytest.warns(UserWarning, match=r"1 questions .* were skipped.*tokens; expected at most 4,096"):
+        assert len(load_questions(path, tiny_tokenizer())) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

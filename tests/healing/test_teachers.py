@@ -1,10 +1,9 @@
-import json
-
 """Teachers: the same lesson from memory and from disk, resumable recordings, and quantised ones."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DOMAINS = ("mean", "worst")
+# Tokens of a question with an option; longer ones are skipped, as attention takes time by their square.
+LONGEST_QUESTION = 4096
 # Of five samples, those by which damage after repair is judged.
 JUDGED = (1, 3)
 Floats = NDArray[np.float64]
@@ -336,7 +338,11 @@ def load_questions(
         if len(drawn) == count:
             break
         name, asked, options = questions[place]
-        made = _option_samples(name, asked, options, tokenizer)
+        try:
+            made = _option_samples(name, asked, options, tokenizer)
+        except BadRowError as reason:
+            skipped.add(name, reason)
+            continue
         refusals = [fit.refusal(sample.input_ids) for sample in made] if fit is not None else []
         if refusal := next(filter(None, refusals), None):
             skipped.add(name, refusal)
@@ -385,6 +391,8 @@ def _option_samples(
     for i, option in enumerate(options):
         # Tokenised together, since the space before an option belongs to its first token in most vocabularies.
         ids = np.array(encode(tokenizer, f"{question} {option}")["input_ids"], dtype=np.int64)
+        if len(ids) > LONGEST_QUESTION:
+            raise BadRowError(f"a question and an option of {len(ids):,} tokens; expected at most {LONGEST_QUESTION:,}")
         # Tokens may merge across the border; at least one must count, or the option has no likelihood.
         counted = np.arange(len(ids)) >= min(prompt, len(ids) - 1)
         samples.append(Sample(f"{name}#{i}", ids, counted))
