@@ -112,8 +112,8 @@ def repair_each(
         folding: what is folded where; by default the last matrix below each cut.
 
     Yields:
-        New weights, to be used with `repaired`, in the order of the removals. The original's pass is part of the cost
-        of the first.
+        New weights, to be used with `repaired`, in the order of the removals. The cost of each is what it would be
+        alone, so that it does not depend on what was repaired before: the original's pass counts for each of them.
 
     Raises:
         InputError: there are fewer than two samples.
@@ -130,7 +130,6 @@ def repair_each(
     targets = [_Target.of(stack, removed, folding.into) for removed in removals]
     n = len(stack.blocks)
     tops = sorted({cut.removed[-1] for target in targets for cut in target.cuts.values()})
-    blocks_run = n + 2 * (n - tops[0]) if folding.weighting == "gradient" else tops[-1] + 1
     facts = {
         "model_hash": context.identity,
         "samples": samples.describe(),
@@ -145,12 +144,12 @@ def repair_each(
         fitting.keep_targets(tops)
         for target in targets:
             weights, steps, student_blocks = fitting.fit(target)
-            cost = samples.tokens * (blocks_run + student_blocks) / n
+            ends = [cut.removed[-1] for cut in target.cuts.values()]
+            original_blocks = n + 2 * (n - min(ends)) if folding.weighting == "gradient" else max(ends) + 1
+            cost = samples.tokens * (original_blocks + student_blocks) / n
             left_alone = list(target.left_alone)
             fitted = Repair(target.removed, weights, steps, cost, None, {**facts, "left_alone": left_alone})
             yield fitted if held_out is None else with_losses(context, fitted, held_out)
-            # The original's pass is shared by all removals, so the first one pays for it.
-            blocks_run = 0
 
 
 @dataclass(frozen=True, eq=False)
