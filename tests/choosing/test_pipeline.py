@@ -63,6 +63,17 @@ def test_a_proposal_is_found_again_as_it_was(stack, samples, tmp_path, forwards,
     assert asked.cost.seconds > 0
 
 
+def test_only_who_heeds_repair_chooses_again_for_it(stack, samples, forwards):
+    context, shown = context_of(stack), []
+    for name in ("block-influence", "refined"):
+        for repaired in (False, True):
+            needed = len(forwards)
+            proposal = propose(context, samples, name, Brief(2, repaired=repaired))
+            assert proposal.method == name
+            shown.append(len(forwards) > needed)
+    assert shown == [True, False, True, True]
+
+
 def test_another_question_is_asked_anew(stack, samples, tmp_path):
     shown = Shown()
     propose(context_of(stack, tmp_path), samples, "random", Brief(2))

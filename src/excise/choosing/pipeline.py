@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from excise.choosing.brief import Brief
-from excise.choosing.criteria import CRITERIA, SUBLAYER_CRITERIA
+from excise.choosing.criteria import AFTER_REPAIR, CRITERIA, SUBLAYER_CRITERIA
 from excise.choosing.proposal import Cost, Meter, Proposal, at_smaller_budget
 from excise.context import Context
 from excise.data.samples import Samples
@@ -39,6 +39,8 @@ def propose(context: Context, samples: Samples, name: str, brief: Brief) -> Prop
         ArchitectureError: it is not defined for this model.
 
     """
+    # Others choose the same with repair and without, and need not choose twice.
+    brief = replace(brief, repaired=brief.repaired and name in AFTER_REPAIR)
     rest = brief.rest()
     # Nothing is left to choose, and criteria need not know what to do with a budget of 0.
     if rest.budget == 0:

@@ -77,6 +77,8 @@ SEARCHING = frozenset(
         "block-pruner",
     }
 )
+# These heed that what is removed will be repaired.
+AFTER_REPAIR = frozenset({"refined"})
 # About a hundred times the cost of the next: only by name.
 EXPENSIVE = frozenset({"evopress"})
 
