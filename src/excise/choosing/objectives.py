@@ -18,10 +18,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from excise.context import Context
+from excise.data.chats import encode
 from excise.data.files import BadRowError, read_objects
 from excise.data.fit import Fit
 from excise.data.rows import text_of
-from excise.data.samples import Sample, Samples, encode
+from excise.data.samples import Sample, Samples
 from excise.data.sources import Skipped
 from excise.errors import InputError
 from excise.ising.problem import Removal

@@ -42,7 +42,7 @@ def compare(settings: CompareSettings) -> None:
     from excise.choosing.compare import compare as compare_methods
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.context import Context
-    from excise.data import Fit, split_samples
+    from excise.data import Fit, own_answers, split_samples
     from excise.progress import Progress
     from excise.report.comparison import comparison_markdown, comparison_tables, write_comparison_figures
     from excise.store import Store
@@ -55,6 +55,7 @@ def compare(settings: CompareSettings) -> None:
         held_out_data=settings.held_out_data,
         held_out_tokens=settings.held_out_tokens,
         fit=Fit.of(loaded.stack),
+        own=own_answers(loaded),
         **settings.drawing(),
     )
     context = Context(loaded, Store(out / WORK), Progress(tokens_progress), settings.batch_tokens)

@@ -124,7 +124,7 @@ def _own_device(device: str) -> str:
 
 
 def _samples(plan: Preset, student: Loaded, loss_on: str) -> tuple[Samples, Samples]:
-    from excise.data import Fit, load_samples
+    from excise.data import Fit, load_samples, own_answers
 
     wanted = plan.samples or sys.maxsize
     drawn = load_samples(
@@ -135,6 +135,7 @@ def _samples(plan: Preset, student: Loaded, loss_on: str) -> tuple[Samples, Samp
         seed=plan.settings.seed,
         loss_on=loss_on,
         fit=Fit.of(student.stack),
+        own=own_answers(student),
     )
     if len(drawn) < 2:
         raise InputError(f"'{plan.data}' gives one usable sample; expected one to train on and one to judge by")

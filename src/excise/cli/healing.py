@@ -43,7 +43,7 @@ def healing_of(plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettin
     from functools import partial
 
     from excise.cli.terminal import load_model, status
-    from excise.data import Fit, load_samples
+    from excise.data import Fit, load_samples, own_answers
     from excise.healing.heal_stage import Healing
     from excise.healing.teachers import OnlineTeacher, load_teacher
 
@@ -57,6 +57,7 @@ def healing_of(plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettin
         seed=settings.seed,
         loss_on=asked.loss_on,
         fit=Fit.of(loaded.stack),
+        own=own_answers(loaded),
     )
     options: Facts = {"device": asked.device, "trust_remote_code": asked.trust_remote_code}
     teacher = loaded

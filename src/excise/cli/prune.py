@@ -233,7 +233,7 @@ def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: Fa
     """Fit the repair, and put what it brought on the card."""
     from excise.cli.terminal import tokens_progress
     from excise.context import Context
-    from excise.data import Fit, split_samples
+    from excise.data import Fit, own_answers, split_samples
     from excise.errors import ArchitectureError
     from excise.progress import Progress
     from excise.repair.several import repair_removals
@@ -247,6 +247,7 @@ def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: Fa
         seed=settings.seed,
         loss_on="content",
         fit=Fit.of(loaded.stack),
+        own=own_answers(loaded),
     )
     context = Context(loaded, progress=Progress(tokens_progress))
     repairs = repair_removals(context, [blocks], calibration, apart, tokens=calibration.tokens)

@@ -56,7 +56,7 @@ def refine(settings: RefineSettings) -> None:
     from excise.choosing.refine import refinement_facts
     from excise.cli.terminal import announce_cost, load_model, output, tokens_progress
     from excise.context import Context
-    from excise.data import Fit, load_samples
+    from excise.data import Fit, load_samples, own_answers
     from excise.models.portable import pattern_of
     from excise.progress import Progress
     from excise.report.refinement import finalists_table, trust_line, write_refinement_figures
@@ -72,7 +72,9 @@ def refine(settings: RefineSettings) -> None:
         Brief.on(stack, budget, **fixed, seed=settings.seed, pattern=pattern)
         for budget in sorted(settings.remove, reverse=True)
     ]
-    drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
+    drawn = load_samples(
+        settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), own=own_answers(loaded), **settings.drawing()
+    )
     damage = load_objective(settings, drawn, loaded, settings.seed)
     spend = settings.effort * drawn.tokens
     announce_cost(context, drawn, spend * len(briefs))

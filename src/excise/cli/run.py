@@ -25,7 +25,7 @@ def run(settings: RunSettings) -> None:
     plan = _healing_plan(settings)
 
     from excise.cli.terminal import load_model, tokens_progress
-    from excise.data import Fit, split_samples
+    from excise.data import Fit, own_answers, split_samples
     from excise.job import made_by
     from excise.progress import Clock, Progress
     from excise.run import run as run_job
@@ -40,6 +40,7 @@ def run(settings: RunSettings) -> None:
             held_out=settings.held_out,
             held_out_data=settings.held_out_data,
             fit=Fit.of(loaded.stack),
+            own=own_answers(loaded),
             **settings.drawing(),
         )
     healing = healing_of(plan, loaded, apart, settings, race=settings.heal_race or 1) if plan else None

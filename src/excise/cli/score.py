@@ -32,7 +32,7 @@ def score(settings: ScoreSettings) -> None:
 
     from excise.cli.terminal import console, load_model, tokens_progress
     from excise.context import Context
-    from excise.data import Fit, load_samples
+    from excise.data import Fit, load_samples, own_answers
     from excise.job import made_by
     from excise.measuring.passes import UnfinishedError
     from excise.measuring.score import score as score_gradients
@@ -41,7 +41,9 @@ def score(settings: ScoreSettings) -> None:
     from excise.store import Store
 
     loaded = load_model(settings.model, **settings.loading())
-    drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
+    drawn = load_samples(
+        settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), own=own_answers(loaded), **settings.drawing()
+    )
     store = Store(out.with_name(f".{out.name}.work"))
     context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens, (rank, parts))
     try:

@@ -45,7 +45,7 @@ def verify(settings: VerifySettings) -> None:
     from excise.choosing.verify import verify as verify_proposals
     from excise.cli.terminal import load_model, output, tokens_progress
     from excise.context import Context
-    from excise.data import Fit, load_samples
+    from excise.data import Fit, load_samples, own_answers
     from excise.ising.energies import ENERGIES, Energy
     from excise.ising.gradients import Gradients
     from excise.ising.spectrum import Spectrum
@@ -68,7 +68,9 @@ def verify(settings: VerifySettings) -> None:
         shown = ENERGIES[settings.energy](Gradients.load(settings.gradients).blocks())
     if len(shown) != n:
         raise InputError(f"the gradients are of a model with {len(shown)} blocks, {settings.model} has {n}")
-    drawn = load_samples(settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), **settings.drawing())
+    drawn = load_samples(
+        settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), own=own_answers(loaded), **settings.drawing()
+    )
     store = Store(out.with_name(f".{out.name}.work"))
     context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens)
     asked = [Proposal(method, block_indices(loaded.stack, removed)) for method, removed in proposals]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import random
@@ -11,18 +10,19 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from excise.data.dates import TEMPLATE_DATE, asks_for_date, dated_template
+from excise.data.answers import Answer
+from excise.data.chats import encode, tokenise_chat
+from excise.data.dates import TEMPLATE_DATE, asks_for_date
 from excise.data.files import BadRowError
 from excise.data.fit import Fit
-from excise.data.limits import limited, require_interruptible
-from excise.data.rows import Row, encodable
-from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of
-from excise.errors import InputError, reading
+from excise.data.rows import Row
+from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of, prompts_of
+from excise.errors import InputError
 from excise.plain import Facts, Values
 from excise.settings import LOSS_ON
 
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TOKENS = 512
-PROBES = ("a", "b")  # two first messages that differ in their first character
-# Characters that a chat template may write, beside ten times what it is given: tokenising takes a second a million.
-LONGEST = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +155,7 @@ def load_samples(
     seed: int = 0,
     loss_on: str = "content",
     fit: Fit | None = None,
+    own: Answer | None = None,
 ) -> Samples:
     """Draw and tokenise samples.
 
@@ -176,9 +174,11 @@ def load_samples(
         loss_on: `all` counts every token after the first (as the paper does); `content` all but what the chat template
             puts before a chat's first message, which is the same for every chat; `responses` only assistant turns.
         fit: what the model can take; longer samples are cut to it, others that do not fit are skipped.
+        own: how the model continues prompts, for the sources `self` and `self=SOURCE`; see `excise.data.answers`.
 
     Raises:
-        InputError: an option is out of range, or a source gives not one usable sample.
+        InputError: an option is out of range, a source gives not one usable sample, or `self` is asked for without a
+            model.
 
     """
     if samples < 1 or tokens < 0 or loss_on not in LOSS_ON:
@@ -188,7 +188,9 @@ def load_samples(
     if tokenizer is None:
         raise InputError("the model comes without a tokenizer, so no text can be read; put its files with it")
     places = places_of(data)
-    draws = [_drawn(place.data, tokenizer, _share_of(samples, place), tokens, seed, loss_on, fit) for place in places]
+    draws = [
+        _drawn(place.data, tokenizer, _share_of(samples, place), tokens, seed, loss_on, fit, own) for place in places
+    ]
     skipped = Skipped(
         sum(draw.skipped.rows for draw in draws), [r for draw in draws for r in draw.skipped.first][:TOLD]
     )
@@ -222,17 +224,6 @@ def load_samples(
     return Samples(tuple(items), provenance)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> Any:
-    """What a tokenizer makes of a text, as it returns it.
-
-    Raises:
-        InputError: it does not work; its files may be anybody's.
-
-    """
-    with reading(tokenizer.name_or_path or "the model", "a tokenizer"):
-        return tokenizer(text, verbose=False, **options)
-
-
 def _share_of(samples: int, place: Place) -> int:
     """Samples to draw of one place; exact where it has the whole share, which a float of the largest number is not."""
     return samples if place.share == 1 else math.ceil(samples * place.share)
@@ -246,19 +237,31 @@ class _Draw:
 
 
 def _drawn(
-    data: str, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, seed: int, loss_on: str, fit: Fit | None
+    data: str,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    tokens: int,
+    seed: int,
+    loss_on: str,
+    fit: Fit | None,
+    own: Answer | None,
 ) -> _Draw:
     """Samples of one place."""
-    source = draw_rows(data, count, seed)
+    prompts = prompts_of(data)
+    if prompts is not None and own is None:
+        raise InputError(f"'{data}' are the model's own words, and there is no model to ask here; name other data")
+    source = draw_rows(prompts or data, count, seed)
     items: list[Sample] = []
     if fit is not None and fit.positions is not None:
         tokens = min(tokens or fit.positions, fit.positions)
     for row in source.rows:
         try:
-            if row.text is not None and source.is_text_file and loss_on != "responses":
-                made = _windows(row, tokenizer, tokens or 2048, count, seed)
+            # Without an answer of the model's own, `prompts` is None.
+            said = own(row, tokens) if own is not None and prompts is not None else row
+            if said.text is not None and source.is_text_file and prompts is None and loss_on != "responses":
+                made = _windows(said, tokenizer, tokens or 2048, count, seed)
             else:
-                made = [_tokenise(row, tokenizer, tokens, loss_on)]
+                made = [_tokenise(said, tokenizer, tokens, loss_on)]
         except BadRowError as reason:
             source.skipped.add(row.name, reason)
             continue
@@ -267,7 +270,7 @@ def _drawn(
                 source.skipped.add(sample.name, refusal)
             else:
                 items.append(sample)
-    return _Draw(items, source.skipped, dict(source.provenance))
+    return _Draw(items, source.skipped, {**source.provenance, **({} if prompts is None else {"answers": "own"})})
 
 
 def _mixed(draws: Sequence[Sequence[Sample]], places: Sequence[Place], samples: int) -> list[Sample]:
@@ -317,6 +320,7 @@ def split_samples(
     held_out_data: str | None = None,
     held_out_tokens: int | None = None,
     fit: Fit | None = None,
+    own: Answer | None = None,
     **drawing: Unpack[Drawing],
 ) -> tuple[Samples, Samples]:
     """Calibration samples, and others kept apart to measure damage on.
@@ -331,6 +335,7 @@ def split_samples(
         held_out_data: their own source, if not `data`.
         held_out_tokens: longest of those, if they have their own source and not the length of the others.
         fit: what the model can take.
+        own: how the model continues prompts, for the source `self`.
         drawing: as for `load_samples`; `samples` are those for calibration.
 
     Raises:
@@ -341,13 +346,13 @@ def split_samples(
     if held_out_data is not None:
         longest = drawing["tokens"] if held_out_tokens is None else held_out_tokens
         apart: Drawing = {**drawing, "samples": held_out, "tokens": longest}
-        return load_samples(data, tokenizer, fit=fit, **drawing), load_samples(
-            held_out_data, tokenizer, fit=fit, **apart
+        return load_samples(data, tokenizer, fit=fit, own=own, **drawing), load_samples(
+            held_out_data, tokenizer, fit=fit, own=own, **apart
         )
     if held_out_tokens is not None:
         raise InputError("a length of their own needs a source of their own: give held-out samples both or neither")
     both: Drawing = {**drawing, "samples": samples + held_out}
-    drawn = load_samples(data, tokenizer, fit=fit, **both)
+    drawn = load_samples(data, tokenizer, fit=fit, own=own, **both)
     if len(drawn) < 2:
         raise InputError(
             f"'{data}' gives one usable sample; expected at least two, one to calibrate and one to measure on"
@@ -368,7 +373,7 @@ def _tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, tokens: int, loss_on
         ids = encode(tokenizer, row.text)["input_ids"]
         counted = [True] * len(ids)
     else:
-        ids, counted = _tokenise_chat(row.messages or (), tokenizer, loss_on)
+        ids, counted = tokenise_chat(row.messages or (), tokenizer, loss_on)
     limit = tokens or len(ids)
     sample = Sample(
         row.name, np.array(ids[:limit], dtype=np.int64), np.array(counted[:limit], dtype=bool), row.category
@@ -376,85 +381,6 @@ def _tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, tokens: int, loss_on
     if len(sample.input_ids) < 2 or sample.targets == 0:
         raise BadRowError(f"{len(sample.input_ids)} tokens, {sample.targets} of them counted in the loss")
     return sample
-
-
-def _tokenise_chat(
-    messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, loss_on: str
-) -> tuple[list[int], list[bool]]:
-    has_template = bool(getattr(tokenizer, "chat_template", None))
-    special = {"add_special_tokens": not has_template}
-    messages, text = _rendered(messages, tokenizer)
-    if loss_on != "responses":
-        ids = encode(tokenizer, text, **special)["input_ids"]
-        uncounted = _opening(ids, messages, tokenizer, special) if has_template and loss_on == "content" else 0
-        return ids, [False] * uncounted + [True] * (len(ids) - uncounted)
-    spans = list(_response_spans(messages, text, tokenizer))
-    encoded = encode(tokenizer, text, return_offsets_mapping=True, **special)
-    counted = [
-        any(start < end and start >= a and end <= b for a, b in spans) for start, end in encoded["offset_mapping"]
-    ]
-    return encoded["input_ids"], counted
-
-
-def _opening(ids: Sequence[int], messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, special: Any) -> int:
-    """Tokens that every chat of this form begins with: those that stay when its first message says something else.
-
-    The message itself is not searched for: what it says may stand in the opening too.
-    """
-    for i, message in enumerate(messages):
-        probes = [_render([*messages[:i], {**message, "content": p}, *messages[i + 1 :]], tokenizer) for p in PROBES]
-        if probes[0] != probes[1]:  # a template may leave out a message
-            others = [encode(tokenizer, probe, **special)["input_ids"] for probe in probes]
-            return sum(1 for _ in itertools.takewhile(lambda t: t[0] == t[1] == t[2], zip(ids, *others, strict=False)))
-    return 0
-
-
-def _rendered(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[Values], str]:
-    """A chat as its template takes it, and the text: templates differ in what a call of a tool has for a content."""
-    if all(message["content"] is not None for message in messages):
-        return messages, _render(messages, tokenizer)
-    empty = [{**message, "content": message["content"] or ""} for message in messages]
-    try:
-        text = _render(messages, tokenizer)
-    except BadRowError:
-        return empty, _render(empty, tokenizer)
-    plain = _render(empty, tokenizer)
-    if text != plain and text.replace("None", "") == plain.replace("None", ""):  # it wrote the absence down
-        return empty, plain
-    return messages, text
-
-
-def _render(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, prompt: bool = False) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        text = "\n\n".join(message["content"] or "" for message in messages)
-        return text + ("\n\n" if prompt and messages else "")
-    try:
-        dated = {"chat_template": dated_template(tokenizer)} if asks_for_date(tokenizer) else {}
-        require_interruptible(str(tokenizer.chat_template))
-        with limited("the model's chat template"):
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
-    except InputError:
-        raise
-    except Exception as error:  # templates raise whatever they like on roles they do not accept
-        raise BadRowError(f"the chat template refused it ({type(error).__name__}: {error})") from None
-    if len(text) > LONGEST + 10 * sum(len(message["content"] or "") for message in messages):
-        raise InputError(
-            f"the model's chat template makes {len(text):,} characters of one chat; it is damaged or hostile"
-        )
-    return encodable(text, "a role or a call of a tool")  # contents have been looked at
-
-
-def _response_spans(
-    messages: Sequence[Values], text: str, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[int, int]]:
-    """Character spans of assistant turns, found by rendering the chat up to each."""
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, after = _render(messages[:i], tokenizer, prompt=True), _render(messages[: i + 1], tokenizer)
-        if not (text.startswith(before) and text.startswith(after)):
-            raise BadRowError("the chat template rewrites earlier turns, so its responses cannot be located")
-        yield len(before), len(after)
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:

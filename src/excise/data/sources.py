@@ -21,6 +21,8 @@ from excise.models.file_hashes import sha256_of
 from excise.plain import Values
 
 STARTER = "starter"
+# The model's own words: `self` continues the starter's prompts, `self=SOURCE` those of another source.
+OWN = "self"
 # Chats, and plain documents of other kinds of text.
 STARTER_FILES = ("starter.jsonl", "documents.jsonl")
 SHUFFLE_BUFFER = 10_000
@@ -102,10 +104,18 @@ def places_of(data: str) -> tuple[Place, ...]:
     return tuple(Place(name, (1.0 if share is None else share) / total) for name, share in names)
 
 
+def prompts_of(data: str) -> str | None:
+    """Where the prompts of `self` (the starter's) or of `self=SOURCE` come from; None for another source."""
+    if data == OWN:
+        return STARTER
+    return data.removeprefix(f"{OWN}=") if data.startswith(f"{OWN}=") else None
+
+
 def local_places(data: str) -> list[Path]:
     """Files and folders on this machine that an option names; what is shipped and what the hub holds are left out."""
-    folders = [_folder_of(place.data)[0] for place in places_of(data) if place.data != STARTER]
-    files = [Path(place.data).expanduser() for place in places_of(data) if place.data != STARTER]
+    named = [prompts_of(place.data) or place.data for place in places_of(data)]
+    folders = [_folder_of(name)[0] for name in named if name != STARTER]
+    files = [Path(name).expanduser() for name in named if name != STARTER]
     return [path for path in dict.fromkeys([*files, *folders]) if path.exists()]
 
 
