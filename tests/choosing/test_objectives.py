@@ -97,6 +97,7 @@ BAD_QUESTIONS = {
     "no options": b'{"question": "x", "answer": 0}',
     "one option": b'{"question": "x", "choices": ["y"], "answer": 0}',
     "no such option": b'{"ctx": "x", "endings": ["y", "z"], "label": 2}',
+    "no number": b'{"question": "x", "choices": ["y", "z"], "answer": Infinity}',
     "null": b'{"question": null, "choices": ["y", "z"], "answer": 0}',
     "half a surrogate pair": b'{"question": "x", "choices": ["y", "\\ud83d"], "answer": 0}',
 }

@@ -371,7 +371,7 @@ def _question(row: Values | BadRowError) -> tuple[str, list[str], int]:
         asked = row["ctx"] if "ctx" in row else row["question"]
         if len(options) < 2 or not 0 <= right < len(options):
             raise ValueError(f"{len(options)} options, the right one {answer!r}")
-    except (ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, StopIteration) as error:
         raise BadRowError(
             f"expected a question with `question` or `ctx`, `choices` or `endings`, and `answer`, `answerKey` or "
             f"`label` ({type(error).__name__}: {error})"
