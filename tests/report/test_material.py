@@ -89,3 +89,11 @@ def test_what_cannot_be_reported_on_is_refused(tmp_path):
     (tmp_path / "b" / "run.json").write_text(json.dumps({**other, "model_hash": "f" * 64}))
     with pytest.raises(InputError, match="different models"):
         gather(tmp_path)
+
+
+@pytest.mark.parametrize("blocks", [0, -3, 2**31])
+def test_a_number_of_blocks_that_no_model_has_is_refused(tmp_path, blocks):
+    facts = run_folder(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({**facts, "blocks": blocks}))
+    with pytest.raises(InputError, match=r"run\.json speaks of .* blocks"):
+        gather(tmp_path)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing_extensions import TypedDict
 
 from excise.artefacts import check_types, inside
+from excise.errors import InputError
 from excise.plain import Facts, Values
+from excise.settings import MOST_UNITS
 
 
 class _Candidate(TypedDict, total=False):
@@ -136,5 +138,8 @@ def check(kind: str, content: Values, path: Path) -> None:
     if kind not in _KINDS:
         return
     check_types(_KINDS[kind], content, path)
+    blocks = content.get("blocks")
+    if isinstance(blocks, int) and not 0 < blocks <= MOST_UNITS:
+        raise InputError(f"{path} speaks of {blocks:,} blocks; expected at least one and at most {MOST_UNITS:,}")
     if isinstance(named := content.get("checkpoint"), str):
         inside(path.parent, named, path)
