@@ -79,9 +79,7 @@ def _show(result: RunResult, settings: RunSettings) -> None:
         )
         output.print(f"no worse beyond chance: {others}; of those, the worst domain of the chosen one suffers least")
     damage, before = result.damage, result.pruned_loss - result.base_loss
-    repaired = (
-        f"Δ loss {before:+.3f}, repaired in closed form " if result.repair and result.repair["applied"] else "Δ loss "
-    )
+    repaired = f"{before:+.3f}, repaired in closed form " if result.repair and result.repair["applied"] else ""
     output.print(
         f"on {result.held_out['samples']} others: Δ loss {repaired}{damage['delta']:+.3f} ± {damage['error']:.3f} "
         f"nats/token, intact {result.base_loss:.4f}"
