@@ -2,7 +2,7 @@
 
     python -m benchmarks.selection_figure benchmarks/results/selection.json docs/figures/damage_by_effort.png
 
-Reads what `python -m benchmarks.selection --collect` joined; draws seed 0.
+Reads the figures of selection without repair, joined by the benchmark as it was at commit 5734a28; draws seed 0.
 """
 
 from __future__ import annotations
