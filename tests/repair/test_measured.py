@@ -11,7 +11,7 @@ import torch
 from excise.measuring.measure import measure
 from excise.models.stack import find_stack
 from excise.repair import measured
-from excise.repair.measured import RIDGE, Repairable, known_repaired, measure_repaired
+from excise.repair.measured import RIDGE, known_repaired, measure_repaired, repairable_folds
 from excise.repair.repair import Folding, repair
 from excise.repair.streams import swapped
 from tests.contexts import context_of
@@ -25,7 +25,7 @@ REMOVALS = [(1,), (4,), (5,), (1, 2), (2, 3, 5), (1, 3), (4, 5), (0, 3), (0, 1)]
 def by_itself(stack, removed, statistic="loss"):
     """Sums [samples] on the judging samples of a removal repaired as `repair` does it, at the measuring ridge."""
     cuts = [block for block in removed if block - 1 not in removed]
-    if not any(block - 1 in Repairable.of(stack).folds for block in cuts):
+    if not any(block - 1 in repairable_folds(stack) for block in cuts):
         return measure(context_of(stack), JUDGING, [removed], statistic=statistic).of(removed)
     fitted = repair(context_of(stack), removed, FITTING, folding=Folding(ridges=(RIDGE,)))
     assert statistic == "loss"
@@ -48,7 +48,7 @@ def by_itself(stack, removed, statistic="loss"):
 def test_a_removal_costs_what_it_costs_repaired_by_itself(architecture, repairable):
     stack = find_stack(tiny_model(architecture, 6).float())
     before = traces(stack.model)
-    assert len(Repairable.of(stack).folds) >= repairable
+    assert len(repairable_folds(stack)) >= repairable
     removals = [r for r in REMOVALS if not set(r) & set(stack.fixed)]
     found = measure_repaired(context_of(stack), FITTING, JUDGING, removals)
     for removed in removals:
@@ -72,7 +72,7 @@ def test_it_does_not_matter_what_else_is_measured(statistic):
 def test_what_is_not_repaired_costs_what_it_costs_pruned_and_the_intact_model_nothing():
     # Blocks of Gemma 4 read keys and values of others, so that no stream alone tells what they do.
     stack = find_stack(tiny_model("gemma4_text", 6))
-    assert not Repairable.of(stack).folds
+    assert not repairable_folds(stack)
     removals = [r for r in REMOVALS if not set(r) & set(stack.fixed)]
     plain = measure(context_of(stack), JUDGING, removals, statistic="divergence")
     found = measure_repaired(context_of(stack), FITTING, JUDGING, [(), *removals], statistic="divergence")

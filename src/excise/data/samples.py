@@ -89,6 +89,11 @@ class Samples(Sequence[Sample]):
         """Total number of tokens."""
         return sum(len(sample.input_ids) for sample in self.items)
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Category of each sample; "" where it has none."""
+        return tuple(sample.category or "" for sample in self.items)
+
     def first_tokens(self, tokens: int) -> Samples:
         """The first samples, up to the one with which they have `tokens` tokens together; all where they have fewer."""
         total = 0
@@ -97,6 +102,12 @@ class Samples(Sequence[Sample]):
             if total >= tokens:
                 return self[:count]
         return self
+
+    def picked(self, of: int, picks: Collection[int]) -> frozenset[int]:
+        """Numbers of the samples that `dealt` picks."""
+        # By category first: samples of several kinds may take turns, and every second one be of the same kind.
+        order = sorted(range(len(self)), key=self.domains.__getitem__)
+        return frozenset(i for place, i in enumerate(order) if place % of in picks)
 
     def dealt(self, of: int, picks: Collection[int]) -> tuple[Samples, Samples]:
         """Deal samples out, of every category alike: of each `of` samples those numbered in `picks`, and the others.
@@ -108,9 +119,7 @@ class Samples(Sequence[Sample]):
             [['a1', 'b1'], ['a2', 'b2']]
 
         """
-        # By category first: samples of several kinds may take turns, and every second one be of the same kind.
-        order = sorted(range(len(self)), key=lambda i: self.items[i].category or "")
-        picked = {i for place, i in enumerate(order) if place % of in picks}
+        picked = self.picked(of, picks)
         parts = ([s for i, s in enumerate(self) if (i in picked) == wanted] for wanted in (True, False))
         first, second = (
             Samples(tuple(part), {**self.provenance, "dealt": [of, sorted(picks), name]})

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from excise.errors import ArchitectureError, InputError
-from excise.models.stack import Block, Stack, Sublayer, block_indices, first
+from excise.models.stack import Stack, Sublayer, block_indices, first
 from excise.plain import Facts
 from excise.repair.folds import Channels, Fold, Gain, Projection, probing_factors
+from excise.repair.streams import swapped
 from excise.surgery.merge import Run
 
 PROBE_TOKENS = 4
@@ -115,7 +116,7 @@ def _folds(
             module = _matrix_of(sublayer, outputs)
             found.append(Projection(names[module], module, sublayer, scale))
         except ArchitectureError:
-            gain = _gain_of(block, sublayer, names, calls, scale)
+            gain = _gain_of(stack, sublayer, names, calls, scale)
             if gain is None:
                 raise
             found.append(gain)
@@ -123,10 +124,10 @@ def _folds(
 
 
 def _gain_of(
-    block: Block, sublayer: Sublayer, names: Mapping[nn.Module, str], calls: dict[Any, Call], scale: float
+    stack: Stack, sublayer: Sublayer, names: Mapping[nn.Module, str], calls: dict[Any, Call], scale: float
 ) -> Gain | None:
     """The gains of a sublayer's output channels; None where scaling what makes them does not scale the output."""
-    module = sublayer.module
+    module, block = sublayer.module, stack.blocks[sublayer.block]
     # Of a norm at the end the gain, else all that the output is linear in.
     own = f"{names[module]}."
     ending = [(f"{own}weight", module.get_parameter("weight"))] if hasattr(module, "weight") else []
@@ -139,39 +140,21 @@ def _gain_of(
     with torch.no_grad():
         before = first(module(*args, **kwargs)).double()
     width = before.shape[-1]
-    guesses = []
-    for _, parameter in parameters:
-        if parameter is None or parameter.is_meta or not parameter.is_floating_point():
-            return None
-        axes = [axis for axis, size in enumerate(parameter.shape) if size == width]
-        guesses.append(
-            [Channels(axis, offset) for axis in axes for offset in ((0.0, 1.0) if sublayer.inner else (0.0,))]
-        )
+    offsets = (0.0, 1.0) if sublayer.inner else (0.0,)
+    guesses = [
+        [Channels(axis, offset) for axis, size in enumerate(parameter.shape) if size == width for offset in offsets]
+        for _, parameter in parameters
+    ]
     factors = probing_factors(width, before.device)
     for guess in itertools.product(*guesses):
         named = zip(parameters, guess, strict=True)
         gain = Gain(names[module], module, sublayer, scale, {n: (p, channels) for (n, p), channels in named})
-        with torch.no_grad(), _holding(gain):
+        with torch.no_grad(), swapped(stack.model, gain.scaled(factors)):
             after = first(module(*args, **kwargs)).double()
         rounding = 16 * torch.finfo(parameters[0][1].dtype).eps
         if (after - before * factors).abs().max() <= rounding * max(1e-30, before.abs().max().item()):
             return gain
     return None
-
-
-@contextlib.contextmanager
-def _holding(gain: Gain) -> Iterator[None]:
-    """Context in which the parameters of a gain are scaled by the factors that probe it."""
-    originals = {name: parameter.data for name, (parameter, _) in gain.parameters.items()}
-    (parameter, channels), *_ = gain.parameters.values()
-    try:
-        new = gain.scaled(probing_factors(parameter.shape[channels.axis], parameter.device))
-        for name, (parameter, _) in gain.parameters.items():
-            parameter.data = new[name]
-        yield
-    finally:
-        for name, (parameter, _) in gain.parameters.items():
-            parameter.data = originals[name]
 
 
 @contextlib.contextmanager

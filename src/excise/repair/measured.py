@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,18 +33,10 @@ from excise.measuring.losses import sample_losses
 from excise.measuring.measure import Measurements, Statistic, measure
 from excise.measuring.passes import over_batches, pass_key
 from excise.measuring.trie import Trie, branch_points
-from excise.models.stack import (
-    Stack,
-    block_input,
-    block_output,
-    first,
-    override_forward,
-    pass_through,
-    removable_indices,
-)
+from excise.models.stack import Stack, block_input, removable_indices
 from excise.repair.cuts import folds_of
 from excise.repair.folds import AUTO, Fold, Gain, as_features
-from excise.repair.streams import Scratch, original_streams, recorded_at, wide
+from excise.repair.streams import Scratch, original_streams, recorded_at, recorded_streams, run_blocks, wide
 from excise.store import Ledger
 
 # Of a fit on one to three thousand tokens. Chosen once for all, as held-out samples would have to choose it at every
@@ -56,25 +47,10 @@ MEASUREMENTS, STAGE = "repaired", "measuring, repaired"
 KEPT_ELEMENTS = 1 << 28
 
 
-@dataclass(frozen=True, eq=False)
-class Repairable:
-    """What of a block below a cut a repair folds into, for every block where it does.
-
-    Attributes:
-        stack: the model.
-        folds: block below a cut → the fold; blocks without one are not in it.
-
-    """
-
-    stack: Stack
-    folds: dict[int, Fold]
-
-    @staticmethod
-    def of(stack: Stack) -> Repairable:
-        """Look at every block; costs a pass of a few tokens."""
-        found = folds_of(stack, range(len(stack.blocks) - 1), None)
-        exact = {block: folds[0] for block, folds in found.items() if not isinstance(folds, ArchitectureError)}
-        return Repairable(stack, exact)
+def repairable_folds(stack: Stack) -> dict[int, Fold]:
+    """What of a block below a cut a repair folds into, for every block where it does; costs a pass of a few tokens."""
+    found = folds_of(stack, range(len(stack.blocks) - 1), None)
+    return {block: folds[0] for block, folds in found.items() if not isinstance(folds, ArchitectureError)}
 
 
 def known_repaired(context: Context, fitting: Samples, judging: Samples, statistic: Statistic) -> tuple[Removal, ...]:
@@ -111,18 +87,19 @@ def measure_repaired(
 
     """
     stack = context.stack
-    repairable = Repairable.of(stack)
-    if not repairable.folds:
-        return measure(context, judging, removals, statistic=statistic)
     distinct = tuple(dict.fromkeys(removable_indices(stack, removed) for removed in removals))
     known = _ledger(context, fitting, judging, statistic)
     new = [removed for removed in distinct if removed not in known]
+    # Asked only where something is to be measured: searches ask again and again for what is known.
+    folds = repairable_folds(stack) if new else {}
+    if new and not folds:
+        return measure(context, judging, removals, statistic=statistic)
     with context.progress.stage(STAGE, judging.tokens * len(distinct)) as advance:
         if len(new) < len(distinct):
             advance(judging.tokens * (len(distinct) - len(new)))
         if new:
             with tempfile.TemporaryDirectory(prefix="excise-streams-") as place:
-                walk = _Walk(context, fitting, judging, statistic, repairable, Scratch(Path(place)))
+                walk = _Walk(context, fitting, judging, statistic, folds, Scratch(Path(place)))
                 for removed, sums in walk.measured(new):
                     known.add([removed], sums[None])
                     advance(judging.tokens)
@@ -226,7 +203,7 @@ class _Walk:
         fitting: Samples,
         judging: Samples,
         statistic: Statistic,
-        repairable: Repairable,
+        folds: Mapping[int, Fold],
         scratch: Scratch,
     ) -> None:
         of_fitting, of_judging = context.batches(fitting), context.batches(judging)
@@ -234,7 +211,7 @@ class _Walk:
         self.statistic, self.scratch = statistic, scratch
         self.batches = [batch.to(context.stack.device) for batch in (*of_fitting, *of_judging)]
         self.fits = [i < len(of_fitting) for i in range(len(self.batches))]
-        self.repairable = repairable
+        self.folds = folds
 
     def measured(self, removals: Sequence[Removal]) -> Iterator[tuple[Removal, np.ndarray]]:
         """Each removal with its sums [judging samples], depth first."""
@@ -268,15 +245,15 @@ class _Walk:
                     stop += 1
                 opens = stop < blocks and (removed[stop] or stop in wanted)
                 fitting_on = bool(removed[stop:].any()) or any(branch >= stop for branch in wanted)
-                node = self._run(node, depth, stop, removed, opens, fitting_on)
+                node = self._run(node, depth, stop, opens, fitting_on)
             if stop in wanted and stop not in saved:
                 saved[stop] = node
             depth = stop
         return self._closed(node, blocks - 1) if removed[-1] else node
 
-    def _run(self, node: _Node, start: int, stop: int, removed: np.ndarray, opens: bool, fitting_on: bool) -> _Node:
+    def _run(self, node: _Node, start: int, stop: int, opens: bool, fitting_on: bool) -> _Node:
         """Send the streams through blocks `start` to `stop` − 1, recording what a repair of the last of them needs."""
-        fold = self.repairable.folds.get(stop - 1) if opens else None
+        fold = self.folds.get(stop - 1) if opens else None
         streams: list[Tensor] = []
         features: list[Tensor] = []
         for number, batch in enumerate(self.batches):
@@ -298,7 +275,7 @@ class _Walk:
     def _closed(self, node: _Node, top: int) -> _Node:
         """The node after a cut whose highest block is `top`, repaired where that is exact."""
         if node.opening is None:
-            return replace(node, opening=None)
+            return node
         missing = []
         for number, batch in enumerate(self.batches):
             if self.fits[number]:
@@ -347,20 +324,7 @@ class _Walk:
     def _final(self, node: _Node, number: int) -> Tensor:
         """Final hidden states of a batch."""
         stack = self.context.stack
-        return _hidden(stack, self.batches[number], node.streams[number], len(stack.blocks), len(stack.blocks))
-
-
-def _hidden(stack: Stack, batch: Batch, stream: Tensor, start: int, stop: int) -> Tensor:
-    """Final hidden states where only blocks `start` to `stop` run, on a stream that enters before the first of them."""
-    through = pass_through(stack)
-    replacements: dict[Any, Callable[..., Any]] = {
-        block.module: through for block in stack.blocks if not start <= block.index < stop
-    }
-    if start > 0:
-        replacements[stack.blocks[start - 1].module] = lambda *_, **__: block_output(stack, stream)
-    # The model's own forward still runs, for masks and positions of each kind of block.
-    with override_forward(replacements):
-        return stack.hidden(batch.input_ids)
+        return run_blocks(stack, self.batches[number], len(stack.blocks), len(stack.blocks), node.streams[number])
 
 
 def _before(stack: Stack, batch: Batch) -> Tensor:
@@ -371,7 +335,7 @@ def _before(stack: Stack, batch: Batch) -> Tensor:
         lambda module, args, kwargs: kept.append(block_input(args, kwargs)), with_kwargs=True
     )
     try:
-        _hidden(stack, batch, torch.empty(0), 0, 0)
+        run_blocks(stack, batch, 0, 0, None)
     finally:
         handle.remove()
     return kept[0]
@@ -379,14 +343,6 @@ def _before(stack: Stack, batch: Batch) -> Tensor:
 
 def _through(stack: Stack, batch: Batch, stream: Tensor, start: int, stop: int) -> Tensor:
     """The stream [batch, tokens, width] after block `stop` − 1."""
-    kept: list[Tensor] = []
-
-    def after(module: object, args: object, output: Any) -> None:
-        kept.append(first(output))
-
-    handle = stack.blocks[stop - 1].module.register_forward_hook(after)
-    try:
-        _hidden(stack, batch, stream, start, stop)
-    finally:
-        handle.remove()
-    return kept[0]
+    with recorded_streams(stack, [stop - 1]) as streams:
+        run_blocks(stack, batch, start, stop, stream)
+    return streams[stop - 1]

@@ -241,8 +241,7 @@ class _Fitting:
         fit, choice = fold.equations(features), fold.equations(features)
         device = fit.gram.device
         every = min(EVERY, len(self.samples))
-        kept_out = self.samples.dealt(every, [every - 1])[0]
-        choosing = {id(sample) for sample in kept_out}
+        choosing = self.samples.picked(every, [every - 1])
         for number, batch in over_batches(self.context, self.samples, STAGE):
             state = self.scratch.read(number, "state").get("state") if start > 0 else None
             state = None if state is None else state.to(stack.device)
@@ -256,7 +255,7 @@ class _Fitting:
             phi = phi[real.to(phi.device)]
             # By the sample's number, not the batch's: batches hold samples of similar length, and short chats differ
             # from long ones.
-            chooses = torch.tensor([id(self.samples[i]) in choosing for i in batch.indices], device=real.device)
+            chooses = torch.tensor([i in choosing for i in batch.indices], device=real.device)
             row = chooses.unsqueeze(1).expand_as(real)[real]
             for equations, rows in ((fit, ~row), (choice, row)):
                 equations.add(

@@ -19,7 +19,7 @@ from excise.models.loading import Loaded
 from excise.models.stack import Stack
 from excise.plain import Facts, Values
 from excise.repair.cuts import cuts_of
-from excise.repair.measured import Repairable
+from excise.repair.measured import repairable_folds
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair_each, repaired, require_repairable, with_losses
 from excise.settings import REPAIR_TOKENS
@@ -91,16 +91,15 @@ def repair_removals(
     fitted = {removed: Repair.load(path) for removed, path in files.items() if path and path.exists()}
     new = [removed for removed in wanted if removed not in fitted]
     passes = 1 + sum(len(cuts_of(stack, removed)) for removed in new)
-    try:
-        with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):
+    with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):
+        try:
             for result in repair_each(context, new, samples):
                 fitted[result.removed] = result
                 if path := files[result.removed]:
                     result.save(path)
-            judged = {r: with_losses(context, fitted[r], held_out) for r in wanted if r in fitted}
-    # The model's streams overflow on these samples; the run goes on without repairs.
-    except InputError as error:
-        refused |= {removed: str(error) for removed in new if removed not in fitted}
+        # The model's streams overflow on these samples; the run goes on without repairs.
+        except InputError as error:
+            refused |= {removed: str(error) for removed in new if removed not in fitted}
         judged = {r: with_losses(context, fitted[r], held_out) for r in wanted if r in fitted}
     return Repairs(judged, refused)
 
@@ -145,7 +144,7 @@ def write_removal(
 
 def is_repairable(loaded: Loaded, samples: Samples) -> bool:
     """Whether a removal from this model may be repaired at some cut; costs a pass of a few tokens."""
-    return _unfit(loaded, samples) is None and bool(Repairable.of(loaded.stack).folds)
+    return _unfit(loaded, samples) is None and bool(repairable_folds(loaded.stack))
 
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:
