@@ -116,10 +116,10 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
         group="How it chooses",
         choices=SELECT,
     )
-    repair: bool = option(
-        True,
-        "Refit one matrix below each cut in closed form, where that is exact and helps, and choose by what is left.",
-        group="How it chooses",
+    repair: bool = changed(
+        Objecting,
+        "repair",
+        help="Refit what is below each cut in closed form, where that is exact and helps, and choose by what is left.",
     )
     repair_tokens: int = option(
         REPAIR_TOKENS, "Calibration tokens to fit the repair on.", group="How it chooses", least=2, hidden=True

@@ -104,8 +104,8 @@ def compare(
         Choice(entry.method, entry.budget, entry.seed, entry.proposal, sums)
         for entry, sums in zip(entries, measured.sums, strict=True)
     ]
-    energy, domains = ENERGIES[contest.energy](gradients.A), tuple(sample.category or "" for sample in held_out)
-    judge = Judge(context.stack, energy, measured.base, measured.counts, brief.seed, domains)
+    energy = ENERGIES[contest.energy](gradients.A)
+    judge = Judge(context.stack, energy, measured.base, measured.counts, brief.seed, held_out.domains)
     rows = [row for budget in budgets for row in judge.rows([c for c in choices if c.budget == budget])]
     if contest.repair:
         proposals = [choice.proposal for budget in budgets for choice in choices if choice.budget == budget]

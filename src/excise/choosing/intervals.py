@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from excise.choosing.proposal import Proposal
+from excise.choosing.ratios import by_domain
 from excise.ising.energies import Energy
 from excise.models.stack import Stack
 from excise.plain import Facts
@@ -137,7 +138,7 @@ class Judge:
                 interval=_interval(resampled[method]),
                 behind=deltas[method] - deltas[best],
                 behind_interval=_interval(resampled[method] - resampled[best]),
-                domains=self._by_domain(excess[method].mean(axis=0)),
+                domains=by_domain(excess[method].mean(axis=0), self.counts, self.domains),
             )
             for method, drawn in by_method.items()
         ]
@@ -145,11 +146,6 @@ class Judge:
 
     def _mean(self, excess: Floats) -> float:
         return float(excess.mean(axis=0).sum() / self.counts.sum())
-
-    def _by_domain(self, excess: Floats) -> dict[str, float]:
-        names = np.array(self.domains)
-        groups = {name: names == name for name in dict.fromkeys(self.domains)}
-        return {name: float(excess[group].sum() / self.counts[group].sum()) for name, group in groups.items()}
 
     def _resample(self, excess: Floats) -> Floats:
         """Bootstrap replicates [replicates] of the mean of `excess` [draws, samples] per counted token."""

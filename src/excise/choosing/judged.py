@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from excise.choosing.ratios import by_domain, ratio_error
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.ising.problem import Removal
@@ -58,26 +59,22 @@ class Judged:
     @property
     def error(self) -> float:
         """Standard error of `delta` over samples."""
-        return _error(self.sums - self.base, self.counts)
+        return ratio_error(self.sums - self.base, self.counts)
 
     def by_domain(self) -> dict[str, float]:
         """Damage in each domain, nats per token."""
-        excess, domains = self.sums - self.base, np.array(self.domains)
-        return {
-            name: float(excess[domains == name].sum() / self.counts[domains == name].sum())
-            for name in dict.fromkeys(self.domains)
-        }
+        return by_domain(self.sums - self.base, self.counts, self.domains)
 
     def worst(self) -> float:
         """The largest damage of a domain with samples enough; that of all where no two domains have them."""
         names = [name for name in dict.fromkeys(self.domains) if self.domains.count(name) >= ENOUGH]
-        by_domain = self.by_domain()
-        return max(by_domain[name] for name in names) if len(names) > 1 else self.delta
+        damage = self.by_domain()
+        return max(damage[name] for name in names) if len(names) > 1 else self.delta
 
     def ties_with(self, best: Judged) -> bool:
         """Whether this is no worse than another beyond chance, on the same samples."""
         behind = self.sums - best.sums
-        return float(behind.sum() / self.counts.sum()) <= TIE * _error(behind, self.counts)
+        return float(behind.sum() / self.counts.sum()) <= TIE * ratio_error(behind, self.counts)
 
     def describe(self) -> Facts:
         """Plain data: what a table shows."""
@@ -118,13 +115,12 @@ def judge(
     """
     repairs = repairs or Repairs()
     intact = measure(context, samples, [()])
-    domains = tuple(sample.category or "" for sample in samples)
     found = []
     for removed in removals:
         # A repair's weights make another model, with measurements of its own.
         with repairs.applied(context.stack, removed, always=always):
             sums = measure(context, samples, [removed]).of(removed)
-        found.append(Judged(removed, intact.of(), sums, intact.counts.astype(np.float64), domains))
+        found.append(Judged(removed, intact.of(), sums, intact.counts.astype(np.float64), samples.domains))
     return found
 
 
@@ -138,12 +134,3 @@ def settled(judged: Sequence[Judged]) -> tuple[Removal, list[Facts]]:
     best = min(judged, key=lambda each: each.loss)
     tied = sorted((each for each in judged if each.ties_with(best)), key=lambda each: (each.worst(), each.loss))
     return tied[0].removed, [each.describe() for each in tied]
-
-
-def _error(excess: np.ndarray, counts: np.ndarray) -> float:
-    """Standard error of Σ excess ÷ Σ counts over samples (the usual linearisation of a ratio)."""
-    items = len(counts)
-    if items < 2:
-        return float("inf")
-    residual = excess - excess.sum() / counts.sum() * counts
-    return float(np.sqrt(items / (items - 1) * (residual**2).sum()) / counts.sum())

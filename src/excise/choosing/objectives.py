@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from excise.choosing.ratios import ratio_error
 from excise.context import Context
 from excise.data.chats import encode
 from excise.data.files import BadRowError, read_objects
@@ -123,7 +124,7 @@ class Term:
 
     def domain_of_items(self) -> list[str]:
         """Domain of each item (sample or question)."""
-        names = [sample.category or "" for sample in self.samples]
+        names = list(self.samples.domains)
         if self.kind != "choices":
             return names
         return [names[i] for i in np.flatnonzero(np.diff(_questions(self.samples), prepend=-1))]
@@ -235,13 +236,11 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
 
 
 def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], mean: float) -> float:
-    """Of a ratio of sums over the items of a group (the usual linearisation)."""
-    residual = excess[group] - mean * weights[group]
-    items = len(residual)
-    if items < 2:
+    """Of the damage in a group of items, whose mean it is."""
+    if group.sum() < 2:
         # One item tells nothing about its spread; an error as large as the value keeps anyone from leaning on it.
         return abs(float(mean))
-    return float(np.sqrt(items / (items - 1) * (residual**2).sum()) / weights[group].sum())
+    return ratio_error(excess[group], weights[group])
 
 
 def _add(a: Damages, b: Damages) -> Damages:

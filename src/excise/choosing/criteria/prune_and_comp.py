@@ -11,14 +11,16 @@ drop one block, compensate, and score again. Here the scalars only choose; what 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from excise.choosing.brief import Brief
-from excise.choosing.criteria.statistics import block_hooks, block_statistics, compensated
-from excise.choosing.proposal import Cost, Meter, Proposal, lowest
+from excise.choosing.criteria.block_influence import one_by_one
+from excise.choosing.criteria.statistics import block_hooks, compensated
+from excise.choosing.proposal import Proposal
 from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
@@ -27,21 +29,7 @@ from excise.measuring.passes import total
 
 def prune_and_comp(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
     """Remove the least influential block, compensate, measure again, until as many are gone as the brief wants."""
-    candidates, meter = brief.candidates(context.stack), Meter(context)
-    factors: dict[int, float] = {}
-    trail: list[Cost] = []
-    cost, scores = 0.0, None
-    for _round in range(brief.budget):
-        statistics = block_statistics(context, samples, factors=factors)
-        influence = 1 - statistics.cosine
-        # Of the first round only: later ones are of a model with blocks missing.
-        scores = tuple(map(float, influence)) if scores is None else scores
-        (least,) = lowest(influence, 1, [i for i in candidates if i not in factors])
-        factors[least] = _factor(context, samples, least, factors)
-        cost += 2 * statistics.forward_tokens
-        trail.append(meter.cost(cost))
-    order = tuple(factors)
-    return [Proposal("prune-and-comp", tuple(sorted(order)), scores, order, cost=trail[-1], trail=tuple(trail))]
+    return one_by_one("prune-and-comp", context, samples, brief, partial(_factor, context, samples))
 
 
 def _factor(context: Context, samples: Samples, block: int, factors: Mapping[int, float]) -> float:

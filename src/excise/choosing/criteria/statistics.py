@@ -20,7 +20,6 @@ from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import (
     Block,
     Stack,
-    block_indices,
     block_input,
     block_output,
     first,
@@ -47,7 +46,7 @@ class BlockStatistics:
 
 
 def block_statistics(
-    context: Context, samples: Samples, *, removed: Sequence[int] = (), factors: Mapping[int, float] | None = None
+    context: Context, samples: Samples, *, factors: Mapping[int, float] | None = None
 ) -> BlockStatistics:
     """Measure every block's input and output in one pass, on hooks.
 
@@ -56,12 +55,11 @@ def block_statistics(
     Args:
         context: the model and the store, in which the pass is found again.
         samples: calibration samples; every real token counts once.
-        removed: blocks bypassed meanwhile.
-        factors: further ones, by which the stream is multiplied where they were.
+        factors: blocks bypassed meanwhile, and by what the stream is multiplied where they were.
 
     """
     stack = context.stack
-    scales = {**dict.fromkeys(block_indices(stack, removed), 1.0), **(factors or {})}
+    scales = factors or {}
     removed = removable_indices(stack, list(scales))
     alive = [block for block in stack.blocks if block.index not in removed]
 
