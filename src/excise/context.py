@@ -12,6 +12,7 @@ from excise.models.loading import Loaded
 from excise.models.stack import Stack
 from excise.progress import Progress
 from excise.store import Store
+from excise.team import Team
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Context:
         store: what is kept and found again; by default in memory, as long as this object.
         progress: shows progress.
         batch_tokens: padded tokens per batch; None for what keeps the device busy.
-        part: (rank, parts): passes do only batches rank, rank + parts, …, for several processes that share a store.
+        team: the processes among which passes are divided.
 
     """
 
@@ -31,7 +32,7 @@ class Context:
     store: Store = field(default_factory=Store)
     progress: Progress = field(default_factory=Progress)
     batch_tokens: int | None = None
-    part: tuple[int, int] = (0, 1)
+    team: Team = field(default_factory=Team)
 
     @property
     def stack(self) -> Stack:

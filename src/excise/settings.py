@@ -38,6 +38,7 @@ from excise.plain import Facts, Plain, Values
 GROUPS = ("Arguments", "What to remove", "Options", "Data", "How it chooses", "Healing", "Machine", "Output")
 # A file; a folder, or a .gguf file; a folder that is added to; a file that is brought up to date.
 WRITES = ("file", "folder", "workspace", "update")
+PLACEMENTS = ("auto", "resident", "streamed")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 LOSS_ON = ("content", "all", "responses")
 
@@ -540,10 +541,21 @@ class Loading(Placement):
         group="Machine",
         choices=DTYPES,
     )
+    placement: str = option(
+        "auto",
+        "resident: all weights in memory; streamed: a block at a time from the disk (docs/scale.md); auto: as it fits.",
+        group="Machine",
+        choices=PLACEMENTS,
+    )
 
     def loading(self) -> Facts:
         """Arguments of `excise.models.loading.load` besides the model."""
-        return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+        return {
+            "dtype": self.dtype,
+            "device": self.device,
+            "trust_remote_code": self.trust_remote_code,
+            "placement": self.placement,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ class Divergence:
         input_ids: [batch, tokens].
         labels: [batch, tokens], `IGNORED` where a position does not count.
         intact: [positions, width], the attribute `intact` of an earlier one for the same batch; None runs the model.
+        hidden: final hidden states of the intact model, instead of running it.
         keep: most elements of the intact model's probabilities that are kept.
 
     Attributes:
@@ -44,13 +45,16 @@ class Divergence:
         labels: Int[Tensor, "batch tokens"],
         intact: Float[Tensor, "positions width"] | None = None,
         *,
+        hidden: Float[Tensor, "batch tokens width"] | None = None,
         keep: int = KEPT_ELEMENTS,
     ) -> None:
         self._stack, self._samples = stack, labels.shape[0]
         self._device = stack.model.get_output_embeddings().weight.device
         # Only counted positions go through the head: with padding and template tokens left out, that is much less.
         self._rows, self._positions = torch.nonzero(labels != IGNORED, as_tuple=True)
-        self.intact = self._counted(stack.hidden(input_ids)) if intact is None else intact
+        if intact is None:
+            intact = self._counted(stack.hidden(input_ids) if hidden is None else hidden)
+        self.intact = intact
         vocabulary = stack.model.config.get_text_config().vocab_size
         self._chunk = max(1, CHUNK_ELEMENTS // vocabulary)
         self._kept = list(self._intact_chunks()) if len(self._rows) * vocabulary <= keep else None

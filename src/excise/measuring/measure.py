@@ -5,8 +5,10 @@ A candidate removes whole blocks, or single sublayers. What was measured is kept
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +24,7 @@ from excise.ising.problem import Removal
 from excise.measuring.divergence import Divergence
 from excise.measuring.losses import sample_losses
 from excise.measuring.passes import Rows, each_batch, pass_key
+from excise.measuring.sweep import Streams
 from excise.measuring.trie import Trie
 from excise.models.stack import Stack, removable_indices
 from excise.plain import Facts
@@ -132,34 +135,54 @@ def _ledger(context: Context, samples: Samples, kind: Facts) -> Ledger:
 @torch.no_grad()
 def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal], kind: Facts) -> np.ndarray:
     """Sums [candidates, samples] of removals not yet known."""
-    trie = Trie.of(context.stack, _gates_off(context.stack, removals, kind["sublayers"]))
+    stack, statistic = context.stack, kind["statistic"]
+    trie = Trie.of(stack, _gates_off(stack, removals, kind["sublayers"]))
     # Without the candidates, so that a later call on the same samples finds the intact model's states again.
     intact = pass_key(context, samples, {})
 
     def sums_of(number: int, batch: Batch) -> Rows:
         sums = np.zeros((len(batch.indices), len(removals)))
-        evaluate = _evaluation(context, batch, kind["statistic"], (*intact.values(), number))
+        evaluate = _evaluation(context, batch, statistic, (*intact.values(), number))
         for candidate, hidden in trie.hidden(batch.input_ids):
             sums[:, candidate] = evaluate(hidden).double().cpu().numpy()
         return {"sums": sums}
 
+    def swept(batches: Mapping[int, Batch], after: Callable[[int], None]) -> Iterator[tuple[int, Rows]]:
+        # Divergences are from the intact model, which then leads.
+        lead = [()] if statistic == "divergence" else []
+        all_of_them = Trie.of(stack, _gates_off(stack, [*lead, *removals], kind["sublayers"]))
+        with Streams() as streams:
+            leaves = all_of_them.swept(batches, streams, after)
+            for number, of_batch in itertools.groupby(leaves, key=itemgetter(0)):
+                batch, place = batches[number], (*intact.values(), number)
+                sums = np.zeros((len(lead) + len(removals), len(batch.indices)))
+                evaluate = None if lead else _evaluation(context, batch, statistic, place)
+                for _, candidate, hidden in of_batch:
+                    evaluate = evaluate or _evaluation(context, batch, statistic, place, hidden)
+                    sums[candidate] = evaluate(hidden).double().cpu().numpy()
+                yield number, {"sums": sums[len(lead) :].T}
+
     # A column of the rows is a candidate: batches of an interrupted pass fit only the same candidates in the same
     # order.
     key = {**kind, "removals": [list(removed) for removed in removals]}
-    rows = each_batch(context, samples, UNFINISHED, key, sums_of, weight=len(removals))
+    rows = each_batch(context, samples, UNFINISHED, key, sums_of, weight=len(removals), swept=swept)
     # The sums go on to the ledger, by removal; the pass as such is of no further use.
+    context.team.wait()
     context.store.journal(UNFINISHED, pass_key(context, samples, key)).delete()
     return rows["sums"].T
 
 
 def _evaluation(
-    context: Context, batch: Batch, statistic: Statistic, place: tuple[Any, ...]
+    context: Context, batch: Batch, statistic: Statistic, place: tuple[Any, ...], hidden: Tensor | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """Function from final hidden states [batch, tokens, width] to sums [batch] of one batch."""
+    """Function from final hidden states [batch, tokens, width] to sums [batch] of one batch.
+
+    `hidden` are those of the intact model, where they are known.
+    """
     stack, memory = context.stack, context.store.memory
     if statistic == "loss":
         return lambda hidden: sample_losses(stack, hidden, batch.labels).sums
-    divergence = Divergence(stack, batch.input_ids, batch.labels, memory.get(place))
+    divergence = Divergence(stack, batch.input_ids, batch.labels, memory.get(place), hidden=hidden)
     memory.keep(place, divergence.intact)
     return divergence
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from excise import __version__
 from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
-from excise.errors import ExciseError
 from excise.interrupts import stop_if_told
+from excise.measuring.sweep import sweeps
 from excise.plain import Facts, Values
 from excise.store import Journal
 
 Rows = dict[str, np.ndarray]
 SECONDS = "seconds"
+# (batches by number, what to call after each block with its index) → each number with its rows.
+Swept = Callable[[Mapping[int, Batch], Callable[[int], None]], Iterator[tuple[int, Rows]]]
 
 
-class UnfinishedError(ExciseError):
-    """Other processes have not done their part of a pass, and this one has."""
-
-
-def over_batches(context: Context, samples: Samples, name: str, *, weight: int = 1) -> Iterator[tuple[int, Batch]]:
+def over_batches(
+    context: Context, samples: Samples, name: str, *, weight: int = 1, shared: bool = False
+) -> Iterator[tuple[int, Batch]]:
     """Each batch with its number, on the model's device; nothing is kept.
 
     Args:
@@ -33,10 +35,13 @@ def over_batches(context: Context, samples: Samples, name: str, *, weight: int =
         samples: what to pass over.
         name: of the stage, shown with its progress.
         weight: how many times a token counts in the progress shown.
+        shared: only this process's part of the batches.
 
     """
-    with context.progress.stage(name, samples.tokens * weight) as advance:
-        for number, batch in enumerate(context.batches(samples)):
+    batches = list(enumerate(context.batches(samples)))
+    mine = context.team.share(batches) if shared else batches
+    with context.progress.stage(name, sum(batch.tokens for _, batch in mine) * weight) as advance:
+        for number, batch in mine:
             stop_if_told()
             yield number, batch.to(context.stack.device)
             advance(batch.tokens * weight)
@@ -50,46 +55,72 @@ def each_batch(
     rows_of: Callable[[int, Batch], Rows],
     *,
     weight: int = 1,
+    swept: Swept | None = None,
 ) -> Rows:
     """Rows of every sample, kept batch by batch: an interrupted pass goes on, and a finished one is not made again.
 
+    Several processes divide the batches, and all of them get all rows.
+
     Args:
-        context: the model, the store, and which part of the batches this process does.
+        context: the model, the store, and the processes that share the work.
         samples: what to pass over.
         kind: name of the stage, in the store and in the progress shown.
         key: what the rows depend on beside the model, the samples and the size of a batch.
         rows_of: (number, batch on the model's device) → arrays [batch, …].
         weight: how many times a token counts in the progress shown.
+        swept: the same for many batches, block by block, where the model does not stay in memory: (batches by number,
+            what to call after each block) → each number with its rows.
 
     Returns:
         The arrays, [samples, …] in the samples' order.
 
-    Raises:
-        UnfinishedError: other processes have not done their part.
-
     """
     journal = context.store.journal(kind, pass_key(context, samples, key))
-    rank, parts = context.part
-    batches = context.batches(samples)
-    pieces: dict[int, Rows] = {}
+    batches, team = context.batches(samples), context.team
     # Batches are sorted by length, so dealing them out in turn gives every process long and short ones alike.
-    with context.progress.stage(kind, sum(b.tokens for b in batches[rank::parts]) * weight) as advance:
-        for number in range(rank, len(batches), parts):
-            stop_if_told()
-            batch = batches[number]
-            pieces[number] = _kept(context, journal, number) or _made(journal, number, batch, context, rows_of)
-            advance(batch.tokens * weight)
-    for number in set(range(len(batches))) - set(pieces):
-        rows = _kept(context, journal, number)
-        if rows is None:
-            # Processes meet only in the store: whoever ends last finds all parts there, the others have nothing to wait
-            # for.
-            raise UnfinishedError(f"part {rank}/{parts} of {kind} is done; the last part to finish goes on")
-        pieces[number] = rows
+    mine = team.share(range(len(batches)))
+    with context.progress.stage(kind, sum(batches[n].tokens for n in mine) * weight) as advance:
+        pieces = {number: rows for number in mine if (rows := _kept(context, journal, number)) is not None}
+        advance(sum(batches[n].tokens for n in pieces) * weight)
+        missing = {n: batches[n].to(context.stack.device) for n in mine if n not in pieces}
+        if swept is not None and sweeps(context.stack):
+            pieces |= _swept(journal, missing, swept, context, advance, weight)
+        else:
+            for number, batch in missing.items():
+                stop_if_told()
+                pieces[number] = _made(journal, number, lambda n=number, b=batch: rows_of(n, b))  # type: ignore[misc]
+                advance(batch.tokens * weight)
+    for theirs in team.gather(pieces):
+        pieces |= theirs
     # Batches group samples by length; rows go back into the samples' own order.
     order = np.argsort([i for batch in batches for i in batch.indices])
     names = set(pieces[0]) - {SECONDS}
     return {name: np.concatenate([pieces[n][name] for n in range(len(batches))])[order] for name in names}
+
+
+def _swept(
+    journal: Journal,
+    batches: Mapping[int, Batch],
+    swept: Swept,
+    context: Context,
+    advance: Callable[[int], None],
+    weight: int,
+) -> dict[int, Rows]:
+    """Rows of batches that go through the blocks together; all are kept at the end, when the first of them is made."""
+    if not batches:
+        return {}
+    # Bars count tokens: a block's share of those of all batches.
+    total, blocks = sum(batch.tokens for batch in batches.values()) * weight, len(context.stack.blocks)
+
+    def after(block: int) -> None:
+        stop_if_told()
+        advance(total * (block + 1) // blocks - total * block // blocks)
+
+    started, pieces = time.perf_counter(), {}
+    for number, rows in swept(batches, after):
+        seconds = (time.perf_counter() - started) / len(batches)
+        pieces[number] = _written(journal, number, rows, seconds)
+    return pieces
 
 
 def pass_key(context: Context, samples: Samples, key: Values) -> Facts:
@@ -112,10 +143,14 @@ def _kept(context: Context, journal: Journal, number: int) -> Rows | None:
     return rows
 
 
-def _made(journal: Journal, number: int, batch: Batch, context: Context, rows_of: Callable[[int, Batch], Rows]) -> Rows:
+def _made(journal: Journal, number: int, make: Callable[[], Rows]) -> Rows:
     started = time.perf_counter()
-    rows = rows_of(number, batch.to(context.stack.device))
-    rows[SECONDS] = np.array(time.perf_counter() - started)
+    rows = make()
+    return _written(journal, number, rows, time.perf_counter() - started)
+
+
+def _written(journal: Journal, number: int, rows: Rows, seconds: float) -> Rows:
+    rows = {**rows, SECONDS: np.array(seconds)}
     journal.write(number, **rows)
     return rows
 
@@ -133,8 +168,21 @@ def total(
 
     """
     sums: dict[str, Tensor] = {}
-    for number, batch in over_batches(context, samples, name):
+    for number, batch in over_batches(context, samples, name, shared=True):
         for term, tensor in terms_of(number, batch).items():
             # Cloned, since adding in place would write into a tensor that belongs to the caller.
             sums[term] = sums[term].add_(tensor) if term in sums else tensor.clone()
-    return sums
+    return summed(context, sums)
+
+
+def summed(context: Context, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums over all processes; one that had no batch to pass over has none, and adds nothing."""
+    team = context.team
+    forms: dict[str, Any] = {}
+    for theirs in team.gather({name: (t.shape, t.dtype, t.device.type) for name, t in sums.items()}):
+        forms |= theirs
+    found = {}
+    for name, (shape, dtype, device) in sorted(forms.items()):
+        mine = sums[name] if name in sums else torch.zeros(shape, dtype=dtype, device=device)
+        found[name] = team.total(mine)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from excise.errors import InputError
 from excise.ising.gradients import Gradients
 from excise.measuring.losses import sample_losses
 from excise.measuring.passes import Rows, each_batch
+from excise.measuring.sweep import Streams, alone, embedded, finished
 from excise.models.stack import Stack, first, override_forward, replace_first
 from excise.plain import Facts, Values
 
@@ -45,7 +46,6 @@ def score(
 
     Raises:
         InputError: more than a tenth of the samples give a loss or gradient that is not finite.
-        UnfinishedError: other processes (`context.part`) have not done their part.
 
     """
     stack = context.stack
@@ -55,15 +55,20 @@ def score(
         # The positions themselves, [samples, blocks], would be too long for a key.
         settings["positions"] = hashlib.sha256(alpha.numpy().tobytes()).hexdigest()
 
+    def gates_of(batch: Batch) -> Tensor | None:
+        return None if alpha is None else alpha[list(batch.indices)]
+
     def gradients_of(number: int, batch: Batch) -> Rows:
-        here = None if alpha is None else alpha[list(batch.indices)]
-        rows, losses = gate_gradients(stack, batch, alpha=here, checkpointing=checkpointing)
-        return {"A": rows.cpu().numpy(), "losses": losses.cpu().numpy()}
+        return _plain(*gate_gradients(stack, batch, alpha=gates_of(batch), checkpointing=checkpointing))
+
+    def swept(batches: Mapping[int, Batch], after: Callable[[int], None]) -> Iterator[tuple[int, Rows]]:
+        for number, rows, losses in swept_gradients(stack, batches, gates_of, after):
+            yield number, _plain(rows, losses)
 
     # Weight gradients not computed are the whole gain over a plain loop, a factor of 1.4 (log, 2026-11-24, the gradient
     # pass against a loop).
     with frozen(stack):
-        rows = each_batch(context, samples, "gradients", settings, gradients_of)
+        rows = each_batch(context, samples, "gradients", settings, gradients_of, swept=swept)
     facts = {
         "model_hash": context.identity,
         "samples": samples.describe(),
@@ -71,6 +76,10 @@ def score(
         **settings,
     }
     return _joined(stack, samples, rows, facts, positions)
+
+
+def _plain(rows: Tensor, losses: Tensor) -> Rows:
+    return {"A": rows.cpu().numpy(), "losses": losses.cpu().numpy()}
 
 
 def _gates(stack: Stack, samples: Samples, positions: np.ndarray) -> Tensor:
@@ -98,9 +107,7 @@ def gate_gradients(
 
     """
     batch = batch.to(stack.device)
-    # A column entry sums tokens × width products, far beyond what bfloat16 can add up.
-    wide = torch.float64 if stack.model.dtype == torch.float64 else torch.float32
-    rows = torch.zeros(len(batch.indices), len(stack.sublayers), dtype=wide, device=batch.input_ids.device)
+    rows = _no_rows(stack, batch)
     # Reentrant checkpointing needs an input that requires a gradient, and the lowest blocks' inputs need none here.
     wrappers = {b.module: partial(checkpoint, b.module.forward, use_reentrant=False) for b in stack.blocks}
     with torch.enable_grad(), _recorded(stack, rows, alpha), override_forward(wrappers if checkpointing else {}):
@@ -108,6 +115,77 @@ def gate_gradients(
         # Samples do not interact, so one backward pass of the sum holds the gradient of each.
         losses.sum().backward()
     return rows, losses.detach()
+
+
+def swept_gradients(
+    stack: Stack,
+    batches: Mapping[int, Batch],
+    gates_of: Callable[[Batch], Tensor | None],
+    after: Callable[[int], None],
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Gradients of many batches, every block brought in twice: upwards for the streams, downwards for the gradients.
+
+    Args:
+        stack: the model, its weights frozen.
+        batches: by number, on the model's device.
+        gates_of: batch → gates [batch, gates] at which the gradients are taken, or None for 1.
+        after: called with the index of each block once all batches are through it in both directions.
+
+    Yields:
+        The number of a batch, A rows and losses as `gate_gradients` gives them.
+
+    """
+    n, device = len(stack.blocks), stack.device
+    rows = {number: _no_rows(stack, batch) for number, batch in batches.items()}
+    losses: dict[int, Tensor] = {}
+    with Streams() as streams:
+        _keep_inputs(stack, batches, streams, gates_of)
+        for number, batch in batches.items():
+            stream = streams.take((n, number), device).requires_grad_()
+            with torch.enable_grad():
+                means = sample_losses(stack, finished(stack, batch.input_ids, stream), batch.labels).means
+                (gradient,) = torch.autograd.grad(means.sum(), stream)
+            losses[number] = means.detach()
+            streams.put(("gradient", number), gradient)
+        for block in reversed(stack.blocks):
+            with alone(stack, block.index) as through:
+                for number, batch in batches.items():
+                    # Below the lowest sublayer nothing needs a gradient, as in `gate_gradients`.
+                    stream = streams.take((block.index, number), device).requires_grad_(block.index > 0)
+                    with torch.enable_grad(), _recorded(stack, rows[number], gates_of(batch)):
+                        above = through(batch.input_ids, stream)
+                    above.backward(streams.take(("gradient", number), device))
+                    if stream.grad is not None:
+                        streams.put(("gradient", number), stream.grad)
+            after(n - 1 - block.index)
+    for number in batches:
+        yield number, rows[number], losses[number]
+
+
+@torch.no_grad()
+def _keep_inputs(
+    stack: Stack, batches: Mapping[int, Batch], streams: Streams, gates_of: Callable[[Batch], Tensor | None]
+) -> None:
+    """Let the stream before every block wait, under (block, batch), and that after the last."""
+    for number, batch in batches.items():
+        streams.put((0, number), embedded(stack, batch.input_ids))
+    for block in stack.blocks:
+        with alone(stack, block.index) as through:
+            for number, batch in batches.items():
+                alpha = gates_of(batch)
+                stream = streams.get((block.index, number), stack.device)
+                with contextlib.ExitStack() as multiplied:
+                    if alpha is not None:
+                        # The hooks that multiply by gates want a graph, here of one block and one batch.
+                        multiplied.enter_context(torch.enable_grad())
+                        multiplied.enter_context(_recorded(stack, _no_rows(stack, batch), alpha))
+                    streams.put((block.index + 1, number), through(batch.input_ids, stream))
+
+
+def _no_rows(stack: Stack, batch: Batch) -> Tensor:
+    # A column entry sums tokens × width products, far beyond what bfloat16 can add up.
+    wide = torch.float64 if stack.model.dtype == torch.float64 else torch.float32
+    return torch.zeros(len(batch.indices), len(stack.sublayers), dtype=wide, device=stack.device)
 
 
 @contextlib.contextmanager

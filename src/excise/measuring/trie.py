@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from excise.models.stack import Stack, block_input, block_output, override_forward, pass_through, silent
+from excise.data.batches import Batch
+from excise.measuring.sweep import Streams, Through, alone, embedded, finished
+from excise.models.stack import Block, Stack, block_input, block_output, override_forward, pass_through, silent
 from excise.plain import Facts
 
 Off = tuple[bool, ...]
@@ -80,6 +82,84 @@ class Trie:
             ):
                 hidden = self.stack.hidden(input_ids)
             yield candidate, hidden
+
+    def swept(
+        self, batches: Mapping[int, Batch], streams: Streams, advance: Callable[[int], object]
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """The same for many batches, every block brought in once: (batch, candidate, hidden states).
+
+        Args:
+            batches: by number, on the model's device.
+            streams: where the residual streams wait between blocks.
+            advance: called with the number of each block once all batches are through it.
+
+        """
+        for number, batch in batches.items():
+            streams.put((0, number), embedded(self.stack, batch.input_ids))
+        nodes = [list(range(len(self.off)))]
+        for block in self.stack.blocks:
+            steps = self._steps(block, nodes)
+            with alone(self.stack, block.index) if any(step.runs for step in steps) else _nothing() as through:
+                for number, batch in batches.items():
+                    self._step(steps, number, batch, streams, through)
+            nodes = [step.members for step in steps]
+            advance(block.index)
+        for number, batch in batches.items():
+            for node, members in enumerate(nodes):
+                stream = streams.take((node, number), batch.input_ids.device)
+                hidden = finished(self.stack, batch.input_ids, stream)
+                yield from ((number, candidate, hidden) for candidate in members)
+
+    def _steps(self, block: Block, nodes: Sequence[Sequence[int]]) -> list[_Step]:
+        """Where the candidates of each node go at a block: those that treat it alike stay together."""
+        gates = [sublayer.gate for sublayer in block.sublayers]
+        steps = []
+        for node, members in enumerate(nodes):
+            groups: dict[Off, list[int]] = {}
+            for candidate in members:
+                groups.setdefault(tuple(self.off[candidate, gates].tolist()), []).append(candidate)
+            steps += [
+                _Step(node, group, not self.removed[group[0], block.index], np.array(off), gates)
+                for off, group in groups.items()
+            ]
+        return steps
+
+    def _step(
+        self, steps: Sequence[_Step], number: int, batch: Batch, streams: Streams, through: Through | None
+    ) -> None:
+        """Send the streams of one batch through a block."""
+        device = batch.input_ids.device
+        nodes = dict.fromkeys(step.node for step in steps)
+        before = {node: streams.take((node, number), device) for node in nodes}
+        for child, step in enumerate(steps):
+            stream = before[step.node]
+            if step.runs:
+                assert through is not None
+                with silent(self.stack, step.silenced(len(self.stack.sublayers))):
+                    stream = through(batch.input_ids, stream)
+            streams.put((child, number), stream)
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What a block does to the stream of a node, for the candidates that treat the block alike."""
+
+    node: int
+    members: list[int]
+    runs: bool
+    off: NDArray[np.bool_]
+    gates: list[int]
+
+    def silenced(self, gates: int) -> NDArray[np.bool_]:
+        """Mask [gates] of the sublayers that run but add nothing."""
+        mask = np.zeros(gates, dtype=bool)
+        mask[self.gates] = self.off
+        return mask
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
 
 
 def _block_states(stack: Stack, off: NDArray[np.bool_]) -> list[Off]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from excise.artefacts import read_json
@@ -25,9 +26,11 @@ from excise.models.gguf_header import require_sound_gguf
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
 from excise.models.quantised import find_format, load_dequantised
+from excise.models.residency import hold_when_called, offload_folder, streamed_map
+from excise.models.room import fits
 from excise.models.stack import Stack, find_stack
 from excise.plain import Facts
-from excise.settings import DTYPES
+from excise.settings import DTYPES, PLACEMENTS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -88,6 +91,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    placement: str = "resident",
     quantisation: Any = None,
     reading: bool = True,
 ) -> Loaded:
@@ -100,6 +104,9 @@ def load(
         device: `auto` spreads the model over the GPUs (and the CPU, if need be) through accelerate; without a GPU it
             is the CPU.
         trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
+        placement: "resident" holds all weights in memory; "streamed" holds one block's at a time and reads the others
+            from the checkpoint's files when they run (see `excise.models.residency`); "auto" streams what would not
+            leave room to work in.
         quantisation: a quantisation config of transformers, to quantise plain weights while loading (a teacher's).
         reading: whether text is to be read; where not, a tokenizer that does not load is None.
 
@@ -116,6 +123,7 @@ def load(
         device=device,
         trust_remote_code=trust_remote_code,
         known=True,
+        placement=placement,
         quantisation=quantisation,
         reading=reading,
     )
@@ -129,6 +137,7 @@ def load_unread(
     device: str = "auto",
     trust_remote_code: bool = False,
     known: bool = False,
+    placement: str = "resident",
     quantisation: Any = None,
     reading: bool = True,
 ) -> tuple[Any, Any, torch.dtype]:
@@ -140,6 +149,7 @@ def load_unread(
         device: see `load`.
         trust_remote_code: see `load`.
         known: refuse a model type that excise does not know before its weights are read.
+        placement: see `load`; only what excise knows can be streamed.
         quantisation: see `load`; such a model is for forward passes, so on a CPU too it stays quantised.
         reading: see `load`.
 
@@ -153,6 +163,8 @@ def load_unread(
 
     """
     place = device_map(dtype, device)
+    if placement not in PLACEMENTS:
+        raise InputError(f"expected a placement in {', '.join(PLACEMENTS)}, got '{placement}'")
     folder = checkpoint_folder(source)
     arguments: Facts = {"trust_remote_code": trust_remote_code}
     if folder is not None:
@@ -189,19 +201,61 @@ def load_unread(
             "ignore_mismatched_sizes": True,
             "output_loading_info": True,
         }
-        if folder is None or float8 is None:
-            given = {} if quantisation is None else {"quantization_config": quantisation}
-            model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
-            theirs = quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes"
-            if theirs and place == "cpu":
-                # Its CPU kernels repack the weights at the first forward pass; gradients are wrong from then on.
-                model = model.dequantize()
-        else:
-            model, report = load_dequantised(folder, float8, config, **options)
+        if headers is not None and placement == "auto":
+            placement = "resident" if fits(headers, compute, "cuda" if place == "auto" else place) else "streamed"
+        if placement == "streamed":
+            _require_streamable(source, folder, config, float8 is not None, quantisation)
+        with _offloading(config, place, placement == "streamed") as (streaming, blocks_of):
+            options |= streaming
+            if folder is None or float8 is None:
+                given = {} if quantisation is None else {"quantization_config": quantisation}
+                model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
+                theirs = quantisation is None and getattr(model, "quantization_method", None) == "bitsandbytes"
+                if theirs and place == "cpu":
+                    # Its CPU kernels repack the weights at the first forward pass; gradients are wrong from then on.
+                    model = model.dequantize()
+            else:
+                model, report = load_dequantised(folder, float8, config, **options)
+            hold_when_called(blocks_of(model))
         tokenizer = _tokenizer(arguments, reading) if _has_tokenizer(folder) else None
     _require_complete(source, report, model)
     loaded_from(model, files)
     return model, tokenizer, stored
+
+
+def _require_streamable(
+    source: str, folder: Path | None, config: PretrainedConfig, plain: bool, quantisation: Any
+) -> None:
+    if folder is None:
+        raise InputError(
+            f"{source} is read whole, as every GGUF file is; use --placement resident, or convert it to safetensors"
+        )
+    method = getattr(config, "quantization_config", None)
+    if quantisation is not None or (method is not None and not plain):
+        raise InputError(
+            f"the weights of {source} are quantised by a tool that loads them whole; use --placement resident"
+        )
+
+
+@contextlib.contextmanager
+def _offloading(
+    config: PretrainedConfig, place: str, streamed: bool
+) -> Iterator[tuple[Facts, Callable[[PreTrainedModel], Sequence[nn.Module]]]]:
+    """Options of `from_pretrained` that leave the blocks on disk, and the blocks of what it gives; none if resident."""
+    if not streamed:
+        yield {}, lambda model: ()
+        return
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)
+    record = architecture_of(skeleton.config.model_type)
+    device = "cuda:0" if place == "auto" else place
+    with offload_folder() as (folder, tie):
+
+        def blocks_of(model: PreTrainedModel) -> Sequence[nn.Module]:
+            tie(model)
+            return list(model.get_submodule(record.stack).children())
+
+        yield {"device_map": streamed_map(skeleton, record.stack, device), "offload_folder": folder}, blocks_of
 
 
 def checkpoint_folder(source: str) -> Path | None:

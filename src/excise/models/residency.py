@@ -1,0 +1,153 @@
+"""Weights that wait on disk: a block's are brought to the device while work is done with it, and let go after.
+
+Reading them, from the checkpoint's own files where those hold them as they are needed, is accelerate's; so are fused
+and quantised weights, which transformers writes anew where the files hold others. What is added here is for how long: a
+pass over samples holds a block for all of its batches, so that its weights are read once and not once per batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DISK = "disk"
+
+
+def streamed_map(model: nn.Module, stack: str, device: str) -> dict[str, str]:
+    """Device map of a model whose blocks wait on disk, and whose embedding, norms and head do not.
+
+    Args:
+        model: on the meta device, as a skeleton.
+        stack: path of the list of blocks inside it.
+        device: of everything else, and of every block while it runs.
+
+    """
+    # Everything by name: with a default beside what waits, accelerate takes the whole model for one module.
+    places: dict[str, str] = {}
+    module, path = model, ""
+    for step in stack.split("."):
+        beside = [name for name, _ in module.named_children() if name != step]
+        own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
+        places |= {f"{path}{name}": device for name in (*beside, *own)}
+        module, path = module.get_submodule(step), f"{path}{step}."
+    return {**places, **{f"{path}{name}": DISK for name, _ in module.named_children()}}
+
+
+@contextlib.contextmanager
+def offload_folder() -> Iterator[tuple[str, Callable[[object], None]]]:
+    """A folder for weights that the checkpoint holds in another form than the model.
+
+    Yields:
+        The folder, and what ties its life to that of a model; a folder that is tied to none goes at once.
+
+    """
+    folder = tempfile.mkdtemp(prefix="excise-offload-")
+    tied = False
+
+    def tie(model: object) -> None:
+        nonlocal tied
+        tied = True
+        weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+
+    try:
+        yield folder, tie
+    finally:
+        if not tied:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether some weights of a module wait elsewhere until it runs."""
+    return any(True for _ in _waiting(module))
+
+
+def hold_when_called(blocks: Sequence[nn.Module]) -> None:
+    """Make every block hold all its weights while it runs, also those that no module of its own is called for.
+
+    Accelerate brings weights in module by module, as each is called; a state-space sublayer or fused experts read
+    weights of modules that they never call.
+    """
+    for block in blocks:
+        if is_offloaded(block):
+            block.forward = _holding(block, block.forward)
+
+
+def _holding(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with held(block):
+            return forward(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def held(module: nn.Module) -> Iterator[None]:
+    """Context in which all weights of a module are on the device on which it runs; nothing, where they are anyway."""
+    hooks = list(_waiting(module))
+    brought = []
+    try:
+        for owner, hook in hooks:
+            hook.pre_forward(owner)
+            # Until it is let go, calls of the module find its weights there.
+            hook.offload = False
+            brought.append((owner, hook))
+        yield
+    finally:
+        for owner, hook in brought:
+            hook.offload = True
+            hook.post_forward(owner, None)
+
+
+def bytes_waiting(module: nn.Module) -> int:
+    """Bytes that holding a module brings in, in the dtype of the computation."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for owner, _ in _waiting(module)
+        for tensor in owner.parameters(recurse=False)
+    )
+
+
+@contextlib.contextmanager
+def replaced(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context in which offloaded weights, by name, are other ones whenever their block is held."""
+    stores = [(_store_of(model, name), name) for name in weights]
+    earlier = [(store, name, store[name]) for store, name in stores if name in store]
+    try:
+        for store, name in stores:
+            store[name] = weights[name]
+        yield
+    finally:
+        for store, name in stores:
+            del store[name]
+        for store, name, tensor in earlier:
+            store[name] = tensor
+
+
+def _store_of(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
+    """Where the hook that brings a weight in looks first, by full name."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    (hook,) = _hooks(owner)
+    store: dict[str, Tensor] = hook.weights_map.dataset.state_dict
+    return store
+
+
+def _waiting(module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    for owner in module.modules():
+        for hook in _hooks(owner):
+            if getattr(hook, "offload", False):
+                yield owner, hook
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    """Accelerate's hooks of one module."""
+    hook = getattr(module, "_hf_hook", None)
+    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
