@@ -13,6 +13,7 @@ from excise.models.stack import Stack
 from excise.progress import Progress
 from excise.store import Store
 from excise.team import Team
+from excise.team import team as joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Context:
     store: Store = field(default_factory=Store)
     progress: Progress = field(default_factory=Progress)
     batch_tokens: int | None = None
-    team: Team = field(default_factory=Team)
+    team: Team = field(default_factory=joined)
 
     @property
     def stack(self) -> Stack:
@@ -58,6 +59,12 @@ class Context:
         """
         require_fit(samples, self.stack)
         return make_batches(samples, self.tokens_per_batch)
+
+    def finish(self) -> None:
+        """Forget everything kept on the way, when all processes are through and the result is written."""
+        self.team.wait()
+        if self.team.first:
+            self.store.delete()
 
     def of(self, loaded: Loaded) -> Context:
         """The same means for another model."""

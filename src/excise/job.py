@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from excise.errors import OutputError
 from excise.models.file_hashes import sha256_of_each
 from excise.plain import Facts, Plain
 from excise.settings import declared, plain
+from excise.team import launched
 
 # In a folder that is read, what excise and its users add without changing what is computed from it.
 _BESIDES = ("README.md", "scores.json", "LICENSE")
@@ -39,7 +39,7 @@ class Job:
 def starting(settings: Plain) -> Iterator[Job]:
     """Begin a verb's job: check where it writes, clear what dead processes left there, and hold its lock to the end.
 
-    Of several processes that share a job (`torchrun`, `score --part`), the first does so for all.
+    Of several processes that share a job (`torchrun`), the first does so for all.
 
     Args:
         settings: of the verb; the options with `writes` say what it leaves.
@@ -50,7 +50,7 @@ def starting(settings: Plain) -> Iterator[Job]:
     """
     outs = [(setting, getattr(settings, setting.name)) for setting in declared(type(settings)) if setting.option.writes]
     outs = [(setting, out) for setting, out in outs if out is not None]
-    if not outs or not _is_first(settings):
+    if not outs or launched()[0] > 0:
         yield Job(None, False)
         return
     made_by.cache_clear()
@@ -90,10 +90,6 @@ def _open(writes: str, out: Path, settings: Plain, held: contextlib.ExitStack) -
 def _artefact(place: Path) -> Path:
     """The file that carries the key."""
     return next((place / name for name in ("run.json", "excise.json") if (place / name).exists()), place)
-
-
-def _is_first(settings: Plain) -> bool:
-    return os.environ.get("RANK", "0") == "0" and getattr(settings, "part", "0/1").endswith("/1")
 
 
 @lru_cache(maxsize=8)

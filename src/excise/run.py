@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,8 @@ SELECT = ("measured", "refined", "energy")
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting, Sampling, Loading):
     """Settings of `excise run`: all of them make its recipe, and stand in its `run.json`."""
+
+    divides = "passes"
 
     remove: int = option(..., "Number M of blocks to remove.", group="What to remove", least=1)
     out: Path = option(
@@ -301,13 +304,15 @@ def run(
     from excise.context import Context
     from excise.progress import Clock, Progress
     from excise.store import Store
+    from excise.team import team as joined
 
     clock = clock or Clock()
     brief = _brief(loaded, settings)
     if healing:
         healing.require_feasible()
     objective = load_objective(settings, calibration, loaded, settings.seed)
-    folder = _open_folder(settings, loaded, healing)
+    team = joined()
+    folder = team.once(lambda: _open_folder(settings, loaded, healing))
     context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
     select, energy = settings.followed(objective), settings.energy
     energy = energy or ("fisher" if select == "energy" or not settings.effort else "fitted")
@@ -337,7 +342,7 @@ def run(
         "held_out": judging.describe(),
         "skipped_samples": proposed.skipped,
     }
-    facts |= _write(context, chosen, repairs, facts, judging, folder, clock)
+    facts |= team.once(lambda: _write(context, chosen, repairs, facts, judging, folder, clock))
     with clock.stage("figures"):
         from excise.report.figures import write_figures
 
@@ -371,7 +376,6 @@ def _propose(
 ) -> _Proposed:
     """Gradients, refinement, the lowest states of every energy, rivals and chance."""
     from excise.choosing.states import block_energies, lowest_states
-    from excise.ising.solvers import solve
     from excise.measuring.score import score
 
     with clock.stage("gradients"):
@@ -387,18 +391,25 @@ def _propose(
     spectra: dict[str, Spectrum] = {}
     with clock.stage("solve"):
         for name, energy in energies.items():
-            spectra[name] = solve(
-                brief.problem(context.stack, energy),
-                states=settings.states,
-                solver=settings.solver,
-                seed=settings.seed,
-                time_limit=settings.time_limit,
-            )
+            # By one process for all: under a time limit two could find different states.
+            spectra[name] = context.team.once(partial(_solved, context.stack, energy, brief, settings))
             spectra[name].save(folder / f"spectrum-{name}.json")
             proposals += lowest_states(name, spectra[name], settings.verify_states, settings.min_distance)
     with clock.stage("rivals"):
         proposals += _rivals(context, calibration, brief, settings)
     return _Proposed(energies, spectra, _writable(context.stack, brief, proposals), gradients.skipped)
+
+
+def _solved(stack: Stack, energy: Energy, brief: Brief, settings: RunSettings) -> Spectrum:
+    from excise.ising.solvers import solve
+
+    return solve(
+        brief.problem(stack, energy),
+        states=settings.states,
+        solver=settings.solver,
+        seed=settings.seed,
+        time_limit=settings.time_limit,
+    )
 
 
 def _refine(

@@ -29,7 +29,7 @@ import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from excise.errors import InputError
 from excise.plain import Facts, Plain, Values
@@ -514,7 +514,15 @@ def check_fixed(protected: Sequence[int], forced: Sequence[int], budget: int | N
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Base of settings: refuses bad values when they are made."""
+    """Base of settings: refuses bad values when they are made.
+
+    Attributes:
+        divides: how a verb divides its work among several processes: not at all; its passes, with everything else done
+            by all alike; or in its own way.
+
+    """
+
+    divides: ClassVar[Literal["no", "passes", "itself"]] = "no"
 
     def __post_init__(self) -> None:
         check(self)

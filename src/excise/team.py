@@ -85,9 +85,17 @@ class Team:
         self.gather(None)
 
 
+_JOINED: list[Team] = []
+
+
 def launched() -> tuple[int, int]:
     """Rank and number of processes, as the launcher says; (0, 1) without one."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def team() -> Team:
+    """The processes that this one has joined; by itself until then."""
+    return _JOINED[0] if _JOINED else Team()
 
 
 def join() -> Team:
@@ -102,4 +110,14 @@ def join() -> Team:
             # Both backends where there are GPUs: what is told and gathered lies in host memory.
             backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
             PartialState(cpu=not torch.cuda.is_available(), backend=backend, timeout=PATIENCE)
-    return Team(rank, size)
+    _JOINED[:] = [Team(rank, size)]
+    return team()
+
+
+def part() -> None:
+    """Leave the others, at the end of a job."""
+    from torch import distributed
+
+    _JOINED.clear()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

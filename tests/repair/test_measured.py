@@ -10,8 +10,8 @@ import torch
 
 from excise.measuring.measure import measure
 from excise.models.stack import find_stack
-from excise.repair import measured
-from excise.repair.measured import RIDGE, known_repaired, measure_repaired, repairable_folds
+from excise.repair.measured import known_repaired, measure_repaired, repairable_folds
+from excise.repair.openings import RIDGE, Opening
 from excise.repair.repair import Folding, repair
 from excise.repair.streams import swapped
 from tests.contexts import context_of
@@ -85,7 +85,7 @@ def test_fewer_tokens_than_features_or_more_give_the_same_fit():
     for rows in (phi, phi.T.contiguous()):
         missing = torch.randn(len(rows) // 2, 4, dtype=torch.float64)
         fitted, other = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-        added = measured._Opening([fitted, other], [True, False]).added(missing)
+        added = Opening([fitted, other], [True, False]).added(missing)
         ridge = RIDGE * float(fitted.square().sum()) / fitted.shape[1]
         D = torch.linalg.solve(fitted.T @ fitted + ridge * torch.eye(fitted.shape[1]).double(), fitted.T @ missing)
         torch.testing.assert_close(torch.cat(added), rows[: 2 * (len(rows) // 2)] @ D)

@@ -2,7 +2,7 @@
 
 from excise.artefacts.arrays import Arrays, read_arrays, write_arrays
 from excise.artefacts.artefact import Artefact, check_types
-from excise.artefacts.atomic import atomic_path, clear_leftovers, clear_leftovers_in, replacing
+from excise.artefacts.atomic import atomic_path, clear_leftovers, clear_leftovers_in, discarding, replacing
 from excise.artefacts.destination import RECIPE, require_free
 from excise.artefacts.disk import disk_error
 from excise.artefacts.inside import inside, stays_inside
@@ -22,6 +22,7 @@ __all__ = [
     "clear_leftovers",
     "clear_leftovers_in",
     "digest",
+    "discarding",
     "disk_error",
     "facts_of",
     "inside",

@@ -19,6 +19,17 @@ from excise.artefacts.lock import HeldError, locked
 from excise.errors import ExciseError, OutputError
 
 _LOCK, _OLD = ".lock", ".old"
+_discarding: list[bool] = []
+
+
+@contextlib.contextmanager
+def discarding() -> Iterator[None]:
+    """Context in which durable results get no name: of several processes that make the same, one writes it."""
+    _discarding.append(True)
+    try:
+        yield
+    finally:
+        _discarding.pop()
 
 
 @contextlib.contextmanager
@@ -40,6 +51,10 @@ def atomic_path(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
 
     """
     final = Path(path)
+    if durable and _discarding:
+        with tempfile.TemporaryDirectory(prefix="excise-discarded-") as place:
+            yield Path(place) / final.name
+        return
     try:
         final = final.resolve()
         final.parent.mkdir(parents=True, exist_ok=True)

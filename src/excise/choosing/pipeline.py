@@ -46,7 +46,7 @@ def propose(context: Context, samples: Samples, name: str, brief: Brief) -> Prop
     if rest.budget == 0:
         return Proposal(name, brief.forced)
     key = {**pass_key(context, samples, {}), "criterion": name, "brief": asdict(brief)}
-    if kept := context.store.found(PROPOSALS, key):
+    if kept := context.team.once(lambda: context.store.found(PROPOSALS, key)):
         return _from_plain(kept)
     meter = Meter(context)
     with context.progress.stage(f"{name}, M = {brief.budget}", None):

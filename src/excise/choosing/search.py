@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from excise.ising.energies.fitted import Fitted, fit
 from excise.ising.problem import Problem, Removal, weigh_at_least
 from excise.ising.solvers import solve
 from excise.ising.spectrum import Spectrum
+from excise.team import team
 
 Measure = Callable[[Sequence[Removal]], Mapping[Removal, tuple[float, float]]]
 
@@ -117,14 +119,8 @@ def search(
     history: list[Round] = []
     fitted = fit_around_the_best(prior, damages, problem) if damages else fit(prior, {(): 0.0}, LEAST_NOISE)
     for number in range(rounds):
-        if diary is not None and number < len(diary.rounds):
-            proposed = [tuple(removed) for removed in diary.rounds[number]]
-        else:
-            proposed = _propose(fitted, problem, damages, batch, np.random.default_rng((seed, number)))
-            if diary is not None:
-                # Before they are measured: solves have time limits, so an interrupted round could not be proposed again
-                # alike.
-                diary.record(proposed)
+        # Proposed by one process and told to the others: solves have time limits, so two could propose differently.
+        proposed = team().once(partial(_next, number, diary, fitted, problem, damages, batch, seed))
         if not proposed:
             break
         predicted = fitted.energy().energies(proposed)
@@ -134,8 +130,27 @@ def search(
         fitted = fit_around_the_best(prior, damages, problem)
         best = min((d for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)), default=math.nan)
         history.append(Round(tuple(proposed), best, tuple(predicted), tuple(measured[r][0] for r in proposed)))
-    spectrum = _lowest(fitted.energy(), problem, LOWEST)
+    spectrum = team().once(lambda: _lowest(fitted.energy(), problem, LOWEST))
     return Search(fitted, damages, tuple(history), spectrum)
+
+
+def _next(
+    number: int,
+    diary: Diary | None,
+    fitted: Fitted,
+    problem: Problem,
+    damages: Mapping[Removal, tuple[float, float]],
+    batch: int,
+    seed: int,
+) -> list[Removal]:
+    """Removals of a round, as the diary has them or new ones."""
+    if diary is not None and number < len(diary.rounds):
+        return [tuple(removed) for removed in diary.rounds[number]]
+    proposed = _propose(fitted, problem, damages, batch, np.random.default_rng((seed, number)))
+    if diary is not None:
+        # Before they are measured: an interrupted round could not be proposed again alike.
+        diary.record(proposed)
+    return proposed
 
 
 def fit_around_the_best(prior: Energy, damages: Mapping[Removal, tuple[float, float]], problem: Problem) -> Fitted:

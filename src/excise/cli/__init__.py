@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -28,9 +29,12 @@ from excise.cli.table import table
 from excise.cli.verify import verify
 from excise.errors import ExciseError, SelfTestError
 from excise.interrupts import said
+from excise.team import launched
 from excise.text import printable
 
 FAILED, MISTAKE = 1, 2
+# Seconds in which a launcher ends the other processes of a job that failed.
+GRACE = 3.0
 
 app = typer.Typer(
     name="excise",
@@ -51,11 +55,9 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(**arguments)
         except SelfTestError as error:
-            typer.secho(printable(f"error: {error}"), fg=typer.colors.RED, err=True)
-            raise typer.Exit(FAILED) from None
+            raise _told(error, FAILED) from None
         except ExciseError as error:
-            typer.secho(printable(f"error: {error}"), fg=typer.colors.RED, err=True)
-            raise typer.Exit(MISTAKE) from None
+            raise _told(error, MISTAKE) from None
         except KeyboardInterrupt as told:
             raise typer.Exit(said(told)) from None
         except Exception as error:
@@ -63,10 +65,20 @@ def _reported(verb: Callable[..., None]) -> Callable[..., None]:
             full = disk_error(error, "its files")
             if full is None:
                 raise
-            typer.secho(printable(f"error: {full}"), fg=typer.colors.RED, err=True)
-            raise typer.Exit(MISTAKE) from None
+            raise _told(full, MISTAKE) from None
 
     return call
+
+
+def _told(error: Exception, status: int) -> typer.Exit:
+    """Say what is wrong in one line; of several processes that find the same, the first."""
+    rank, size = launched()
+    if rank > 0:
+        # The launcher ends the others once the first has failed; who is still here found something of its own.
+        time.sleep(GRACE)
+    whose = f"process {rank} of {size}: " if rank > 0 else ""
+    typer.secho(printable(f"error: {whose}{error}"), fg=typer.colors.RED, err=True)
+    return typer.Exit(status)
 
 
 VERBS: tuple[Callable[..., None], ...] = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from excise.errors import InputError
 from excise.plain import Facts, Plain
 from excise.settings import GROUPS, Setting, declared, make, plain
+from excise.team import Team, join, launched, part
 
 _LAST = GROUPS[-1]
 
@@ -72,13 +76,39 @@ def _do(verb: Callable[[Plain], None], settings: Plain) -> None:
     """Call a verb, unless what it would write is there, made by the same command from the same files."""
     from excise.job import starting
 
-    with starting(settings) as job:
+    with contextlib.ExitStack() as open_until_done:
+        team = _together(verb, settings, open_until_done)
+        job = team.once(lambda: open_until_done.enter_context(starting(settings)))
         if not job.done:
             verb(settings)
         elif getattr(settings, "as_json", False):
             typer.echo(json.dumps({"out": str(job.out), "already_done": True}))
         else:
             typer.echo(f"already done: {job.out} was made by this command; --force makes it again", err=True)
+
+
+def _together(verb: Callable[[Plain], None], settings: Plain, until_done: contextlib.ExitStack) -> Team:
+    """Meet the other processes of a verb that divides its passes; all but the first write and say nothing.
+
+    Raises:
+        InputError: the verb does not divide its work, and several processes were started.
+
+    """
+    size = launched()[1]
+    if size == 1 or settings.divides == "itself":
+        return Team()
+    if settings.divides == "no":
+        raise InputError(f"excise {verb.__name__} does not divide its work among {size} processes; start one")
+    team = join()
+    until_done.callback(part)
+    if not team.first:
+        from excise.artefacts import discarding
+        from excise.cli.terminal import console, output
+
+        until_done.enter_context(discarding())
+        until_done.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        console.quiet = output.quiet = True
+    return team
 
 
 def _parameter(setting: Setting, recipes: bool) -> inspect.Parameter:

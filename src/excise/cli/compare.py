@@ -16,6 +16,8 @@ from excise.settings import Batching, Loading, Printing, Protecting, Sampling, b
 class CompareSettings(Printing, Batching, Protecting, Contest, Sampling, Loading):
     """Settings of `excise compare`."""
 
+    divides = "passes"
+
     remove: tuple[int, ...] = option(
         ..., "Numbers M of blocks to remove, such as 4,8,12 or 3..8.", group="What to remove", parse=budgets
     )

@@ -17,6 +17,8 @@ from excise.settings import Loading, Placement, Printing, Replacing, changed, op
 class EvaluateSettings(Replacing, Printing, Placement):
     """Settings of `excise evaluate`."""
 
+    divides = "itself"
+
     models: tuple[str, ...] = option(
         ..., "Checkpoint folders, .gguf files, hub ids, or folders of `excise run`.", argument=True, reads="path"
     )

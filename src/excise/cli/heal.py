@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class HealSettings(Replacing, Printing, Placement):
     """Settings of `excise heal`; those of the training, and of the data, change the preset where they are given."""
 
+    divides = "itself"
+
     pruned: tuple[str, ...] = option(
         ..., "The pruned checkpoint's folder; several race, and the winner is healed.", argument=True, reads="path"
     )

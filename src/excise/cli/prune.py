@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class PruneSettings(Replacing, Printing, Porting, Loading):
     """Settings of `excise prune`."""
 
+    divides = "passes"
+
     out: Path = option(..., "Folder for the checkpoint, or a .gguf file.", group="Output", writes="folder")
     removed: tuple[int, ...] = option((), "Blocks to remove, such as 12-18,26.", group="What to remove", parse=indices)
     removed_sublayers: tuple[str, ...] = option(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class RefineSettings(Printing, Batching, Porting, Fixing, Objecting, Sampling, Loading):
     """Settings of `excise refine`."""
 
+    divides = "passes"
+
     remove: tuple[int, ...] = option(
         ..., "Numbers M of blocks to remove, such as 8 or 4,8,12.", group="What to remove", parse=budgets
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from excise.errors import InputError
 from excise.settings import BackwardPass, Loading, Replacing, Sampling, option
 
 
@@ -13,28 +12,19 @@ from excise.settings import BackwardPass, Loading, Replacing, Sampling, option
 class ScoreSettings(Replacing, BackwardPass, Sampling, Loading):
     """Settings of `excise score`."""
 
-    out: Path = option(Path("gradients.safetensors"), "File for the gradients.", group="Output", writes="file")
-    part: str = option(
-        "0/1",
-        "RANK/PARTS: do one part of the batches, for processes that share the output's folder.",
-        group="Machine",
-    )
+    divides = "passes"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _part(self.part)
+    out: Path = option(Path("gradients.safetensors"), "File for the gradients.", group="Output", writes="file")
 
 
 def score(settings: ScoreSettings) -> None:
     """Measure the gradients A [samples, gates] of the loss with respect to the gates; an interrupted pass resumes."""
     out = settings.out
-    rank, parts = _part(settings.part)
 
     from excise.cli.terminal import console, load_model, tokens_progress
     from excise.context import Context
     from excise.data import Fit, load_samples, own_answers
     from excise.job import made_by
-    from excise.measuring.passes import UnfinishedError
     from excise.measuring.score import score as score_gradients
     from excise.models.portable import patterns_of
     from excise.progress import Progress
@@ -45,25 +35,14 @@ def score(settings: ScoreSettings) -> None:
         settings.data, loaded.tokenizer, fit=Fit.of(loaded.stack), own=own_answers(loaded), **settings.drawing()
     )
     store = Store(out.with_name(f".{out.name}.work"))
-    context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens, (rank, parts))
-    try:
-        gradients = score_gradients(context, drawn, checkpointing=settings.checkpointing)
-    except UnfinishedError:
-        console.print(f"part {settings.part} is done and kept in {store.folder}; the last part to finish writes {out}")
-        return
+    context = Context(loaded, store, Progress(tokens_progress), settings.batch_tokens)
+    gradients = score_gradients(context, drawn, checkpointing=settings.checkpointing)
     patterns = patterns_of(loaded.stack.architecture, loaded.stack.model.config, loaded.raw_config)
     allowed = {reader: None if pattern is None else pattern.allowed for reader, pattern in patterns.items()}
     gradients.with_provenance(patterns=allowed).save(out, key=made_by(settings))
-    store.delete()
+    context.finish()
     m, gates = gradients.A.shape
     skipped = f", {len(gradients.skipped)} skipped as not finite" if gradients.skipped else ""
     console.print(
         f"wrote {out}: {m} samples × {gates} gates, mean loss {gradients.losses.mean():.4f} nats/token{skipped}"
     )
-
-
-def _part(text: str) -> tuple[int, int]:
-    rank, slash, parts = text.partition("/")
-    if not (slash and rank.isdigit() and parts.isdigit() and int(rank) < int(parts)):
-        raise InputError(f"--part expects RANK/PARTS such as 0/4 with RANK < PARTS, got '{text}'")
-    return int(rank), int(parts)

@@ -16,6 +16,8 @@ from excise.settings import Batching, Loading, Printing, Replacing, Sampling, ch
 class VerifySettings(Replacing, Printing, Batching, Sampling, Loading):
     """Settings of `excise verify`."""
 
+    divides = "passes"
+
     gradients: Path | None = option(None, "Gradients whose energy is shown beside the measured loss.", reads="path")
     energy: str = option(
         "fisher", "Energy built from them: fisher or fisher+linear.", choices=names_in("excise.ising.energies:ENERGIES")
@@ -77,7 +79,7 @@ def verify(settings: VerifySettings) -> None:
     verified = verify_proposals(context, drawn, asked, shown)
     facts = {"model": settings.model, "held_out": drawn.describe(), **verified.to_json(), "provenance": provenance()}
     write_artefact(out, facts, key=made_by(settings))
-    store.delete()
+    context.finish()
     if settings.as_json:
         typer.echo(json_text(facts))
         return

@@ -105,7 +105,7 @@ def measure(
     distinct = tuple(dict.fromkeys(indices(stack, removed) for removed in removals))
     kind = {"sublayers": sublayers, "statistic": statistic}
     known = _ledger(context, samples, kind)
-    new = tuple(removed for removed in distinct if removed not in known)
+    new = context.team.once(lambda: tuple(removed for removed in distinct if removed not in known))
     with context.progress.stage(UNFINISHED, samples.tokens * len(distinct)) as advance:
         if len(new) < len(distinct):
             advance(samples.tokens * (len(distinct) - len(new)))
@@ -115,7 +115,8 @@ def measure(
     computed = Trie.of(stack, _gates_off(stack, distinct, sublayers)).computed
     return Measurements(
         distinct,
-        np.array([known[removed] for removed in distinct]),
+        # Told by the first: what processes find in a store differs while others write in it.
+        context.team.once(lambda: np.array([known[removed] for removed in distinct])),
         np.array([sample.targets for sample in samples]),
         computed * samples.tokens / len(stack.blocks),
     )

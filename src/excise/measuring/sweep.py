@@ -161,3 +161,12 @@ class Streams:
         else:
             self._written.pop(key).unlink()
         return tensor
+
+    def drop(self, name: Hashable) -> None:
+        """Forget all that waits under keys (name, …)."""
+        cpu = torch.device("cpu")
+        for key in [key for key in (*self._kept, *self._written) if isinstance(key, tuple) and key[0] == name]:
+            self.take(key, cpu)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept or key in self._written

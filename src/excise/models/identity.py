@@ -37,6 +37,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from excise.errors import CheckpointError
 from excise.models.file_hashes import THREADS, Stat, sha256_of_each
+from excise.models.residency import replacements
 from excise.plain import Values
 
 if TYPE_CHECKING:
@@ -186,10 +187,15 @@ def _sources(model: PreTrainedModel, weights: Mapping[str, Tensor], quantised: b
     """Where each weight's bytes come from, as text; what is not known yet is hashed."""
     sources: dict[str, str] = {}
     unknown: dict[str, Tensor] = {}
-    offloaded: dict[str, str] | None = None
+    # Asked only where something waits elsewhere: it is a walk over all modules. While a block is held its weights are
+    # in memory, and are still those of the files, or of a repair.
+    waiting = any(tensor.is_meta for tensor in weights.values())
+    offloaded, others = (_offloaded(model), replacements(model)) if waiting else ({}, {})
     for name, tensor in weights.items():
-        if tensor.is_meta:
-            offloaded = _offloaded(model) if offloaded is None else offloaded
+        if name in offloaded and offloaded[name] in others:
+            sources[name] = _hash_bytes(others[offloaded[name]].to(tensor.dtype))
+            continue
+        if name in offloaded or tensor.is_meta:
             sources[name] = _require_stored(model, name, offloaded.get(name))
             continue
         source = _recall(tensor, _is_packed(tensor, quantised))

@@ -132,12 +132,28 @@ def replaced(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[
             store[name] = tensor
 
 
+def waits(model: PreTrainedModel, name: str) -> bool:
+    """Whether a weight, by name, waits on disk whenever its block is not held."""
+    return bool(_maps(model.get_submodule(name.rpartition(".")[0]), deep=False))
+
+
+def replacements(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Offloaded weights that are other ones for now, by name."""
+    stores = {id(hook.weights_map.dataset): hook.weights_map.dataset for hook in _maps(model)}
+    return {name: tensor for store in stores.values() for name, tensor in store.state_dict.items()}
+
+
 def _store_of(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
     """Where the hook that brings a weight in looks first, by full name."""
-    owner = model.get_submodule(name.rpartition(".")[0])
-    (hook,) = _hooks(owner)
+    (hook,) = _maps(model.get_submodule(name.rpartition(".")[0]), deep=False)
     store: dict[str, Tensor] = hook.weights_map.dataset.state_dict
     return store
+
+
+def _maps(module: nn.Module, *, deep: bool = True) -> list[Any]:
+    """Hooks that bring weights in."""
+    owners = module.modules() if deep else (module,)
+    return [hook for owner in owners for hook in _hooks(owner) if getattr(hook, "weights_map", None) is not None]
 
 
 def _waiting(module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from excise.errors import ArchitectureError, InputError
-from excise.models.stack import Stack, Sublayer, block_indices, first
+from excise.measuring.sweep import alone, embedded
+from excise.models.stack import Stack, Sublayer, block_indices, block_input, first
 from excise.plain import Facts
 from excise.repair.folds import Channels, Fold, Gain, Projection, probing_factors
 from excise.repair.streams import swapped
@@ -21,6 +21,11 @@ from excise.surgery.merge import Run
 
 PROBE_TOKENS = 4
 MATRICES = (nn.Linear, Conv1D)
+
+LOWEST = (
+    "the removed run at block 0 has no kept block below it into which a repair could be folded; "
+    "keep block 0, or heal by training"
+)
 
 Call = tuple[tuple[Any, ...], Facts]  # arguments of a module
 
@@ -78,18 +83,39 @@ def folds_of(
     names = {module: name for name, module in stack.model.named_modules()}
     scale = float(getattr(stack.model.config, "residual_multiplier", 1.0))
     found: dict[int, list[Fold] | ArchitectureError] = {}
-    inside = [index for index in blocks if index >= 0]
-    with _recorded(stack, inside) as (outputs, inputs, calls):
-        tokens = torch.arange(PROBE_TOKENS, device=stack.device).unsqueeze(0) % stack.model.config.vocab_size
-        with torch.no_grad():
-            stack.hidden(tokens)
-    for index in blocks:
-        try:
-            found[index] = _folds(stack, index, kinds, names, outputs, calls, scale)
-            _check_sum(stack, index, outputs, inputs, scale)
-        except ArchitectureError as reason:
-            found[index] = reason
-    return found
+    tokens = torch.arange(PROBE_TOKENS, device=stack.device).unsqueeze(0) % stack.model.config.vocab_size
+    with torch.no_grad():
+        stream = embedded(stack, tokens)
+    # Block by block, so that each is asked while its weights are there; none above the highest is of interest.
+    for index in range(min(blocks, default=0), max(blocks, default=-1) + 1):
+        if index < 0:
+            found[index] = ArchitectureError(LOWEST)
+            continue
+        with alone(stack, index) as through:
+            with torch.no_grad(), _recorded(stack, index) as (outputs, inputs, calls):
+                stream = through(tokens, stream)
+            if index in blocks:
+                found[index] = _asked(stack, index, kinds, names, outputs, inputs, calls, scale)
+    return {index: found[index] for index in blocks}
+
+
+def _asked(
+    stack: Stack,
+    index: int,
+    kinds: Sequence[str] | None,
+    names: Mapping[nn.Module, str],
+    outputs: dict[Any, Tensor],
+    inputs: dict[int, Tensor],
+    calls: dict[Any, Call],
+    scale: float,
+) -> list[Fold] | ArchitectureError:
+    """The folds of one block, or why there are none."""
+    try:
+        folds = _folds(stack, index, kinds, names, outputs, calls, scale)
+        _check_sum(stack, index, outputs, inputs, scale)
+    except ArchitectureError as reason:
+        return reason
+    return folds
 
 
 def _folds(
@@ -101,11 +127,6 @@ def _folds(
     calls: dict[Any, Call],
     scale: float,
 ) -> list[Fold]:
-    if index < 0:
-        raise ArchitectureError(
-            "the removed run at block 0 has no kept block below it into which a repair could be folded; "
-            "keep block 0, or heal by training"
-        )
     block = stack.blocks[index]
     found: list[Fold] = []
     for kind in (block.sublayers[-1].kind,) if kinds is None else kinds:
@@ -130,9 +151,9 @@ def _gain_of(
     module, block = sublayer.module, stack.blocks[sublayer.block]
     # Of a norm at the end the gain, else all that the output is linear in.
     own = f"{names[module]}."
-    ending = [(f"{own}weight", module.get_parameter("weight"))] if hasattr(module, "weight") else []
-    inside = [(f"{names[block.module]}.{name}", block.module.get_parameter(name)) for name in sublayer.writes]
-    parameters = ending if sublayer.inner else inside
+    ending = [f"{own}weight"] if hasattr(module, "weight") else []
+    inside = [f"{names[block.module]}.{name}" for name in sublayer.writes]
+    parameters = [(name, stack.model.get_parameter(name)) for name in (ending if sublayer.inner else inside)]
     plain = all(p.is_floating_point() and not p.is_meta for _, p in parameters)
     if not parameters or not plain or module not in calls:
         return None
@@ -147,8 +168,11 @@ def _gain_of(
     ]
     factors = probing_factors(width, before.device)
     for guess in itertools.product(*guesses):
-        named = zip(parameters, guess, strict=True)
-        gain = Gain(names[module], module, sublayer, scale, {n: (p, channels) for (n, p), channels in named})
+        named = {
+            name: (stack.model.get_submodule(name.rpartition(".")[0]), channels)
+            for (name, _), channels in zip(parameters, guess, strict=True)
+        }
+        gain = Gain(names[module], module, sublayer, scale, named)
         with torch.no_grad(), swapped(stack.model, gain.scaled(factors)):
             after = first(module(*args, **kwargs)).double()
         rounding = 16 * torch.finfo(parameters[0][1].dtype).eps
@@ -158,10 +182,8 @@ def _gain_of(
 
 
 @contextlib.contextmanager
-def _recorded(
-    stack: Stack, blocks: Sequence[int]
-) -> Iterator[tuple[dict[Any, Tensor], dict[int, Tensor], dict[Any, Call]]]:
-    """Record the outputs of every matrix, sublayer and block, the inputs of blocks, and what sublayers are given."""
+def _recorded(stack: Stack, index: int) -> Iterator[tuple[dict[Any, Tensor], dict[int, Tensor], dict[Any, Call]]]:
+    """Record the outputs of a block, its sublayers and their matrices, its input, and what its sublayers are given."""
     outputs: dict[Any, Tensor] = {}
     inputs: dict[int, Tensor] = {}
     calls: dict[Any, Call] = {}
@@ -169,20 +191,18 @@ def _recorded(
     def keep_output(module: nn.Module, args: object, output: Any) -> None:
         outputs[module] = first(output)
 
-    def keep_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: Facts, index: int) -> None:
-        inputs[index] = args[0] if args else kwargs["hidden_states"]
+    def keep_input(module: nn.Module, args: tuple[Tensor, ...], kwargs: Facts) -> None:
+        inputs[index] = block_input(args, kwargs)
 
     def keep_call(module: nn.Module, args: tuple[Any, ...], kwargs: Facts) -> None:
         calls[module] = args, kwargs
 
-    handles = []
-    for index in blocks:
-        block = stack.blocks[index]
-        watched = {block.module, *(s.module for s in block.sublayers)}
-        watched |= {m for s in block.sublayers for m in s.module.modules() if isinstance(m, MATRICES)}
-        handles += [module.register_forward_hook(keep_output) for module in watched]
-        handles.append(block.module.register_forward_pre_hook(partial(keep_input, index=index), with_kwargs=True))
-        handles += [s.module.register_forward_pre_hook(keep_call, with_kwargs=True) for s in block.sublayers]
+    block = stack.blocks[index]
+    watched = {block.module, *(s.module for s in block.sublayers)}
+    watched |= {m for s in block.sublayers for m in s.module.modules() if isinstance(m, MATRICES)}
+    handles = [module.register_forward_hook(keep_output) for module in watched]
+    handles.append(block.module.register_forward_pre_hook(keep_input, with_kwargs=True))
+    handles += [s.module.register_forward_pre_hook(keep_call, with_kwargs=True) for s in block.sublayers]
     try:
         yield outputs, inputs, calls
     finally:

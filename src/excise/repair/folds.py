@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from excise.models.stack import Sublayer
@@ -103,7 +103,7 @@ class Gain:
         module: the sublayer's.
         sublayer: the sublayer.
         scale: what its output is multiplied by before it is added to the residual stream.
-        parameters: by full name, all that the output is linear in.
+        parameters: by full name, all that the output is linear in: the module it belongs to, and its channels there.
 
     """
 
@@ -111,7 +111,7 @@ class Gain:
     module: Any
     sublayer: Sublayer
     scale: float
-    parameters: Mapping[str, tuple[Tensor, Channels]]
+    parameters: Mapping[str, tuple[nn.Module, Channels]]
 
     def features(self, asked: str) -> str:
         """Always the output, channel by channel."""
@@ -119,7 +119,8 @@ class Gain:
 
     def equations(self, features: str) -> Equations:
         """Sums over no tokens."""
-        (parameter, channels), *_ = self.parameters.values()
+        (name, (owner, channels)), *_ = self.parameters.items()
+        parameter = _own(owner, name)
         return GainEquations.zeros(parameter.shape[channels.axis], parameter.device)
 
     def folded(self, change: Tensor, features: str) -> dict[str, Tensor]:
@@ -128,7 +129,16 @@ class Gain:
 
     def scaled(self, factors: Tensor) -> dict[str, Tensor]:
         """New weights, by name, for factors [width]."""
-        return {name: channels.scaled(p.data, factors.to(p.device)) for name, (p, channels) in self.parameters.items()}
+        new = {}
+        for name, (owner, channels) in self.parameters.items():
+            parameter = _own(owner, name)
+            new[name] = channels.scaled(parameter.data, factors.to(parameter.device))
+        return new
+
+
+def _own(owner: nn.Module, name: str) -> nn.Parameter:
+    # By name whenever it is asked for: what waits on disk is another tensor each time it is brought in.
+    return owner.get_parameter(name.rpartition(".")[-1])
 
 
 Fold = Projection | Gain

@@ -23,18 +23,21 @@ import torch
 from torch import Tensor
 
 from excise.context import Context
+from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
 from excise.measuring.measure import measure
 from excise.measuring.passes import over_batches
+from excise.measuring.sweep import Streams, alone, embedded, sweeps
 from excise.models.identity import model_identity
+from excise.models.residency import held
 from excise.models.stack import Stack, block_indices
 from excise.plain import Facts
 from excise.repair.cuts import cuts_of, folds_of
 from excise.repair.folds import AUTO, FEATURES, Fold, as_features
 from excise.repair.refitted import Losses, Repair, Step
 from excise.repair.ridge import RIDGES, Equations
-from excise.repair.streams import WEIGHTINGS, Scratch, original_streams, student_streams, swapped
+from excise.repair.streams import WEIGHTINGS, Scratch, original_streams, student_streams, swapped, weights_of
 from excise.surgery.merge import Run
 
 STAGE = "repair"
@@ -198,15 +201,41 @@ class _Fitting:
 
     def keep_targets(self, tops: Sequence[int]) -> None:
         """Write the original's streams and the weights of their real tokens at every cut."""
-        for number, batch in over_batches(self.context, self.samples, STAGE):
+        # Weights by gradient need a backward pass through all blocks above, which the model itself makes.
+        if sweeps(self.context.stack) and self.folding.weighting != "gradient":
+            self._sweep_targets(tops)
+            return
+        for number, batch in self._batches():
             streams, weights = original_streams(self.context.stack, batch, tops, self.folding.weighting)
             for top in tops:
-                real = batch.real.to(streams[top].device)
-                kept = {"stream": streams[top][real], "weights": weights[top][real.to(weights[top].device)]}
-                if not all(tensor.isfinite().all() for tensor in kept.values()):
-                    # One infinite token would make the sums of all tokens useless.
-                    raise InputError(f"the original's stream after block {top} is not finite; try --dtype float32")
-                self.scratch.write(number, f"target-{top}", kept)
+                self._keep_target(number, batch, top, streams[top], weights[top])
+
+    @torch.no_grad()
+    def _sweep_targets(self, tops: Sequence[int]) -> None:
+        stack = self.context.stack
+        with Streams() as streams:
+            for number, batch in self._batches():
+                streams.put(number, embedded(stack, batch.input_ids))
+            for index in range(tops[-1] + 1):
+                with alone(stack, index) as through:
+                    for number, batch in self._batches():
+                        stream = through(batch.input_ids, streams.take(number, stack.device))
+                        if index in tops:
+                            weights = weights_of(stream, self.folding.weighting)
+                            self._keep_target(number, batch, index, stream, weights)
+                        streams.put(number, stream)
+
+    def _keep_target(self, number: int, batch: Batch, top: int, stream: Tensor, weights: Tensor) -> None:
+        real = batch.real
+        kept = {"stream": stream[real.to(stream.device)], "weights": weights[real.to(weights.device)]}
+        if not all(tensor.isfinite().all() for tensor in kept.values()):
+            # One infinite token would make the sums of all tokens useless.
+            raise InputError(f"the original's stream after block {top} is not finite; try --dtype float32")
+        self.scratch.write(number, f"target-{top}", kept)
+
+    def _batches(self) -> Iterator[tuple[int, Batch]]:
+        """The batches of this process, whose streams only it keeps."""
+        return over_batches(self.context, self.samples, STAGE, shared=True)
 
     def fit(self, target: _Target) -> tuple[dict[str, Tensor], tuple[Step, ...], int]:
         """New weights of one removal, how they were fitted, and how many blocks the student ran through."""
@@ -217,21 +246,43 @@ class _Fitting:
         with contextlib.ExitStack() as folded:
             for fold in target.folds:
                 cut = target.cuts[fold.sublayer.block]
-                features = fold.features(self.folding.features)
-                fit, choice = self._gather(start, target.removed, fold, cut, features)
                 blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
-                errors = fit.held_out_errors(choice, ridges)  # type: ignore[arg-type]
-                best = min(range(len(ridges)), key=errors.__getitem__)
-                # The ridge is chosen on samples kept out; the matrix is then fitted on all of them.
-                new = fold.folded((fit + choice).solve(ridges[best]), features)  # type: ignore[operator]
-                new = {name: tensor.to(stored) for name, tensor in new.items()}
+                start = self._advanced(start, cut.kept, target.removed)
+                features = fold.features(self.folding.features)
+                with held(self.context.stack.blocks[cut.kept].module):
+                    fit, choice = self._gather(start, target.removed, fold, cut, features)
+                    errors = fit.held_out_errors(choice, ridges)  # type: ignore[arg-type]
+                    best = min(range(len(ridges)), key=errors.__getitem__)
+                    # The ridge is chosen on samples kept out; the matrix is then fitted on all of them.
+                    new = fold.folded((fit + choice).solve(ridges[best]), features)  # type: ignore[operator]
+                    new = {name: tensor.to(stored) for name, tensor in new.items()}
                 # The next cut is fitted on the stream as repaired so far, and as rounded to what will be written.
                 folded.enter_context(swapped(self.context.stack.model, new))
                 weights |= new
                 kind = fold.sublayer.kind
-                steps.append(Step(cut.kept, kind, cut.removed, features, ridges[best], errors[best]))
+                # Rounded, since the order of a sum over processes is not that over batches.
+                steps.append(Step(cut.kept, kind, cut.removed, features, ridges[best], round(errors[best], 9)))
                 start = cut.kept
         return weights, tuple(steps), blocks_run
+
+    @torch.no_grad()
+    def _advanced(self, start: int, stop: int, removed: Sequence[int]) -> int:
+        """Bring the student's states before block `start` to before block `stop`, where it goes block by block.
+
+        Returns the block before which they are now.
+        """
+        stack = self.context.stack
+        if not sweeps(stack):
+            return start
+        if start == 0:
+            for number, batch in self._batches():
+                self.scratch.write(number, "state", {"state": embedded(stack, batch.input_ids)})
+        for index in (i for i in range(start, stop) if i not in removed):
+            with alone(stack, index) as through:
+                for number, batch in self._batches():
+                    state = self.scratch.read(number, "state")["state"].to(stack.device)
+                    self.scratch.write(number, "state", {"state": through(batch.input_ids, state)})
+        return stop
 
     def _gather(
         self, start: int, removed: Sequence[int], fold: Fold, cut: Run, features: str
@@ -242,7 +293,7 @@ class _Fitting:
         device = fit.gram.device
         every = min(EVERY, len(self.samples))
         choosing = self.samples.picked(every, [every - 1])
-        for number, batch in over_batches(self.context, self.samples, STAGE):
+        for number, batch in self._batches():
             state = self.scratch.read(number, "state").get("state") if start > 0 else None
             state = None if state is None else state.to(stack.device)
             before, found, stream = student_streams(stack, batch, start, state, removed, fold)
@@ -261,6 +312,9 @@ class _Fitting:
                 equations.add(
                     phi[rows.to(phi.device)], residual[rows].to(device), target["weights"].to(device)[rows.to(device)]
                 )
+        for equations in (fit, choice):
+            for sums in (equations.gram, equations.cross, equations.square):
+                self.context.team.total(sums)
         return fit, choice
 
 

@@ -88,7 +88,9 @@ def repair_removals(
     refused = dict(_refused(stack, removals))
     wanted = [removed for removed in dict.fromkeys(removals) if removed not in refused]
     files = {removed: _file(context, removed, samples) for removed in wanted}
-    fitted = {removed: Repair.load(path) for removed, path in files.items() if path and path.exists()}
+    fitted = context.team.once(
+        lambda: {removed: Repair.load(path) for removed, path in files.items() if path and path.exists()}
+    )
     new = [removed for removed in wanted if removed not in fitted]
     passes = 1 + sum(len(cuts_of(stack, removed)) for removed in new)
     with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):

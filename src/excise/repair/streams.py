@@ -14,6 +14,7 @@ from torch import Tensor
 from excise.data.batches import Batch
 from excise.measuring.losses import sample_losses
 from excise.measuring.score import frozen
+from excise.models.residency import replaced, waits
 from excise.models.stack import (
     Stack,
     block_input,
@@ -80,9 +81,14 @@ def original_streams(
     streams = {index: stream.detach() for index, stream in streams.items()}
     if with_gradient:
         return streams, {i: wide(g).square().sum(dim=-1) for i, g in zip(tops, gradients, strict=True)}
+    return streams, {index: weights_of(stream, weighting) for index, stream in streams.items()}
+
+
+def weights_of(stream: Tensor, weighting: str) -> Tensor:
+    """What an error at each token of a stream [batch, tokens, width] weighs, where no gradient is asked."""
     if weighting == "norm":
-        return streams, {i: 1 / wide(s).square().sum(dim=-1).clamp(min=1e-30) for i, s in streams.items()}
-    return streams, {i: torch.ones(s.shape[:2], device=s.device) for i, s in streams.items()}
+        return 1 / wide(stream).square().sum(dim=-1).clamp(min=1e-30)
+    return torch.ones(stream.shape[:2], device=stream.device)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -180,16 +186,19 @@ def recorded_at(fold: Fold | None) -> Iterator[dict[str, Tensor]]:
 @contextlib.contextmanager
 def swapped(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Context in which parameters, by name, hold other data; their own come back at the end."""
-    originals = {name: model.get_parameter(name).data for name in weights}
+    # Those that wait on disk are brought in as others; those that are here, held for a while or for good, change now.
+    offloaded = {name: tensor for name, tensor in weights.items() if waits(model, name)}
+    here = [(name, p) for name in weights if not (p := model.get_parameter(name)).is_meta]
+    originals = [(parameter, parameter.data) for _, parameter in here]
     try:
-        for name, tensor in weights.items():
-            parameter = model.get_parameter(name)
+        for name, parameter in here:
             # Through .data: the parameter keeps its identity, by which tied weights and hooks know it.
-            parameter.data = tensor.to(parameter.device, parameter.dtype)
-        yield
+            parameter.data = weights[name].to(parameter.device, parameter.dtype)
+        with replaced(model, offloaded):
+            yield
     finally:
-        for name, data in originals.items():
-            model.get_parameter(name).data = data
+        for parameter, data in originals:
+            parameter.data = data
 
 
 @contextlib.contextmanager

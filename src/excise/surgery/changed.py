@@ -15,6 +15,7 @@ from excise.errors import CheckpointError
 from excise.models import headers
 from excise.models.headers import Checkpoint
 from excise.models.names import Names, without_prefix
+from excise.models.residency import replacements
 from excise.plain import Values
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def changed_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[s
         CheckpointError: a weight of the model has no place in the checkpoint, or another shape there.
 
     """
-    names, weights = Names(model), model.state_dict()
+    names, weights = Names(model), {**model.state_dict(), **replacements(model)}
     read = {tensor.name: key for tensor in checkpoint.tensors if (key := names.key(tensor.name)) is not None}
     _require_place(names, weights, read)
     fused = {name for name in read if names.is_converted(name)}

@@ -22,6 +22,7 @@ from excise.ising.problem import Problem
 from excise.ising.solvers import solve
 from excise.measuring.measure import measure
 from excise.measuring.score import score
+from excise.team import team
 
 STATES = 20
 VERIFY_TOKENS = 1024
@@ -73,6 +74,6 @@ def path_ground_state(context: Context, samples: Samples, brief: Brief) -> list[
 
 def states_of(method: str, problem: Problem, seed: int, cost: Cost, count: int = 1) -> list[Proposal]:
     """The lowest states of a problem as proposals, with a note where that is not proved."""
-    spectrum = solve(problem, states=count, seed=seed, time_limit=TIME_LIMIT)
+    spectrum = team().once(lambda: solve(problem, states=count, seed=seed, time_limit=TIME_LIMIT))
     note = "" if spectrum.certified else "the spectrum was not proved within its time limit"
     return [Proposal(method, state.removed, cost=cost, note=note) for state in spectrum]

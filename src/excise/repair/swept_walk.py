@@ -1,0 +1,137 @@
+"""The walk with repair, block by block: every block is brought in once for all candidates and all samples."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from excise.interrupts import stop_if_told
+from excise.ising.problem import Removal
+from excise.measuring.sweep import Streams, Through, alone, embedded, finished
+from excise.measuring.trie import Trie
+from excise.repair.openings import Gains, Opening, closed, features_at, opening_of
+from excise.repair.streams import recorded_at
+from excise.repair.walk import Judging, trie_of
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """Candidates that agree on all blocks so far.
+
+    Attributes:
+        members: which candidates; the first node's first is the intact model.
+        streams: number under which their streams before the next block wait.
+        opening: what is needed to repair the last kept block, where that may be.
+        gap: whether a block was removed above that one.
+
+    """
+
+    members: list[int]
+    streams: int
+    opening: Opening | Gains | None = None
+    gap: bool = False
+
+
+class SweptWalk(Judging):
+    """Breadth first: all candidates stand at the same depth."""
+
+    @torch.no_grad()
+    def measured(self, removals: Sequence[Removal]) -> list[tuple[Removal, np.ndarray]]:
+        """Each removal with its sums [judging samples]."""
+        stack = self.context.stack
+        # The intact model goes along: it is what repairs aim at, and what divergences are from.
+        trie = trie_of(stack, [(), *removals])
+        numbers = itertools.count()
+        with Streams() as streams:
+            nodes = [_Node(list(range(len(trie.off))), next(numbers))]
+            for number, batch in enumerate(self.batches):
+                streams.put((nodes[0].streams, number), embedded(stack, batch.input_ids))
+            for block in range(len(stack.blocks)):
+                above = self._level(trie, block, nodes, streams, numbers)
+                for left in {node.streams for node in nodes} - {node.streams for node in above}:
+                    streams.drop(left)
+                nodes = above
+            sums = self._leaves(nodes, streams)
+        return [(removed, sums[candidate + 1]) for candidate, removed in enumerate(removals)]
+
+    def _level(
+        self, trie: Trie, block: int, nodes: Sequence[_Node], streams: Streams, numbers: Iterator[int]
+    ) -> list[_Node]:
+        """The nodes above a block; the intact model stays in the first."""
+        above: list[_Node] = []
+        gone = trie.removed[:, block]
+        with contextlib.nullcontext() if gone.all() else alone(self.context.stack, block) as through:
+            for node in nodes:
+                if keeping := [c for c in node.members if not gone[c]]:
+                    assert through is not None
+                    sent = self._sent(node, nodes[0], streams)
+                    above.append(self._passed(trie, block, keeping, sent, streams, through, next(numbers)))
+                if removing := [c for c in node.members if gone[c]]:
+                    # A repair of the block below waits until it is known how high the cut reaches.
+                    above.append(_Node(removing, node.streams, node.opening, gap=True))
+        return above
+
+    def _sent(self, node: _Node, intact: _Node, streams: Streams) -> Iterator[tuple[int, Tensor]]:
+        """Numbers of batches with a node's streams as they enter a kept block: repaired where a cut ends."""
+        device = self.context.stack.device
+        if node.opening is None or not node.gap:
+            waiting = (n for n in range(len(self.batches)) if (node.streams, n) in streams)
+            yield from ((n, streams.get((node.streams, n), device)) for n in waiting)
+            return
+        yield from enumerate(
+            closed(
+                node.opening,
+                self.batches,
+                self.fits,
+                lambda n: streams.get((node.streams, n), device),
+                lambda n: streams.get((intact.streams, n), device)[self.batches[n].real],
+            )
+        )
+
+    def _passed(
+        self,
+        trie: Trie,
+        block: int,
+        members: list[int],
+        sent: Iterator[tuple[int, Tensor]],
+        streams: Streams,
+        through: Through,
+        name: int,
+    ) -> _Node:
+        """Send a node's streams through a block, and record what a repair of it needs where the next may go."""
+        above = trie.removed[members, block + 1 :]
+        fold = self.folds.get(block) if above[:, :1].any() else None
+        # Of the intact model every cut that is still open or to come wants the stream, of others their own cuts only.
+        fitting_on = above.any() or (0 in members and trie.removed[:, block:].any())
+        features = []
+        for number, stream in sent:
+            stop_if_told()
+            if self.fits[number] and not fitting_on:
+                continue
+            batch = self.batches[number]
+            with recorded_at(fold) as found:
+                streams.put((name, number), through(batch.input_ids, stream))
+            if fold is not None:
+                features.append(features_at(fold, found, batch))
+        return _Node(members, name, None if fold is None else opening_of(fold, features, self.fits))
+
+    def _leaves(self, nodes: Sequence[_Node], streams: Streams) -> dict[int, np.ndarray]:
+        """Sums [judging samples] by candidate."""
+        intact, device = nodes[0], self.context.stack.device
+
+        def hidden_of(number: int) -> Tensor:
+            stream = streams.get((intact.streams, number), device)
+            return finished(self.context.stack, self.batches[number].input_ids, stream)
+
+        evaluations = self.evaluations(hidden_of)
+        found: dict[int, np.ndarray] = {}
+        for node in nodes:
+            after = dict(self._sent(node, intact, streams))
+            found |= dict.fromkeys(node.members, self.judged(after.__getitem__, evaluations))
+        return found

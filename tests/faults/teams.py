@@ -1,0 +1,150 @@
+"""Every verb that divides its work, by several processes: the same result as by one, also after one of them is killed.
+
+python -m tests.faults.teams --n 4 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.faults.kills import at_event, undisturbed
+from tests.faults.verbs import DATA, Verb, contents, in_child, litter, verbs
+
+SIZES = (2, 3)
+SECONDS = 300.0
+# torchrun ends the others as soon as it sees that one is gone.
+LOOKS_EVERY = 0.05
+UNDIVIDED = ("evaluate", "heal", "prune")
+
+
+def divided(inputs: Path) -> list[Verb]:
+    """Verbs whose passes are divided."""
+    found = [verb for verb in verbs(inputs) if verb.name not in UNDIVIDED]
+    model = inputs / "model"
+    repair = ("prune", model, "--removed", "1,3", "--repair", "--samples", 6, "--tokens", 24, "--held-out", 4)
+    verify = ("verify", model, "--removed", "1,3", "--removed", "2,4", *DATA)
+    return [*found, Verb("prune --repair", repair, "out"), Verb("verify", verify, "verified.json")]
+
+
+def launched(
+    arguments: Sequence[Any], folder: Path, size: int, faults: dict[int, Callable[[], None]] | None = None
+) -> list[int]:
+    """Run a command by several forked processes, as `torchrun` would; returns their exit statuses, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            of_job = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            of_job |= {"RANK": rank, "LOCAL_RANK": rank}
+            os.environ.update({name: str(value) for name, value in of_job.items()})
+            status = 70
+            try:
+                fault = (faults or {}).get(rank, lambda: None)
+                status = in_child([str(argument) for argument in arguments], folder / f"log-{rank}", fault)
+            finally:
+                # Whatever is raised last: this is a copy of the campaign, and must not go on as one.
+                os._exit(status)
+        children.append(child)
+    return _waited(children)
+
+
+def _waited(children: Sequence[int]) -> list[int]:
+    statuses: dict[int, int] = {}
+    until = time.monotonic() + SECONDS
+    while len(statuses) < len(children):
+        time.sleep(LOOKS_EVERY)
+        for child in set(children) - set(statuses):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+        late = time.monotonic() > until
+        if late or any(statuses.values()):
+            for child in set(children) - set(statuses):
+                os.kill(child, signal.SIGKILL if late else signal.SIGTERM)
+            until = min(until, time.monotonic() + 5.0)
+    return [statuses[child] for child in children]
+
+
+def wrong_result(verb: Verb, folder: Path, size: int, expected: dict[str, Any]) -> str:
+    """Run a command to its end by so many processes; returns what is wrong, empty where nothing is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    statuses = launched((*verb.arguments, "--out", folder / verb.out), folder, size)
+    said = "".join((folder / f"log-{rank}").read_text(encoding="utf-8") for rank in range(size))
+    if any(statuses):
+        return f"{size} processes exit with {statuses}: {said[-1500:]}"
+    found = contents(folder / verb.out)
+    if found != expected:
+        names = [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
+        return f"{size} processes: another result in {sorted(names)}"
+    if left := litter(folder, verb.out):
+        return f"{size} processes left {left}"
+    return f"{size} processes: a traceback: {said[-1500:]}" if "Traceback" in said else ""
+
+
+def killed(verb: Verb, folder: Path, event: int, rank: int, sizes: tuple[int, int], expected: dict[str, Any]) -> str:
+    """Kill one process at one of its file events, then start the command again by another number of them."""
+    folder.mkdir(parents=True)
+    fault = at_event(event, folder, folder / "events", signal.SIGKILL)
+    command = (*verb.arguments, "--out", folder / verb.out)
+    launched(command, folder, sizes[0], {rank: fault})
+    for log in folder.glob("log-*"):
+        log.unlink()
+    wrong = wrong_result(verb, folder, sizes[1], expected)
+    return f"process {rank} of {sizes[0]} killed at event {event}, then {wrong}" if wrong else ""
+
+
+def campaign(names: set[str], kills: int, seed: int, place: Path) -> dict[str, Any]:
+    """Figures of each verb."""
+    figures = {}
+    for verb in divided(place / "inputs"):
+        if names and verb.name not in names:
+            continue
+        expected, events = undisturbed(verb, place / verb.name / "one")
+        wrong = [wrong_result(verb, place / verb.name / str(size), size, expected) for size in SIZES]
+        draw = random.Random(f"{seed} {verb.name}")
+        for number in range(kills):
+            sizes = draw.sample((1, 2, 3), 2)
+            if sizes[0] == 1:
+                sizes.reverse()
+            folder = place / verb.name / f"kill-{number}"
+            event, rank = draw.randint(1, events), draw.randrange(sizes[0])
+            wrong.append(killed(verb, folder, event, rank, (sizes[0], sizes[1]), expected))
+            shutil.rmtree(folder, ignore_errors=True)
+        figures[verb.name] = {"sizes": list(SIZES), "kills": kills, "wrong": [reason for reason in wrong if reason]}
+        print(f"{verb.name}: {figures[verb.name]}", file=sys.stderr)
+    return figures
+
+
+def main() -> None:
+    """Parse the command line and print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=4, help="kills per verb")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verb", action="append", default=[], help="only this one; repeatable")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["EXCISE_CACHE"] = str(Path(place) / "cache")
+        figures = campaign(set(arguments.verb), arguments.n, arguments.seed, Path(place))
+    print(json.dumps({"seed": arguments.seed, "verbs": figures}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
