@@ -1,6 +1,6 @@
 """What pruning on disk costs: peak resident memory, and time beside that of `cp` of the same bytes.
 
-Builds a synthetic sharded Llama checkpoint in bfloat16 (random bytes, so that no file system takes a short cut by
+Builds a synthetic sharded Llama checkpoint in bfloat16 (random numbers, so that no file system takes a short cut by
 holes), prunes a quarter of its blocks in a process of its own, and copies the result with `cp -r`, by turns; every time
 includes writing out to the disk (`sync`). Deletes all of it and prints one JSON line.
 
@@ -118,7 +118,7 @@ def build(folder: Path, gigabytes: float) -> int:
             used = 0
         shards[-1][name] = shape
         used += size
-    noise = np.random.default_rng(0).bytes(64 * 2**20)
+    noise = _noise()
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
@@ -138,6 +138,12 @@ def build(folder: Path, gigabytes: float) -> int:
     }
     (folder / "config.json").write_text(json.dumps(config))
     return blocks
+
+
+def _noise() -> bytes:
+    """Bfloat16 numbers of the size of weights: the upper halves of float32 ones."""
+    values = np.random.default_rng(0).normal(scale=0.02, size=32 * 2**20).astype(np.float32)
+    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
 
 
 def block_shapes() -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ from excise.cli.evaluate import evaluate
 from excise.cli.export import export
 from excise.cli.heal import heal
 from excise.cli.inspect import inspect
+from excise.cli.plan import plan
 from excise.cli.prune import prune
 from excise.cli.refine import refine
 from excise.cli.report import report
@@ -82,7 +83,7 @@ def _told(error: Exception, status: int) -> typer.Exit:
 
 
 VERBS: tuple[Callable[..., None], ...] = (
-    *(run, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
+    *(run, plan, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
 )
 for verb in VERBS:
     app.command(cls=GroupedCommand)(_reported(command(verb, recipes=verb is run)))

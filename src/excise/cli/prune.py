@@ -13,6 +13,7 @@ from excise.artefacts import MADE_BY, json_text
 from excise.errors import InputError
 from excise.plain import Facts, Values
 from excise.settings import Loading, Porting, Printing, Replacing, Sampling, changed, indices, names, names_in, option
+from excise.team import team
 
 if TYPE_CHECKING:
     from excise.models.loading import Loaded
@@ -82,9 +83,9 @@ def prune(settings: PruneSettings) -> None:
     _check_together(settings, sublayers)
     in_memory = settings.merge or sublayers or settings.repairs
     if settings.out.suffix == ".gguf":
-        result = _from_gguf_to_gguf(settings, blocks)
+        result = team().once(lambda: _from_gguf_to_gguf(settings, blocks))
     elif Path(settings.model).suffix != ".gguf" and not in_memory:
-        result = _from_folder_to_folder(settings, blocks)
+        result = team().once(lambda: _from_folder_to_folder(settings, blocks))
     else:
         result = _in_memory(settings, blocks, sublayers)
     result = {"out": str(settings.out), **result}
@@ -216,19 +217,21 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
     facts: Facts = {"source": loaded.folder, "sublayers": gates, "stored": loaded.stored_dtype}
     test = partial(check_loaded, stack, blocks, **facts) if settings.test else None
     showing = status(f"writing and testing {out}")
+    write = partial(
+        write_pruned,
+        stack,
+        blocks,
+        out,
+        source=loaded.folder,
+        sublayers=gates,
+        tokenizer=loaded.tokenizer,
+        dtype=loaded.stored_dtype,
+        card=card,
+        overwrite=settings.force,
+        test=test,
+    )
     with merging(stack, blocks, merge or None), repairs.applied(stack, blocks), showing:
-        return write_pruned(
-            stack,
-            blocks,
-            out,
-            source=loaded.folder,
-            sublayers=gates,
-            tokenizer=loaded.tokenizer,
-            dtype=loaded.stored_dtype,
-            card=card,
-            overwrite=settings.force,
-            test=test,
-        )
+        return team().once(write)
 
 
 def _repaired(loaded: Loaded, blocks: Removal, settings: PruneSettings, card: Facts) -> Repairs:

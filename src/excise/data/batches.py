@@ -58,12 +58,25 @@ def default_batch_tokens(stack: Stack) -> int:
     The activations that a gradient pass keeps are estimated from the blocks' sizes and may take a quarter of the
     device's memory. It depends on total memory, not on what is free, so that an interrupted pass finds the same.
     """
-    on_gpu = stack.device.type == "cuda"
-    tokens = MOST_BATCH_TOKENS["cuda" if on_gpu else "cpu"]
-    memory = torch.cuda.mem_get_info(stack.device)[1] if on_gpu else psutil.virtual_memory().total
     width = stack.model.get_input_embeddings().weight.shape[-1]
-    numbers = sum(12 * width + 2 * block.parameters // width for block in stack.blocks)
-    a_token = numbers * stack.model.dtype.itemsize
+    blocks = [block.parameters for block in stack.blocks]
+    return batch_tokens_of(stack.device, width, blocks, stack.model.dtype.itemsize)
+
+
+def batch_tokens_of(device: torch.device, width: int, blocks: Sequence[int], item: int) -> int:
+    """The same for a model of which only sizes are known.
+
+    Args:
+        device: of the computation.
+        width: of the residual stream.
+        blocks: parameters of each block.
+        item: bytes of a number.
+
+    """
+    on_gpu = device.type == "cuda"
+    tokens = MOST_BATCH_TOKENS["cuda" if on_gpu else "cpu"]
+    memory = torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total
+    a_token = sum(12 * width + 2 * parameters // width for parameters in blocks) * item
     while tokens > LEAST_BATCH_TOKENS and tokens * a_token > MEMORY_SHARE * memory:
         tokens //= 2
     return tokens

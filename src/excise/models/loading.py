@@ -223,6 +223,39 @@ def load_unread(
     return model, tokenizer, stored
 
 
+def described(
+    source: str, dtype: str, place: str, trust_remote_code: bool
+) -> tuple[PretrainedConfig, Any, torch.dtype, torch.dtype, list[Path]]:
+    """What can be said of a checkpoint folder without reading a weight.
+
+    Args:
+        source: a folder or a hub id.
+        dtype: see `load`.
+        place: from `device_map`.
+        trust_remote_code: see `load`.
+
+    Returns:
+        Its config, its tokenizer (None where it has none), the dtype of the weights in the files, that of the
+        computation, and the files.
+
+    Raises:
+        InputError: no such model.
+        CheckpointError: truncated or incomplete files.
+
+    """
+    folder = checkpoint_folder(source)
+    if folder is None:
+        raise InputError(f"expected a folder or a hub id, got {source}: a GGUF file is read whole")
+    arguments: Facts = {"pretrained_model_name_or_path": str(folder), "trust_remote_code": trust_remote_code}
+    with _clear_errors(source):
+        config = AutoConfig.from_pretrained(**arguments)
+        headers = read_checkpoint(folder)
+        tokenizer = _tokenizer(arguments, reading=False) if _has_tokenizer(folder) else None
+    stored = _stored_dtype(headers, config)
+    shards = list(dict.fromkeys(tensor.shard for tensor in headers.tensors))
+    return config, tokenizer, stored, _compute_dtype(dtype, stored, on_gpu=place != "cpu"), shards
+
+
 def _require_streamable(
     source: str, folder: Path | None, config: PretrainedConfig, plain: bool, quantisation: Any
 ) -> None:

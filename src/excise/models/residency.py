@@ -107,15 +107,6 @@ def held(module: nn.Module) -> Iterator[None]:
             hook.post_forward(owner, None)
 
 
-def bytes_waiting(module: nn.Module) -> int:
-    """Bytes that holding a module brings in, in the dtype of the computation."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for owner, _ in _waiting(module)
-        for tensor in owner.parameters(recurse=False)
-    )
-
-
 @contextlib.contextmanager
 def replaced(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Context in which offloaded weights, by name, are other ones whenever their block is held."""

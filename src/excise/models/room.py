@@ -12,7 +12,11 @@ from excise.models.headers import Checkpoint
 
 # Of the memory that is free; the rest is for activations, candidates' streams and the vocabulary's logits.
 WEIGHTS_SHARE = 0.6
-CGROUP = Path("/sys/fs/cgroup")
+# Files of control groups, versions 2 and 1: the limit, what is used, and the cached files among it.
+CGROUP_FILES = (
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes", "total_inactive_file"),
+)
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
@@ -37,12 +41,28 @@ def fits(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str)
 
 
 def _left_in_cgroup() -> int:
-    """What the container may still take (control groups, version 2)."""
+    """What the container may still take: its limit less what it holds, but for cached files, which give way."""
+    left = _unlimited()
+    for most, used, cached in CGROUP_FILES:
+        for folder in _cgroup_folders(most.parent):
+            try:
+                limit = (folder / most.name).read_text().strip()
+                inside = int((folder / used).read_text())
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            if limit.isdigit():
+                left = min(left, int(limit) - inside + int(statistics.get(cached, 0)))
+    return left
+
+
+def _cgroup_folders(root: Path) -> list[Path]:
+    """Where this process's control group lies, in a container and outside of one."""
     try:
-        most, used = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        own = [line.split(":", 2)[2].lstrip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
-        return _unlimited()
-    return _unlimited() if most == "max" else int(most) - int(used)
+        own = []
+    return [root, *(root / path for path in dict.fromkeys(own) if path)]
 
 
 def _left_by_limit() -> int:

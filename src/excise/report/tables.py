@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from excise.choosing.verify import Candidate, Verified
+from excise.forecast.stages import Forecast, Stage
 from excise.models.stack import Stack
 from excise.text import human_bytes, ranges
 
@@ -26,6 +27,15 @@ def stack_table(stack: Stack, removable: Iterable[int]) -> Table:
             human_bytes(block.bytes),
             "yes" if block.index in allowed else "no",
         )
+    return table
+
+
+def forecast_table(found: Forecast) -> Table:
+    """Stages of a job: memory at the peak, bytes read, time."""
+    table = Table(found.placement, "memory", "read", "time")
+    for stage in (*found.stages, Stage("whole job", found.memory, found.read, found.seconds)):
+        time = "" if stage.seconds is None else f"{stage.seconds / 60:,.1f} min"
+        table.add_row(stage.name, human_bytes(int(stage.memory)), human_bytes(int(stage.read)), time)
     return table
 
 

@@ -1,0 +1,74 @@
+"""What a job will take, from the config alone."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from excise.forecast import Shape, Speed, Work, forecast
+from excise.models.architectures import ARCHITECTURES
+from excise.models.stack import find_stack
+from tests.tiny import MODEL_TYPES, tiny_folder, tiny_model
+
+WORK = Work(
+    removed=2,
+    calibration=1000,
+    held_out=200,
+    effort=4.0,
+    repair_tokens=1000,
+    batch_tokens=128,
+    item=4,
+    stored=2,
+    room=1e9,
+)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_sizes_are_those_of_the_loaded_model(model_type):
+    model = tiny_model(model_type, 6)
+    stack, shape = find_stack(model), Shape.of(model.config)
+    assert list(shape.blocks) == [block.parameters for block in stack.blocks]
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    assert shape.width == model.get_input_embeddings().weight.shape[1]
+    assert all(active <= all_of_it for active, all_of_it in zip(shape.active, shape.blocks, strict=True))
+    routed = any(record.kind == "moe" for record in ARCHITECTURES[model.config.model_type].sublayers)
+    assert routed or shape.active == shape.blocks
+
+
+def test_streaming_takes_less_memory_and_more_reads():
+    shape = Shape.of(tiny_model("llama", 6).config)
+    resident, streamed = (forecast(shape, WORK, placement) for placement in ("resident", "streamed"))
+    assert [stage.name for stage in resident.stages] == [stage.name for stage in streamed.stages]
+    assert streamed.stages[0].memory < resident.stages[0].memory
+    assert streamed.read > resident.read
+    # Streams upwards, gradients downwards.
+    (gradients,) = (stage for stage in streamed.stages if stage.name == "gradients")
+    assert gradients.read == 2 * sum(shape.blocks) * WORK.stored
+    assert resident.seconds is None
+
+
+def test_time_follows_work_and_speed():
+    shape = Shape.of(tiny_model("llama", 6).config)
+    slow, fast = (Speed(forward, 2.0, forward, float("inf")) for forward in (1e9, 2e9))
+    times = [forecast(shape, WORK, "resident", speed).seconds for speed in (slow, fast)]
+    assert times[0] == pytest.approx(2 * times[1])
+
+
+def test_the_verb_says_what_fits(excise, tmp_path):
+    model = tiny_folder(tmp_path / "model")
+    plan = ("plan", model, "--remove", 2, "--samples", 8, "--tokens", 24, "--held-out", 4, "--json")
+    status, output, _ = excise(*plan, "--measure")
+    assert status == 0
+    found = json.loads(output)
+    assert found["fits"] == ["resident", "streamed"]
+    assert all(stage["seconds"] > 0 for stage in found["forecasts"][1]["stages"] if stage["read"])
+    status, output, _ = excise(*plan, "--memory", 0.1)
+    assert json.loads(output)["fits"] == []
+
+
+def test_a_gguf_file_is_refused(excise, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    status, _, error = excise("plan", tmp_path / "model.gguf", "--remove", 2)
+    assert status == 2
+    assert "a GGUF file is read whole" in error
