@@ -19,7 +19,12 @@ from tests.tiny import MODEL_TYPES, removable_pair, tiny_folder
 FITTING, JUDGING = random_samples([11, 7, 13, 5, 9]), random_samples([8, 12, 6], seed=1)
 
 
-@pytest.fixture(scope="module", params=MODEL_TYPES)
+# A matrix and biases, gains, fused experts, kinds of blocks, and what cannot be repaired; all others take long.
+QUICK = ("llama", "gpt2", "gemma2", "mixtral", "nemotron_h", "gemma4_text")
+PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODEL_TYPES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def both(request, tmp_path_factory):
     """The same checkpoint, resident and streamed."""
     folder = str(tiny_folder(tmp_path_factory.mktemp("streamed") / "model", request.param, 6))
