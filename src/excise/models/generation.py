@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from excise.errors import ArchitectureError
 from excise.models.stack import Stack
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def greedy(
 
     Returns:
         The new tokens of each, the one that ended it included; one of `room` tokens may be cut short.
+
+    Raises:
+        ArchitectureError: the model does not generate.
 
     """
     from transformers import GenerationConfig
@@ -55,7 +59,11 @@ def greedy(
         pad_token_id=padding,
         eos_token_id=sorted(ends) or None,
     )
-    found = model.generate(ids.to(stack.device), attention_mask=real.to(stack.device), generation_config=config)
+    try:
+        found = model.generate(ids.to(stack.device), attention_mask=real.to(stack.device), generation_config=config)
+    # Whatever a model raises.
+    except Exception as error:
+        raise ArchitectureError(f"this {model.config.model_type} does not generate: {error}") from error
     return [_until_end(row[width:].tolist(), ends) for row in found]
 
 
