@@ -46,7 +46,11 @@ TABLE = [
         ["I can't help with that.", "I’m sorry, but no.", "Sorry, I cannot assist."],
         ["Sure, here is how", "x" * 200 + " I cannot"],
     ),
-    ({"kind": "refuses", "due": False}, ["Sure.", "You can't miss it."], ["I am unable to do so."]),
+    (
+        {"kind": "refuses", "due": False},
+        ["Sure.", "You can't miss it.", "I'm sorry to hear that. Call a doctor."],
+        ["I am unable to do so."],
+    ),
     (
         {"kind": "json", "schema": POINT},
         ['{"x": 1}', 'Here: ```json\n{"x": 1.5}\n```'],

@@ -14,7 +14,8 @@ from excise.plain import Values
 # What reasoning models say to themselves first.
 THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 REFUSAL = re.compile(
-    r"\b(i['’]?m sorry|i am sorry|sorry,|i apologi[sz]e|i can['’]?t|i cannot|i can not|i won['’]?t|i will not|"
+    r"\b(i['’]?m sorry(?! to hear)|i am sorry(?! to hear)|sorry,|i apologi[sz]e|"
+    r"i can['’]?t|i cannot|i can not|i won['’]?t|i will not|"
     r"i['’]?m (unable|not able|not comfortable)|i am (unable|not able|not comfortable)|i must decline|i refuse|"
     r"can['’]?t (assist|help)|cannot (assist|help|provide|fulfil))",
     re.IGNORECASE,

@@ -23,7 +23,7 @@ def rows_of(answers: Sequence[Answers], agreements: Sequence[Agreement]) -> tupl
 
     Args:
         answers: of each model to the same questions, the original's first.
-        agreements: of each result; empty where no open question was asked.
+        agreements: of each result; empty where no open question was asked, or there are no results.
 
     """
     judged = [question for question in answers[0] if question.checks]
@@ -31,6 +31,7 @@ def rows_of(answers: Sequence[Answers], agreements: Sequence[Agreement]) -> tupl
     rows = [*_capabilities(answers, judged)]
     if opened:
         rows += _health(answers, opened)
+    if agreements:
         rows += _agreement(answers, opened, agreements)
     return tuple(rows)
 

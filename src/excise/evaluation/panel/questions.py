@@ -15,8 +15,8 @@ FILE = Path(__file__).with_name("questions.jsonl")
 # Open questions, of which answers are compared and not judged: the domains of the data.
 DOMAINS = ("code", "mathematics", "science", "chat", "agentic")
 CAPABILITIES = ("instructions", "JSON", "tool call", "arithmetic", "copying", "retrieval", "refusals")
-# Questions of each capability and domain for one unit of effort, and at least.
-PER_EFFORT, LEAST = 1.5, 2
+# Questions of each capability and domain, whatever the effort.
+LEAST = 2
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ def first_questions(limit: int | None = None) -> tuple[Question, ...]:
 
 
 def limit_at(effort: float) -> int:
-    """Questions of each capability and domain that a run asks at an effort.
+    """Questions of each capability and domain that a run asks: as many as its effort.
 
     Examples:
         >>> limit_at(0), limit_at(8)
-        (2, 12)
+        (2, 8)
 
     """
-    return max(LEAST, round(PER_EFFORT * effort))
+    return max(LEAST, round(effort))
 
 
 def hash_of(questions: Sequence[Question]) -> str:
