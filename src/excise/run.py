@@ -637,8 +637,8 @@ def _panel(
                 place = str(folder / healed["checkpoint"])
                 results.append(asked(context.of(load(place, **settings.loading())), place, original))
             panel_of(original, results).save(folder / FILE)
-    # What does not generate can be pruned all the same.
-    except ArchitectureError as error:
+    # What does not generate, or cannot be asked, can be pruned all the same.
+    except (ArchitectureError, InputError) as error:
         warnings.warn(f"no panel (--no-panel leaves it out): {error}", stacklevel=3)
 
 

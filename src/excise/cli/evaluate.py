@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -72,12 +72,15 @@ def evaluate(settings: EvaluateSettings) -> None:
     """
     from excise.cli.terminal import output
     from excise.evaluation.evaluate import default_out
+    from excise.evaluation.harness import processes
 
-    destination = settings.out or default_out(settings.models)
+    destination, accelerator = settings.out or default_out(settings.models), processes()
     shown: Facts = {}
     if settings.scores:
-        if not _judge(settings, destination):
-            return
+        _judge(settings, destination, accelerator)
+    if accelerator is not None and not accelerator.is_main_process:
+        return
+    if settings.scores:
         shown = read_json(destination)
     if settings.panel:
         from excise.evaluation.panel.panel import FILE
@@ -93,8 +96,8 @@ def evaluate(settings: EvaluateSettings) -> None:
         typer.echo(json_text(shown))
 
 
-def _judge(settings: EvaluateSettings, destination: Path) -> bool:
-    """Benchmarks, perplexity and speed; False in a process that only helps another."""
+def _judge(settings: EvaluateSettings, destination: Path, accelerator: Any) -> None:
+    """Benchmarks, perplexity and speed, divided among processes."""
     from excise.cli.terminal import console, output
     from excise.evaluation import harness
     from excise.evaluation.evaluate import Plan, checkpoints, chosen_from
@@ -116,7 +119,6 @@ def _judge(settings: EvaluateSettings, destination: Path) -> bool:
         settings.new_tokens,
     )
     sources = checkpoints(settings.models, settings.with_original)
-    accelerator = harness.processes()
     place = settings.device if accelerator is None else str(accelerator.device)
 
     def announce(text: str) -> AbstractContextManager[None]:
@@ -132,7 +134,7 @@ def _judge(settings: EvaluateSettings, destination: Path) -> bool:
         announce=announce,
     )
     if accelerator is not None and not accelerator.is_main_process:
-        return False
+        return
     updated = [
         source
         for source in sources
@@ -141,7 +143,6 @@ def _judge(settings: EvaluateSettings, destination: Path) -> bool:
     if not settings.as_json:
         output.print(scores_table(scores))
         output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in updated))
-    return True
 
 
 def _panel(settings: EvaluateSettings, place: Path) -> Panel:

@@ -202,13 +202,13 @@ def made_up(passing):
     [
         (range(18), range(18), "", ""),
         (range(18), range(4), "", "worse"),
-        (range(2), range(18), "not able", "better"),
-        ((), (), "not able", ""),
+        (range(2), range(18), "the original is not able", "better"),
+        ((), (), "the original is not able", ""),
     ],
 )
 def test_what_the_original_cannot_do_is_said_and_what_is_lost_is_told_from_chance(original, result, note, verdict):
     row = next(r for r in rows_of([made_up(original), made_up(result)], []) if r.name == "arithmetic")
-    assert row.note.partition(":")[0] == note
+    assert row.note == note
     assert row.verdict(0) == verdict
     assert row.chance == 0
 
@@ -219,7 +219,7 @@ def test_an_original_at_chance_is_told():
     answers = {q: said("Sure.") for q in questions} | {other: said("It is 123.")}
     row = next(r for r in rows_of([answers, answers], []) if r.name == "refusals")
     assert row.chance == 0.5
-    assert row.note == "the original is at chance"
+    assert row.note == "the original is at chance (50%)"
 
 
 def test_health_counts_loops_ends_and_lengths():

@@ -65,7 +65,8 @@ class Row:
         if self.higher_is_better is None or not self.differences:
             return ""
         difference = self.differences[result]
-        if difference.low <= 0 <= difference.high:
+        # Of a figure that is no number nothing is said.
+        if not (difference.low > 0 or difference.high < 0):
             return ""
         return "better" if (difference.low > 0) == self.higher_is_better else "worse"
 
@@ -93,7 +94,7 @@ def rates(
 def _unable(low: float, chance: float | None) -> str:
     if chance is None or low > max(chance, ABOUT_ZERO):
         return ""
-    return "not able: the original's interval reaches 0" if chance <= ABOUT_ZERO else "the original is at chance"
+    return "the original is not able" if chance <= ABOUT_ZERO else f"the original is at chance ({chance:.0%})"
 
 
 def ratios(
