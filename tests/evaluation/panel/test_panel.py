@@ -232,5 +232,6 @@ def test_health_counts_loops_ends_and_lengths():
     assert [f.value for f in found["longest loop of an answer"].figures] == [0, 24]
     assert [f.value for f in found["ends by itself"].figures] == [1, 0]
     assert [f.value for f in found["length against the original's"].figures] == [1, 2]
-    assert found["ends by itself"].verdict(0) == "worse"
-    assert found["length of an answer"].verdict(0) == ""
+    assert found["longest loop of an answer"].verdict(0) == "worse"
+    # Neither is good by itself.
+    assert found["ends by itself"].verdict(0) == found["length of an answer"].verdict(0) == ""

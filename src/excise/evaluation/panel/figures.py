@@ -11,7 +11,7 @@ from excise.evaluation.panel.answers import Answer
 from excise.evaluation.panel.checks import passes
 from excise.evaluation.panel.health import common_start, distinct, longest_loop
 from excise.evaluation.panel.questions import CAPABILITIES, DOMAINS, Question
-from excise.evaluation.panel.rows import Floats, Row, compared, rates, ratios
+from excise.evaluation.panel.rows import Floats, Row, compared, habits, rates, ratios
 
 Answers = Mapping[Question, Answer]
 # Questions of a domain, below which an interval over questions says nothing.
@@ -41,7 +41,7 @@ def _capabilities(answers: Sequence[Answers], judged: Sequence[Question]) -> Ite
 
     def row(name: str, variant: str, some: Sequence[Question], chance: float | None = None) -> Row:
         outcomes = np.array([passed[question] for question in some], dtype=bool)
-        return rates(name, variant, list(outcomes.T), chance=chance)
+        return rates(name, variant, list(outcomes.T), chance)
 
     for capability in CAPABILITIES:
         own = [question for question in judged if question.capability == capability]
@@ -75,7 +75,7 @@ def _health(answers: Sequence[Answers], opened: Sequence[Question]) -> Iterator[
     loops = each(lambda answer: longest_loop(answer.tokens))
     yield ratios("longest loop of an answer", "tokens", loops, ones, higher_is_better=False)
     ended = np.array([[model[question].ended for question in opened] for model in answers], dtype=bool)
-    yield rates("ends by itself", "", list(ended), group="health")
+    yield habits("ends by itself", list(ended))
     lengths = each(lambda answer: len(answer.tokens))
     yield ratios("length of an answer", "tokens", lengths, ones, higher_is_better=None)
     yield ratios("length against the original's", "ratio", lengths, [lengths[0]] * len(answers), higher_is_better=None)

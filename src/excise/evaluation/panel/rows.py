@@ -71,24 +71,38 @@ class Row:
         return "better" if (difference.low > 0) == self.higher_is_better else "worse"
 
 
-def rates(
-    name: str, variant: str, passed: Sequence[Bools], *, group: str = "capabilities", chance: float | None = None
-) -> Row:
-    """A row of rates.
+def rates(name: str, variant: str, passed: Sequence[Bools], chance: float | None = None) -> Row:
+    """A row of capabilities: rates of answers that pass.
 
     Args:
         name: what is measured.
         variant: part of it.
         passed: [models][questions], the original's first.
-        group: of rows.
         chance: see `Row`.
 
     """
+    figures, differences = _rates(passed)
+    note = _unable(figures[0].low, chance)
+    return Row("capabilities", name, variant, "share", True, len(passed[0]), figures, differences, chance, note)
+
+
+def habits(name: str, shown: Sequence[Bools]) -> Row:
+    """A row of health: rates of what is neither good nor bad, but for being another than the original's.
+
+    Args:
+        name: what is measured.
+        shown: [models][questions], the original's first.
+
+    """
+    return Row("health", name, "", "share", None, len(shown[0]), *_rates(shown))
+
+
+def _rates(passed: Sequence[Bools]) -> tuple[tuple[Figure, ...], tuple[Figure, ...]]:
+    """Rates, and their differences from the first."""
     first, *others = passed
     figures = tuple(_figure(float(p.mean()), wilson(int(p.sum()), len(p))) for p in passed)
     differences = tuple(_figure(float(p.mean()) - float(first.mean()), paired_difference(p, first)) for p in others)
-    note = _unable(figures[0].low, chance)
-    return Row(group, name, variant, "share", True, len(first), figures, differences, chance, note)
+    return figures, differences
 
 
 def _unable(low: float, chance: float | None) -> str:
