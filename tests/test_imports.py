@@ -40,8 +40,8 @@ def test_a_solve_imports_neither_torch_nor_transformers():
 # it (and within itself).
 STAGES = (
     *("errors", "interrupts", "text", "plain", "settings", "progress", "artefacts", "drawing"),
-    *("ising", "models", "data", "job", "store", "context", "evaluation"),
-    *("surgery", "measuring", "repair", "healing", "choosing", "report", "run", "cli", "__main__"),
+    *("ising", "models", "data", "job", "store", "context", "measuring"),
+    *("evaluation", "surgery", "repair", "healing", "choosing", "report", "run", "cli", "__main__"),
 )
 
 

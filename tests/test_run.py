@@ -7,8 +7,12 @@ import pytest
 import torch
 
 from excise.choosing.judged import halves
+from excise.context import Context
 from excise.data import split_samples
 from excise.errors import InputError, OutputError
+from excise.evaluation.panel.answers import ask, prompts_of
+from excise.evaluation.panel.panel import Panel
+from excise.evaluation.panel.questions import first_questions
 from excise.ising.gradients import Gradients
 from excise.ising.spectrum import Spectrum
 from excise.measuring.measure import measure
@@ -27,8 +31,8 @@ from tests.tiny import tiny_folder, tiny_model
 
 
 def run_in(out, loaded, samples, remove, *, progress=None, **options):
-    """A run of a model in memory."""
-    settings = RunSettings(model=loaded.source, remove=remove, out=out, **options)
+    """A run of a model in memory, without the panel, which the tests about it ask for."""
+    settings = RunSettings(model=loaded.source, remove=remove, out=out, **{"panel": False, **options})
     return run(loaded, *samples, settings, progress=progress)
 
 
@@ -303,3 +307,31 @@ def test_a_run_repeats_its_own_settings(loaded, samples, finished, tmp_path):
     assert again.removed == first.removed
     assert again.candidates == first.candidates
     assert again.checkpoint_loss == first.checkpoint_loss
+
+
+def test_the_panel_asks_what_was_written_and_the_original(tmp_path):
+    loaded = load(str(tiny_folder(tmp_path / "model", "llama", layers=6, max_position_embeddings=4096)))
+    drawn = split_samples("starter", loaded.tokenizer, samples=20, held_out=4, tokens=24, seed=0, loss_on="all")
+    out = tmp_path / "run"
+    facts = run_in(out, loaded, drawn, 2, effort=0, random_states=1, rivals=(), panel=True)
+    panel = Panel.load(out / "panel.json")
+    assert facts.seconds["panel"] > 0
+    assert panel.questions["limit"] == 2
+    assert [model.removed for model in panel.models] == [(), facts.removed]
+    assert [model.blocks for model in panel.models] == [6, 6]
+    # The original's own blocks without those removed answer as what was written does.
+    written = Context(load(str(out / "model"), dtype="float32"))
+    prompts, _ = prompts_of(written, first_questions(2))
+    answers = ask(written, prompts)
+    assert [e.said[1].text for e in panel.exchanges] == [answer.text for answer in answers.values()]
+    assert panel.exchanges[0].said[0].text != panel.exchanges[0].said[1].text
+
+
+def test_a_model_that_does_not_generate_is_pruned_all_the_same(tmp_path, monkeypatch):
+    loaded = load(str(tiny_folder(tmp_path / "model", "llama", layers=6, max_position_embeddings=4096)))
+    drawn = split_samples("starter", loaded.tokenizer, samples=20, held_out=4, tokens=24, seed=0, loss_on="all")
+    monkeypatch.setattr(loaded.stack.model, "generate", None)
+    with pytest.warns(UserWarning, match=r"no panel \(--no-panel leaves it out\): this llama does not generate"):
+        run_in(tmp_path / "run", loaded, drawn, 2, effort=0, random_states=1, rivals=(), panel=True)
+    assert (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run" / "panel.json").exists()

@@ -18,7 +18,7 @@ from excise.settings import declared, plain
 from excise.team import launched
 
 # In a folder that is read, what excise and its users add without changing what is computed from it.
-_BESIDES = ("README.md", "scores.json", "LICENSE")
+_BESIDES = ("README.md", "scores.json", "panel.json", "LICENSE")
 
 
 @dataclass(frozen=True)

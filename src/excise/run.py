@@ -127,6 +127,11 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
     repair_tokens: int = option(
         REPAIR_TOKENS, "Calibration tokens to fit the repair on.", group="How it chooses", least=2, hidden=True
     )
+    panel: bool = option(
+        True,
+        "Ask the result and the original what they can do, as many questions as --effort allows (docs/panel.md).",
+        group="Output",
+    )
     heal: bool = option(False, "Then train it to predict what the original does.", group="Healing")
     heal_race: int | None = option(
         None, "Heal so many of the best for a while; the winner is removed and healed.", group="Healing", least=2
@@ -276,7 +281,8 @@ def run(
 
     Stages: gradients on `calibration`; refinement; the lowest states of every energy; rival criteria on the same
     samples; measured losses of all candidates on `held_out`; closed-form repair of the best; the race, the checkpoint;
-    its self-test; figures; healing; `run.json`. A folder in which a run was interrupted is taken up where it stopped.
+    its self-test; figures; healing; the panel; `run.json`. A folder in which a run was interrupted is taken up where it
+    stopped.
 
     Args:
         loaded: the model.
@@ -350,6 +356,8 @@ def run(
             folder / "figures", proposed.energies[energy], proposed.spectra[energy], verified, chosen
         )
     facts["healed"] = _heal(healing, context, judging, folder, won, clock) if healing else None
+    if settings.panel:
+        _panel(context, chosen, repairs, facts["healed"], settings, folder, clock)
     result = RunResult(**facts, seconds=clock.seconds)
     result.save(folder / MANIFEST, key=made_by)
     return result
@@ -611,6 +619,40 @@ def _heal(healing: Healing, context: Context, held_out: Samples, folder: Path, w
         return heal_pruned(healing, folder / CHECKPOINT, held_out, out, context.store, won=won)
 
 
+def _panel(
+    context: Context,
+    chosen: Candidate,
+    repairs: Repairs,
+    healed: Facts | None,
+    settings: RunSettings,
+    folder: Path,
+    clock: Clock,
+) -> None:
+    """Ask the original what it can do, and then itself without the blocks removed, which is what was written."""
+    from dataclasses import replace
+
+    from excise.evaluation.panel.panel import FILE, asked, panel_of, reference
+    from excise.evaluation.panel.questions import limit_at
+    from excise.models.loading import load
+    from excise.models.stack import find_stack
+    from excise.surgery.checkpoint import pruned
+
+    loaded, removed = context.loaded, chosen.removed
+    try:
+        with clock.stage("panel"):
+            original = reference(context, loaded.source, limit_at(settings.effort))
+            with repairs.applied(loaded.stack, removed), pruned(loaded.stack, removed) as model:
+                without = replace(loaded, stack=find_stack(model))
+                results = [asked(context.of(without), str(folder / CHECKPOINT), original)]
+            if healed:
+                place = str(folder / healed["checkpoint"])
+                results.append(asked(context.of(load(place, **settings.loading())), place, original))
+            panel_of(original, results).save(folder / FILE)
+    # What does not generate, or cannot be asked, can be pruned all the same.
+    except (ArchitectureError, InputError) as error:
+        warnings.warn(f"no panel (--no-panel leaves it out): {error}", stacklevel=3)
+
+
 def _card(facts: Values, chosen: Candidate, repairs: Repairs) -> Facts:
     calibration, origin, helpful = facts["calibration"], facts["provenance"], repairs.helpful(chosen.removed)
     return {
@@ -663,6 +705,7 @@ def check_folder(settings: RunSettings) -> Path:
 
 def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None) -> Path:
     """Create the folder of a run, or take up an unfinished one; a finished one starts anew."""
+    from excise.evaluation.panel.panel import FILE as PANEL
     from excise.healing.heal_stage import FOLDER
     from excise.surgery.feasible import require_writable
 
@@ -674,6 +717,7 @@ def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None)
     if (folder / MANIFEST).exists():
         # First the mark of a finished run, so that what follows is taken up if it is interrupted.
         (folder / MANIFEST).unlink()
+        (folder / PANEL).unlink(missing_ok=True)
         for part in (FOLDER, WORK):
             shutil.rmtree(folder / part, ignore_errors=True)
     (folder / WORK).mkdir(parents=True, exist_ok=True)

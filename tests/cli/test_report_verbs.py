@@ -31,6 +31,38 @@ def test_a_run_is_judged_beside_its_original_and_its_card_says_so(excise, tmp_pa
     assert "perplexity" in out
 
 
+def test_the_panel_of_a_checkpoint_is_beside_its_original_and_made_once(excise, tmp_path):
+    original, pruned = tmp_path / "original", tmp_path / "pruned"
+    tiny_folder(original, layers=4, max_position_embeddings=4096)
+    assert excise("prune", original, "--removed", 1, "--out", pruned, "--no-self-test")[0] == 0
+    command = ("evaluate", pruned, "--panel", "--limit", 1, "--out", tmp_path / "scores.json")
+    code, out, err = excise(*command, "--json")
+    assert code == 0, err
+    written = read_json(tmp_path / "panel.json")
+    assert json.loads(out)["panel"] == written
+    assert [model["removed"] for model in written["models"]] == [[], [1]]
+    assert not (tmp_path / "scores.json").exists()
+    made = (tmp_path / "panel.json").stat().st_mtime_ns
+    code, out, _ = excise(*command)
+    assert "tool call" in out
+    assert "retrieval" in out
+    assert (tmp_path / "panel.json").stat().st_mtime_ns == made
+    # Another number of questions, another model, or the wish for it.
+    for other in ((*command, "--limit", 2), (*command, "--against", pruned), (*command, "--force")):
+        assert excise(*other)[0] == 0
+        assert (tmp_path / "panel.json").stat().st_mtime_ns > made
+        made = (tmp_path / "panel.json").stat().st_mtime_ns
+    assert {path.name for path in tmp_path.iterdir()} == {"original", "pruned", "panel.json"}
+
+
+def test_a_panel_needs_an_original(excise, tmp_path):
+    original = tiny_folder(tmp_path / "original", layers=2)
+    code, _, err = excise("evaluate", original, "--panel")
+    assert code == 2
+    assert "nothing tells which; name it with --against ORIGINAL" in err
+    assert "--against names the panel's original; it needs --panel" in excise("evaluate", original, "--against", "x")[2]
+
+
 def test_what_is_asked_wrongly_is_told(excise, tmp_path):
     assert "nothing to evaluate" in excise("evaluate", tmp_path)[2]
     assert "TASK=METRIC" in excise("table", tmp_path, "--metric", "hellaswag")[2]

@@ -22,6 +22,7 @@ from excise.artefacts import read_json
 from excise.context import Context
 from excise.data import Fit, load_samples
 from excise.errors import ExciseError
+from excise.evaluation.panel.panel import Panel
 from excise.healing.teachers import OfflineTeacher, record_teacher
 from excise.ising.energies import Energy
 from excise.ising.gradients import Gradients
@@ -101,6 +102,7 @@ def artefacts(place: Path) -> list[tuple[str, Path, Reader, bool]]:
         ("energy", run / "energy-fitted.safetensors", _energy, False),
         ("spectrum", run / "spectrum-fisher.json", _spectrum, False),
         ("run", run / "run.json", RunResult.load, False),
+        ("panel", run / "panel.json", Panel.load, False),
         ("candidates", run / "candidates.json", _json, False),
         ("recipe", run / "model" / "excise.json", _json, False),
         ("healing", run / "healed" / "heal.json", _json, False),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from excise.choosing.judged import halves
 from excise.data import split_samples
 from excise.errors import InputError, OutputError
+from excise.evaluation.panel.panel import Panel
 from excise.healing.heal_stage import Healing
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher
@@ -68,6 +69,7 @@ def test_the_healed_model_stands_beside_the_pruned_one_with_its_losses(healed, s
     assert json.loads((out / "healed" / "excise.json").read_text())["removed"] == list(facts.removed)
     assert facts.race is None
     assert not (out / "work" / "healing").exists()
+    assert [model.healed for model in Panel.load(out / "panel.json").models] == [False, False, True]
 
 
 def test_the_healed_model_passes_the_self_test_of_pruning(healed):

@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 
 from excise.choosing.proposal import Proposal
 from excise.choosing.ratios import by_domain
+from excise.evaluation.intervals import REPLICATES, quantiles
 from excise.ising.energies import Energy
 from excise.models.stack import Stack
 from excise.plain import Facts
-
-# The ends of a 95 % interval rest on the outer 250 on either side.
-REPLICATES = 10_000
-CONFIDENCE = 0.95
 
 Floats = NDArray[np.float64]
 
@@ -135,9 +132,9 @@ class Judge:
             Row(
                 **self._facts(drawn),
                 **self._damage(deltas[method]),
-                interval=_interval(resampled[method]),
+                interval=quantiles(resampled[method]),
                 behind=deltas[method] - deltas[best],
-                behind_interval=_interval(resampled[method] - resampled[best]),
+                behind_interval=quantiles(resampled[method] - resampled[best]),
                 domains=by_domain(excess[method].mean(axis=0), self.counts, self.domains),
             )
             for method, drawn in by_method.items()
@@ -185,8 +182,3 @@ class Judge:
     def _draw(self, choice: Choice) -> Facts:
         delta = self._mean((choice.sums - self.base)[None])
         return {"seed": choice.seed, "removed": choice.proposal.removed, "delta": delta}
-
-
-def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)

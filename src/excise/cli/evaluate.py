@@ -1,16 +1,22 @@
-"""`excise evaluate`: benchmarks, perplexity and speed of models, the original's beside the pruned one's."""
+"""`excise evaluate`: benchmarks, perplexity, speed, capabilities; the original's beside the pruned model's."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from excise.artefacts import json_text, read_json
 from excise.errors import InputError
+from excise.plain import Facts
 from excise.settings import Loading, Placement, Printing, Replacing, changed, option
+
+if TYPE_CHECKING:
+    from excise.evaluation.panel.panel import Panel
+    from excise.models.loading import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,9 @@ class EvaluateSettings(Replacing, Printing, Placement):
         "", "lm-eval's tasks, separated by commas; 'paper' stands for its six, 'paper-moe' for Fig. 5's."
     )
     include_path: Path | None = option(None, "Folder with task files (YAML) of your own.", reads="path")
-    limit: int | None = option(None, "Samples per task, windows per text; all by default.", least=1)
+    limit: int | None = option(
+        None, "Samples per task, windows per text, questions per capability; all by default.", least=1
+    )
     shots: int | None = option(None, "Examples in the prompt; by default the task's own.", least=0)
     chat_template: bool = option(False, "Put prompts through the tokenizer's chat template.")
     batch_size: str = option("auto", "Sequences at once, or auto.", group="Machine")
@@ -35,6 +43,8 @@ class EvaluateSettings(Replacing, Printing, Placement):
     speed: bool = option(False, "Measure tokens/s and memory.")
     prompt_tokens: int = option(512, "Prompt of the speed measurement.", least=1)
     new_tokens: int = option(64, "Tokens it decodes.", least=2)
+    panel: bool = option(False, "Ask the panel's questions of the models and of their original (docs/panel.md).")
+    against: str | None = option(None, "The original to ask; by default the one that the models name.", reads="path")
     with_original: bool = option(False, "Of a run's folder, judge the original too.")
     out: Path | None = option(
         None, "scores.json; by default in the run's folder, or here.", group="Output", writes="update"
@@ -47,16 +57,52 @@ class EvaluateSettings(Replacing, Printing, Placement):
         super().__post_init__()
         if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
             raise InputError(f"--batch-size expects a whole number of at least 1, or auto, got '{self.batch_size}'")
+        if self.against is not None and not self.panel:
+            raise InputError("--against names the panel's original; it needs --panel")
+
+    @property
+    def scores(self) -> bool:
+        """Whether anything goes into scores.json; asked for nothing, the plan says what can be asked."""
+        return bool(self.tasks or self.perplexity or self.speed) or not self.panel
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Judge models by lm-eval's benchmarks, perplexity and speed; what scores.json holds already is not repeated.
+    """Judge models by lm-eval's benchmarks, perplexity, speed and the panel of capabilities.
 
-    For several GPUs with a copy of the model each: accelerate launch -m excise evaluate …
+    What scores.json or panel.json hold already is not repeated. For several GPUs with a copy of the model each:
+    accelerate launch -m excise evaluate …
     """
-    from excise.cli.terminal import console, load_model, output
+    from excise.cli.terminal import output
+    from excise.evaluation.evaluate import default_out
+    from excise.evaluation.harness import processes
+
+    destination, accelerator = settings.out or default_out(settings.models), processes()
+    shown: Facts = {}
+    if settings.scores:
+        _judge(settings, destination, accelerator)
+    if accelerator is not None and not accelerator.is_main_process:
+        return
+    if settings.scores:
+        shown = read_json(destination)
+    if settings.panel:
+        from excise.evaluation.panel.panel import FILE
+        from excise.report.panel import panel_table
+
+        place = destination.with_name(FILE)
+        panel = _panel(settings, place)
+        shown = {**shown, "panel": panel.to_json()}
+        if not settings.as_json:
+            output.print(panel_table(panel))
+            output.print(f"panel: {place}")
+    if settings.as_json:
+        typer.echo(json_text(shown))
+
+
+def _judge(settings: EvaluateSettings, destination: Path, accelerator: Any) -> None:
+    """Benchmarks, perplexity and speed, divided among processes."""
+    from excise.cli.terminal import console, output
     from excise.evaluation import harness
-    from excise.evaluation.evaluate import Plan, checkpoints, chosen_from, default_out
+    from excise.evaluation.evaluate import Plan, checkpoints, chosen_from
     from excise.evaluation.evaluate import evaluate as judge
     from excise.report.scores import scores_table
     from excise.surgery.card_scores import update_card
@@ -75,8 +121,6 @@ def evaluate(settings: EvaluateSettings) -> None:
         settings.new_tokens,
     )
     sources = checkpoints(settings.models, settings.with_original)
-    destination = settings.out or default_out(settings.models)
-    accelerator = harness.processes()
     place = settings.device if accelerator is None else str(accelerator.device)
 
     def announce(text: str) -> AbstractContextManager[None]:
@@ -87,9 +131,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         sources,
         plan,
         destination,
-        lambda source: load_model(
-            source, dtype=settings.dtype, device=place, trust_remote_code=settings.trust_remote_code
-        ),
+        lambda source: _load(settings, source, place),
         again=settings.force,
         announce=announce,
     )
@@ -100,8 +142,30 @@ def evaluate(settings: EvaluateSettings) -> None:
         for source in sources
         if settings.card and update_card(source, scores, hashes[source], *chosen_from(source))
     ]
-    if settings.as_json:
-        typer.echo(json_text(read_json(destination)))
-        return
-    output.print(scores_table(scores))
-    output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in updated))
+    if not settings.as_json:
+        output.print(scores_table(scores))
+        output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in updated))
+
+
+def _panel(settings: EvaluateSettings, place: Path) -> Panel:
+    from excise.cli.terminal import tokens_progress
+    from excise.evaluation.evaluate import checkpoints
+    from excise.evaluation.panel.ask_all import ask_all, original_of
+    from excise.progress import Progress
+
+    sources = checkpoints(settings.models, with_original=False)
+    return ask_all(
+        settings.against or original_of(settings.models),
+        sources,
+        place,
+        lambda source: _load(settings, source, settings.device),
+        limit=settings.limit,
+        again=settings.force,
+        progress=Progress(tokens_progress),
+    )
+
+
+def _load(settings: EvaluateSettings, source: str, device: str) -> Loaded:
+    from excise.cli.terminal import load_model
+
+    return load_model(source, dtype=settings.dtype, device=device, trust_remote_code=settings.trust_remote_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -88,11 +89,24 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     if len(domains) > 1:
         output.print(f"by domain: {', '.join(domains)}")
     print_self_test(result.self_test)
+    if settings.panel:
+        _show_panel(out)
     output.print(f"checkpoint: {out / result.checkpoint}   evidence: {out / MANIFEST}, {out / 'figures'}")
     if result.race:
         print_race(result.race["standings"], lambda standing: ranges(standing["removed"]))
     if result.healed:
         print_healed(out / result.healed["checkpoint"], result.healed)
+
+
+def _show_panel(folder: Path) -> None:
+    from excise.cli.terminal import output
+    from excise.evaluation.panel.panel import FILE, Panel
+    from excise.report.panel import panel_table
+
+    # A model that does not generate has none.
+    if (folder / FILE).exists():
+        output.print(panel_table(Panel.load(folder / FILE), brief=True))
+        output.print(f"panel, with every answer: {folder / FILE}")
 
 
 def _healing_plan(settings: RunSettings) -> Preset | None:

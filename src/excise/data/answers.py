@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from excise.artefacts import digest, read_json, write_artefact
-from excise.data.chats import encode, rendered_prompt
+from excise.data.chats import encode, prompt_ids
 from excise.data.files import BadRowError
 from excise.data.rows import Row
 from excise.errors import InputError
@@ -44,9 +44,7 @@ def own_answers(loaded: Loaded) -> Answer:
                 asked.pop()
             if not asked:
                 raise BadRowError("no turn to answer")
-            text, has_template = rendered_prompt(asked, loaded.tokenizer)
-            prompt = encode(loaded.tokenizer, text, add_special_tokens=not has_template)["input_ids"]
-            said = _continued(loaded, prompt, tokens)
+            said = _continued(loaded, prompt_ids(asked, loaded.tokenizer), tokens)
             return replace(row, messages=(*asked, {"role": "assistant", "content": said}))
         ids = encode(loaded.tokenizer, row.text or "")["input_ids"]
         prompt = ids[: max(SHORTEST, min(LONGEST, len(ids) // 4))]
@@ -82,22 +80,7 @@ def _known(path: Any, key: dict[str, Any]) -> str | None:
 
 
 def _generated(loaded: Loaded, prompt: list[int], room: int) -> str:
-    import torch
+    from excise.models.generation import greedy
 
-    model, tokenizer = loaded.stack.model, loaded.tokenizer
-    ids = torch.tensor([prompt], device=loaded.stack.device)
-    padding = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    with torch.no_grad():
-        found = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=room,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=padding,
-            # What a checkpoint's generation config says of sampling does not matter here, and would be warned of.
-            temperature=None,
-            top_p=None,
-            top_k=None,
-        )
-    return str(tokenizer.decode(found[0, len(prompt) :], skip_special_tokens=True))
+    (found,) = greedy(loaded.stack, loaded.tokenizer, [prompt], room)
+    return str(loaded.tokenizer.decode(found, skip_special_tokens=True))

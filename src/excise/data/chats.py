@@ -84,8 +84,10 @@ def _rendered(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase) ->
     return messages, text
 
 
-def render(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, prompt: bool = False) -> str:
-    """The text of a chat; with `prompt`, up to where its next answer begins.
+def render(
+    messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, prompt: bool = False, **variables: bool
+) -> str:
+    """The text of a chat; with `prompt`, up to where its next answer begins; `variables` are the template's.
 
     Raises:
         BadRowError: the template refuses it.
@@ -99,7 +101,9 @@ def render(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, promp
         dated = {"chat_template": dated_template(tokenizer)} if asks_for_date(tokenizer) else {}
         require_interruptible(str(tokenizer.chat_template))
         with limited("the model's chat template"):
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **dated)
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=prompt, **dated, **variables
+            )
     except InputError:
         raise
     except Exception as error:  # templates raise whatever they like on roles they do not accept
@@ -124,6 +128,20 @@ def _response_spans(
         yield len(before), len(after)
 
 
-def rendered_prompt(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase) -> tuple[str, bool]:
-    """A chat that waits for an answer as text, and whether a template wrote it (and its special tokens)."""
-    return render(messages, tokenizer, prompt=True), bool(getattr(tokenizer, "chat_template", None))
+def prompt_ids(messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, *, thinking: bool = True) -> list[int]:
+    """Token ids of a chat that waits for an answer; without a template, its texts and nothing else.
+
+    Args:
+        messages: turns, the last one not the model's.
+        tokenizer: the model's.
+        thinking: off, templates that know the word ask the model to answer at once.
+
+    Raises:
+        BadRowError: the template refuses it.
+
+    """
+    variables = {} if thinking else {"enable_thinking": False}
+    text = render(messages, tokenizer, prompt=True, **variables)
+    # A template writes the special tokens itself.
+    added = not getattr(tokenizer, "chat_template", None)
+    return list(encode(tokenizer, text, add_special_tokens=added)["input_ids"])

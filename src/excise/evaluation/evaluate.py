@@ -90,7 +90,7 @@ def evaluate(
 
     """
     if not (plan.tasks or plan.text or plan.speed):
-        raise InputError("nothing to evaluate: give --tasks, --perplexity FILE or --speed")
+        raise InputError("nothing to evaluate: give --tasks, --perplexity FILE, --speed or --panel")
     scores = Scores.load(out) if Path(out).exists() else Scores()
     if plan.text:
         text_settings(plan.text, plan.window, plan.limit)
