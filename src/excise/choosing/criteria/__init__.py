@@ -19,6 +19,7 @@ from excise.choosing.criteria import (
     prune_and_comp,
     random_choice,
     refined,
+    repaired_fisher,
     shortened_llama,
     sleb,
     sliding_window,
@@ -34,6 +35,7 @@ Criterion = Callable[[Context, Samples, Brief], list[Proposal]]
 CRITERIA: dict[str, Criterion] = {
     "fisher": ground_states.GroundState("fisher"),
     "fisher+linear": ground_states.GroundState("fisher+linear"),
+    "repaired-fisher": repaired_fisher.repaired_fisher,
     "path": ground_states.path_ground_state,
     "pairs": measured_pairs.measured_pairs,
     "fisher-verified": ground_states.GroundState("fisher", verified=True),
