@@ -4,8 +4,9 @@
 
 A removal is NAME=BLOCKS, or NAME=RULE/BLOCKS where its runs are merged by a rule of SWM instead of dropped. Prints a
 Markdown table and writes `results.json` and `curves.png`; the healed checkpoints stay, for `excise evaluate`. An
-interrupted run goes on where it stopped. The teacher is recorded once for all. Training takes about three passes over
-the training tokens for each removal, and as many again with `--start both`.
+interrupted run goes on where it stopped. The teacher is recorded once for all, and again for each `on-policy`, whose
+samples are what the repaired student says. Training takes about three passes over the training tokens for each removal
+and each of `--ways`. Every loss is told by domain too.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.figures import save_figure
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 from excise.artefacts import read_json, write_json
+from excise.choosing.ratios import by_domain
 from excise.context import Context
 from excise.data import Samples, load_samples
+from excise.data.answers import own_answers
+from excise.data.sources import OWN
 from excise.healing.heal import heal
 from excise.healing.settings import Settings
 from excise.healing.teachers import INDEX, OfflineTeacher, record_teacher
@@ -46,8 +50,32 @@ REMOVALS = (
     "norm ratio=5,6,9,10,12,14,17,18",
     "default=3-5,16-18,25,26",
 )
-STARTS = {"pruned": ("trained",), "repaired": ("repaired and trained",), "both": ("trained", "repaired and trained")}
-COLUMNS = ("pruned", "repaired", "trained", "repaired and trained")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A training.
+
+    Attributes:
+        repaired: it starts from the repaired weights.
+        train: what learns, as for `excise heal --train`.
+        on_policy: its samples are the student's own answers to the prompts of the others.
+
+    """
+
+    repaired: bool = True
+    train: str = "all"
+    on_policy: bool = False
+
+
+WAYS = {
+    "trained": Way(repaired=False),
+    "repaired and trained": Way(),
+    "cheap": Way(train="refitted"),
+    "on-policy": Way(on_policy=True),
+    "last three": Way(repaired=False, train="last"),
+}
+COLUMNS = ("pruned", "repaired", *WAYS)
 
 
 def main() -> None:
@@ -64,21 +92,19 @@ def main() -> None:
     train, held_out = drawn[: len(drawn) - options.held_out], drawn[len(drawn) - options.held_out :]
     settings = Settings(learning_rate=options.lr, batch=options.batch, epochs=options.epochs, seed=options.seed)
     out = Path(options.out)
-    intact = measure(Context(loaded), held_out, [()]).loss()
-    recorded = out / "teacher"
-    if not (recorded / INDEX).exists():
-        record_teacher(Context(loaded), train, recorded, k=options.top_k)
-    teacher = OfflineTeacher.open(recorded, train)
-    rows = []
+    intact = measure(Context(loaded), held_out, [()])
+    task = Task(loaded, train, held_out, intact.of(), settings, options)
+    teacher = _recorded(task, train, out / "teacher")
+    facts = {"intact": intact.loss(), "kept_mass": teacher.facts["kept_mass"], "train": train.describe()}
+    facts |= {"held_out": held_out.describe(), "settings": vars(options), "rows": []}
     for text in options.removal or REMOVALS:
         removal = _parse(text)
-        task = Task(loaded, train, held_out, teacher, settings, options.repair_samples)
-        rows.append(_heal_removal(task, removal, out / f"removal-{removal.slug}", STARTS[options.start]))
+        facts["rows"].append(_heal_removal(task, removal, teacher, out / f"removal-{removal.slug}"))
+        # After each: what is interrupted has told of the others.
+        write_json(out / "results.json", facts)
         print(f"{removal.name}: done", file=sys.stderr)
-    facts = {"intact": intact, "rows": rows, "kept_mass": teacher.facts["kept_mass"], "train": train.describe()}
-    write_json(out / "results.json", {**facts, "held_out": held_out.describe(), "settings": vars(options)})
-    save_figure(_curves(rows), out / "curves.png")
-    print(_table(intact, rows))
+    save_figure(_curves(facts["rows"]), out / "curves.png")
+    print(_table(facts["intact"], facts["rows"]))
 
 
 def _options() -> argparse.Namespace:
@@ -89,7 +115,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--model", default=None, help="folder, hub id or .gguf (default: SmolLM2-135M-Instruct)")
     parser.add_argument("--removal", action="append", help="see above; repeat for more")
-    parser.add_argument("--start", choices=STARTS, default="pruned", help="weights that training starts from")
+    parser.add_argument("--ways", default="trained", help=f"trainings, with commas between them: {', '.join(WAYS)}")
     parser.add_argument("--data", default="starter", help="source of all samples")
     parser.add_argument("--samples", type=int, default=600, help="to train on")
     parser.add_argument("--repair-samples", type=int, default=64, help="of those, to fit the repair on")
@@ -103,6 +129,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", default="runs/healing")
     options = parser.parse_args()
     options.model = str(options.model or smollm2() or sys.exit(f"no weights: {HOW_TO_INSTALL}, or pass --model"))
+    options.ways = options.ways.split(",")
+    if unknown := set(options.ways) - set(WAYS):
+        sys.exit(f"expected --ways among {', '.join(WAYS)}, got {', '.join(sorted(unknown))}")
     return options
 
 
@@ -122,14 +151,14 @@ class Removal:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What all rows have in common."""
+    """What all rows have in common; `intact` are the original's loss sums [samples] on the held-out samples."""
 
     loaded: Loaded
     train: Samples
     held_out: Samples
-    teacher: OfflineTeacher
+    intact: np.ndarray
     settings: Settings
-    repair_samples: int
+    options: argparse.Namespace
 
 
 def _parse(text: str) -> Removal:
@@ -138,35 +167,71 @@ def _parse(text: str) -> Removal:
     return Removal(name, indices(blocks, "--removal"), rule if slash else None)
 
 
-def _heal_removal(task: Task, removal: Removal, place: Path, ways: Sequence[str]) -> dict[str, Any]:
-    """Losses of one removal: as it is, repaired, trained, and trained from the repaired weights."""
+def _recorded(task: Task, samples: Samples, place: Path) -> OfflineTeacher:
+    if not (place / INDEX).exists():
+        record_teacher(Context(task.loaded), samples, place, k=task.options.top_k)
+    return OfflineTeacher.open(place, samples)
+
+
+def _heal_removal(task: Task, removal: Removal, teacher: OfflineTeacher, place: Path) -> dict[str, Any]:
+    """Losses of one removal: as it is, repaired, and trained in each way."""
     row: dict[str, Any] = {"name": removal.name, "removed": list(removal.removed), "rule": removal.rule}
+    context = Context(task.loaded)
+    with merging(task.loaded.stack, removal.removed, removal.rule):
+        row |= _told(task, "pruned", context, removal.removed)
     fitted = None if removal.rule else _fitted(task, removal, place)
     if fitted is not None:
-        assert fitted.losses is not None
-        row |= {"pruned": fitted.losses.pruned, "repaired": fitted.losses.repaired}
-    for name in ways:
-        if name != "trained" and fitted is None:
-            continue  # a repair is fitted to what was dropped
-        healed, start = place / name.replace(" ", "-"), place / f"start-{name.replace(' ', '-')}"
-        if not (healed / "heal.json").exists():
-            if not start.exists():
-                _write_start(task.loaded, removal, None if name == "trained" else fitted, start)
-            student = load(str(start), dtype="float32")
-            heal(student, task.teacher, task.train, task.held_out, healed, task.settings, force=True)
-            shutil.rmtree(start)
-        facts = read_json(healed / "heal.json")
-        row |= {name: facts["losses"]["healed"], f"{name} curve": facts["curve"], f"{name} seconds": facts["seconds"]}
-        if name == "trained":
-            row.setdefault("pruned", facts["losses"]["pruned"])
+        with repaired(task.loaded.stack, fitted):
+            row |= _told(task, "repaired", context, removal.removed)
+    for name in task.options.ways:
+        # A repair is fitted to what was dropped.
+        if WAYS[name].repaired and fitted is None:
+            continue
+        folder = place / name.replace(" ", "-")
+        facts = _trained(task, removal, WAYS[name], teacher, fitted, folder)
+        row |= _told(task, name, Context(load(str(folder), dtype="float32")), ())
+        row |= {f"{name} curve": facts["curve"], f"{name} seconds": facts["seconds"]}
+        row[f"{name} tokens"] = facts["samples"]["total_tokens"]
     return row
+
+
+def _told(task: Task, name: str, context: Context, removed: tuple[int, ...]) -> dict[str, Any]:
+    """Loss of a model without some blocks, and its damage in each domain."""
+    measured = measure(context, task.held_out, [removed])
+    damage = by_domain(measured.of(removed) - task.intact, measured.counts, task.held_out.domains)
+    return {name: measured.loss(removed), f"{name} domains": damage}
+
+
+def _trained(
+    task: Task, removal: Removal, way: Way, teacher: OfflineTeacher, fitted: Repair | None, folder: Path
+) -> dict[str, Any]:
+    """Train in one way; returns `heal.json`."""
+    if (folder / "heal.json").exists():
+        return read_json(folder / "heal.json")
+    start, samples = folder.with_name(f"start-{folder.name}"), task.train
+    if not start.exists():
+        _write_start(task.loaded, removal, fitted if way.repaired else None, start)
+    student = load(str(start), dtype="float32")
+    if way.on_policy:
+        samples = _own_words(task, student)
+        teacher = _recorded(task, samples, folder.with_name(f"teacher-{folder.name}"))
+    facts = heal(student, teacher, samples, task.held_out, folder, replace(task.settings, train=way.train), force=True)
+    shutil.rmtree(start)
+    return facts
+
+
+def _own_words(task: Task, student: Loaded) -> Samples:
+    """The training prompts with the student's answers."""
+    options, own = task.options, own_answers(student)
+    drawing = {"samples": options.samples, "tokens": options.tokens, "seed": options.seed}
+    drawn = load_samples(f"{OWN}={options.data}", student.tokenizer, own=own, **drawing)
+    return drawn.apart_from(task.held_out)
 
 
 def _fitted(task: Task, removal: Removal, place: Path) -> Repair:
     path = place / "repair.safetensors"
     if not path.exists():
-        samples = task.train[: task.repair_samples]
-        repair(Context(task.loaded), removal.removed, samples, held_out=task.held_out).save(path)
+        repair(Context(task.loaded), removal.removed, task.train[: task.options.repair_samples]).save(path)
     return Repair.load(path)
 
 
@@ -193,7 +258,7 @@ def _curves(rows: list[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(7.0, 4.4))
     axes = figure.subplots()
     for number, row in enumerate(rows):
-        for name, style in (("trained", "-"), ("repaired and trained", "--")):
+        for name, style in zip(WAYS, ("-", "--", ":", "-.", (0, (1, 3))), strict=True):
             curve = row.get(f"{name} curve", ())
             if not curve:
                 continue

@@ -131,7 +131,7 @@ def test_budgets_out_of_range_are_refused(loaded, samples, tmp_path, budgets):
 
 NESTED = (
     "block-influence", "block-influence-iterative", "prune-and-comp", "norm-ratio", "shortened-llama-perplexity",
-    "shortened-llama-taylor", "sleb", "block-pruner", "llm-drop-joint",
+    "shortened-llama-taylor", "sleb", "cooperative-game", "block-pruner", "llm-drop-joint",
 )  # fmt: skip
 
 

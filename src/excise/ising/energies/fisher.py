@@ -32,8 +32,8 @@ def fisher(A: ArrayLike, labels: Sequence[str] = ()) -> Energy:
            [0.625, 1.   ]])
 
     """
-    gradients = _gradient_matrix(A)
-    return Energy(None, _second_moment(gradients), labels, _source("fisher", gradients))
+    gradients = gradient_matrix(A)
+    return Energy(None, second_moment(gradients), labels, _source("fisher", gradients))
 
 
 def fisher_linear(A: ArrayLike, labels: Sequence[str] = ()) -> Energy:
@@ -47,11 +47,12 @@ def fisher_linear(A: ArrayLike, labels: Sequence[str] = ()) -> Energy:
         InputError: A is not a finite matrix with at least one row and column.
 
     """
-    gradients = _gradient_matrix(A)
-    return Energy(-gradients.mean(axis=0), _second_moment(gradients) / 2, labels, _source("fisher+linear", gradients))
+    gradients = gradient_matrix(A)
+    return Energy(-gradients.mean(axis=0), second_moment(gradients) / 2, labels, _source("fisher+linear", gradients))
 
 
-def _second_moment(gradients: NDArray[np.float64]) -> NDArray[np.float64]:
+def second_moment(gradients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """AᵀA/m of gradients [m samples, units], symmetric to the last bit."""
     product = gradients.T @ gradients / len(gradients)
     # A BLAS need not give AᵀA symmetric to the last bit, and `Energy` would warn of what nobody did.
     return (product + product.T) / 2
@@ -75,7 +76,13 @@ def _source(kind: str, gradients: NDArray[np.float64]) -> Facts:
     return {"kind": kind, "samples": m, "rank": rank}
 
 
-def _gradient_matrix(A: ArrayLike) -> NDArray[np.float64]:
+def gradient_matrix(A: ArrayLike) -> NDArray[np.float64]:
+    """Gradients as float64 [samples, units].
+
+    Raises:
+        InputError: A is not a finite matrix with at least one row and column.
+
+    """
     gradients = np.asarray(A, dtype=np.float64)
     if gradients.ndim != 2 or gradients.size == 0:
         raise InputError(
