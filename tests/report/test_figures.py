@@ -1,5 +1,6 @@
 """Figure files: the page's own charts, each holding the values it is of."""
 
+import itertools
 import json
 import math
 import re
@@ -12,11 +13,12 @@ from markupsafe import Markup
 from excise.artefacts import read_json, write_json
 from excise.drawing.axes import WIDE, number
 from excise.drawing.chart import svg_file
+from excise.drawing.heat_map import LEVELS, STOPS
 from excise.ising.energies import Energy
 from excise.ising.problem import Problem
 from excise.ising.solvers import solve_all
 from excise.report.figures import write_figures, write_report_figures
-from excise.report.material import gather
+from excise.report.material import Measured, gather
 from excise.report.page import render
 from excise.report.sections import SECTIONS
 from excise.report.sections.couplings import couplings_chart
@@ -25,7 +27,7 @@ from excise.report.sections.prediction import damage_chart
 from excise.report.sections.refinement import budget_figures
 from excise.report.sections.removal import LOWEST, frequency_chart
 from excise.report.spectra import budget_chart
-from tests.drawing.test_heat_map import RED_BLUE, VIRIDIS, read_back
+from tests.drawing.test_heat_map import read_back
 from tests.report.folders import HOSTILE, add_comparison, add_spectra, full_folder, run_folder
 from tests.svg_files import Figure
 
@@ -72,21 +74,22 @@ def test_bars_are_the_shares_among_the_lowest_states(spectrum, energy):
     assert "proved" in figure.texts[-1]
 
 
-def test_the_maps_show_magnitude_and_correlation(energy):
-    magnitude, magnitude_scale, correlation, correlation_scale = read(couplings_chart(energy, "fisher")).maps()
-    logarithm = np.log10(np.abs(energy.J))
-    low, high = logarithm.min(), logarithm.max()
-    shown = read_back(magnitude, VIRIDIS, low, high, (8, 8))
-    np.testing.assert_allclose(shown, logarithm, atol=(high - low) / 126 + 1e-9)
-    shown = read_back(correlation, RED_BLUE, -1, 1, (8, 8))
-    np.testing.assert_allclose(shown, energy.correlation(), atol=1 / 63 + 1e-9)
-    assert len(magnitude_scale) == len(correlation_scale) == 64
+def test_the_maps_show_couplings_with_their_signs_and_correlations(energy):
+    values, values_scale, correlation, correlation_scale = read(couplings_chart(energy, "fisher")).maps()
+    assert (energy.J < 0).any()
+    unit = np.median(np.abs(energy.J))
+    most = np.arcsinh(np.abs(energy.J).max() / unit)
+    shown = read_back(values, most, (8, 8))
+    np.testing.assert_allclose(shown, np.arcsinh(energy.J / unit), atol=most / (LEVELS - 1) + 1e-9)
+    shown = read_back(correlation, 1.0, (8, 8))
+    np.testing.assert_allclose(shown, energy.correlation(), atol=1 / (LEVELS - 1) + 1e-9)
+    assert len(values_scale) == len(correlation_scale) == LEVELS
 
 
 def test_an_energy_without_couplings_has_a_map(energy):
     chart = couplings_chart(Energy(np.ones(4), np.zeros((4, 4))), "none")
-    magnitude, _, correlation, _ = read(chart).maps()
-    assert len(magnitude) == 1
+    values, _, correlation, _ = read(chart).maps()
+    assert [*values] == [STOPS[4]]
     assert len(correlation) == 2
 
 
@@ -184,6 +187,21 @@ def test_a_refinement_without_predictions_has_no_figure():
     facts["anchors"] = [(1.0, 2.0), (0.5, math.inf)]
     figure = read(budget_figures({3: facts})["predictions-3"])
     assert figure.tips == ["random: predicted 1, measured 2"]
+
+
+def test_what_lies_crowded_is_drawn_again_on_scales_of_its_own(tmp_path):
+    """The best lie within 0.02 nats of one another where the worst is 3 nats away."""
+    deltas = [0.05, 0.06, 0.07, 0.4, 3.0]
+    found = [Measured((k,), (f"fisher:{k}",), 0.1 + d, d, 9.0) for k, d in enumerate(deltas)]
+    figure = read(damage_chart(found, (0,), "fisher", 1))
+    whole, best = figure.marked("mark")[1:6], figure.marked("mark")[6:]
+    assert [mark.get("data-removed") for mark in best] == ["0", "1", "2"]
+    assert len(figure.marked("ring")) == 2
+    places = [[float(re.match(r"M[\d.]+ ([\d.]+)", mark.get("d"))[1]) for mark in marks] for marks in (whole, best)]
+    assert places[0][0] - places[0][1] < 5
+    assert min(a - b for a, b in itertools.pairwise(places[1])) > 50
+    assert "Beside it the 3 of least damage" in " ".join(figure.texts)
+    assert len(read(damage_chart(found[2:], None, "fisher", 1)).marked("mark")) == 1 + 3
 
 
 def test_two_points_are_the_least_for_damage_against_energy(tmp_path):

@@ -215,10 +215,43 @@ def test_repair_and_healing_are_among_the_first_facts(tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
     page = render(gather(tmp_path))
-    assert f"{loss - 0.1:.3f}" in page
-    assert f"+{loss - 0.1 - 3:.3f} ± 0.020 on held-out text, +{loss - 3:.3f} before repair" in page
-    assert "Healed, nats/token" in page
-    assert f"{loss - 0.2:.3f}" in page
+    after = loss - 0.1 - 3
+    assert f"+{after:.3f} [+{after - 1.96 * 0.02:.3f}, +{after + 1.96 * 0.02:.3f}]" in page
+    assert f"loss {loss - 0.1:.3f}, was 3.000, on held-out text by which nothing was chosen" in page
+    assert f"+{loss - 3:.3f} before repair" in page
+    assert "Damage after healing" in page
+    assert f"loss {loss - 0.2:.3f} nats/token" in page
+
+
+def test_the_headline_says_in_words_who_found_it(tmp_path):
+    facts = run_folder(tmp_path)
+    told = {"proposed_by": ["refined:3", "fitted:2"], "certified": {"fitted": True}}
+    (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
+    page = render(gather(tmp_path))
+    words = "found by refinement, proved third lowest of its energy"
+    assert f"<strong>{words}</strong><span>for its least measured damage; by name refined:3, fitted:2</span>" in page
+    assert json.loads(outline(page).scripts[0])["runs"][0]["said"] == words
+
+
+def test_what_won_after_repair_comes_first_with_its_damage_after_it(tmp_path):
+    facts = run_folder(tmp_path, repaired=True)
+    assert facts["removed"] != facts["candidates"][0]["removed"]
+    first, second, *others = json.loads(outline(render(gather(tmp_path))).scripts[0])["measured"]["3"]
+    assert first["removed"] == facts["removed"]
+    assert first["repaired"] == pytest.approx(facts["checkpoint_loss"] - 3.0)
+    assert second["repaired"] == pytest.approx(second["delta"] - 0.01)
+    assert all(other["repaired"] is None for other in others)
+
+
+def test_folders_of_whoever_ran_it_stay_out_of_the_page(tmp_path):
+    facts = run_folder(tmp_path, name="/home/someone/llama")
+    facts["calibration"]["data"] = "/home/someone/chats.jsonl:2,starter"
+    facts["provenance"]["command"] = "excise run /home/someone/llama --remove 3 --out /home/someone/small"
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    page = render(gather(tmp_path))
+    assert "someone" not in page
+    assert "excise run llama --remove 3 --out small" in page
+    assert "chats.jsonl:2,starter: 60 samples" in page
 
 
 def test_damage_stands_with_its_error_by_domain_and_with_what_tied(tmp_path):
@@ -230,7 +263,7 @@ def test_damage_stands_with_its_error_by_domain_and_with_what_tied(tmp_path):
     told = {"damage": {"error": 0.021, **domains}, "choice": {"base_loss": 3.0, "tied": tied}}
     (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
     page = render(gather(tmp_path))
-    for text in ("± 0.021 on held-out text", "verse", "+1.200", "+0.900", "4,7", "+1.100", "Not told apart"):
+    for text in ("95 % interval", "verse", "+1.200", "+0.900", "4,7", "+1.100", "Not told apart"):
         assert text in page
 
 

@@ -16,6 +16,7 @@ from excise.ising.gradients import Gradients
 from excise.ising.spectrum import Spectrum
 from excise.plain import Plain, Values
 from excise.report.schema import check
+from excise.report.words import short_source
 
 Removed = tuple[int, ...]
 
@@ -30,6 +31,7 @@ class Measured:
         energy: under the run's energy; None where it is not known.
         delta: loss less that of the intact model, nats per token.
         perplexity: exp(loss); infinite where the model overflowed.
+        repaired: as `delta`, after closed-form repair; None where it was not repaired.
 
     """
 
@@ -38,6 +40,12 @@ class Measured:
     energy: float | None
     delta: float
     perplexity: float
+    repaired: float | None = None
+
+    @property
+    def written(self) -> float:
+        """Damage as it would be written: repaired where that lowers it."""
+        return self.delta if self.repaired is None else min(self.delta, self.repaired)
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Material:
         runs: contents of run.json, by budget.
         places: the folder of each of `runs`.
         spectra: by name of the energy and budget.
-        measured: by budget, lowest damage first; every removal once. Of runs and `excise verify`, and of a comparison
-            at budgets where they have none: its held-out text may be another.
+        measured: by budget, lowest damage first, after repair where there was one; every removal once. Of runs and
+            `excise verify`, and of a comparison at budgets where they have none: its held-out text may be another.
         energies: by name.
         kinds: kind of each block; empty where it is not known.
         sizes: parameters of each block; empty where they are not known.
@@ -91,13 +99,12 @@ class Material:
 
     @property
     def model(self) -> str:
-        """What the model was called; a path's last part only."""
+        """What the model was called, without the folders of whoever ran it."""
         source = str(self.run.get("model") or self.compare.get("model") or "")
         if not source:
             original = next((m for m in self.scores.models.values() if not m.removed), None)
             return original.name if original else self.folder.resolve().name
-        path = Path(source).expanduser()
-        return path.name if path.is_absolute() or path.exists() or source.count("/") > 1 else source
+        return short_source(source)
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -228,10 +235,11 @@ def _saved_energies(places: Sequence[Path], units: int | None) -> dict[str, Ener
 
 
 def measured_removals(candidates: Sequence[Values]) -> dict[int, tuple[Measured, ...]]:
-    """Distinct removals by budget, lowest damage first.
+    """Distinct removals by budget, lowest damage first, repaired where that was tried.
 
     Args:
-        candidates: with `method`, `removed`, `delta`, `perplexity`, maybe `energy`; several may name one removal.
+        candidates: with `method`, `removed`, `delta`, `perplexity`, maybe `energy`, maybe `loss` and `repaired_loss`;
+            several may name one removal.
 
     """
     found: dict[Removed, Measured] = {}
@@ -245,9 +253,18 @@ def measured_removals(candidates: Sequence[Values]) -> dict[int, tuple[Measured,
             candidate.get("energy") if before is None else before.energy,
             as_number(candidate["delta"]) if before is None else before.delta,
             as_number(candidate["perplexity"]) if before is None else before.perplexity,
+            _after_repair(candidate) if before is None else before.repaired,
         )
     budgets = sorted({len(removed) for removed in found})
     return {
-        m: tuple(sorted((f for r, f in found.items() if len(r) == m), key=lambda f: (f.delta != f.delta, f.delta)))
+        m: tuple(
+            sorted((f for r, f in found.items() if len(r) == m), key=lambda f: (f.written != f.written, f.written))
+        )
         for m in budgets
     }
+
+
+def _after_repair(candidate: Values) -> float | None:
+    """Damage after repair; the loss of the intact model is what candidates know of it."""
+    repaired = candidate.get("repaired_loss")
+    return None if repaired is None else repaired - candidate["loss"] + as_number(candidate["delta"])
