@@ -66,7 +66,6 @@ demo: $(WEIGHTS)
 	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 96 \
 		--rivals block-influence,norm-ratio --effort 2 --repair-tokens 4096 --random-states 2 --held-out 32 \
 		--out $(DEMO) --force
-	$(BIN)/excise report $(DEMO)
 
 bench: $(WEIGHTS)
 	$(BIN)/python -m benchmarks.gradients

@@ -198,7 +198,12 @@ def add_refinement(folder: Path, budget: int = 3) -> None:
     rounds = [
         {"proposed": [[1, 4, 5], [1, 4, 6]], "best": 0.5, "predicted": [0.4, 0.7], "measured": [0.5, float("inf")]}
     ]
+    measured = [
+        {"removed": removed, "damage": damage, "error": 0.01}
+        for removed, damage in (([4], 0.1), ([5], 0.2), ([0], None), ([1, 4, 5], 0.5))
+    ]
     facts = {"removed": [1, 4, 5], "finalists": [finalist], "rounds": rounds, "anchors": [[2.9, 3.1], [0.9, 0.8]]}
+    facts["measured"] = measured
     found = {str(budget): {**facts, "random_rho": 0.97, "low_rho": None}}
     (place / "candidates.json").write_text(json.dumps({"model": "org/model", "budgets": found}))
     energy = fisher(gradients().blocks())

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -17,10 +17,12 @@ from excise.drawing.heat_map import LEVELS, STOPS
 from excise.ising.energies import Energy
 from excise.ising.problem import Problem
 from excise.ising.solvers import solve_all
-from excise.report.figures import write_figures, write_report_figures
-from excise.report.material import Measured, gather
+from excise.report.figures import write_report_figures, write_run_report
+from excise.report.material import Measured, gather, measured_removals
 from excise.report.page import render
 from excise.report.sections import SECTIONS
+from excise.report.sections.budgets import MEASURED, PREDICTED, WRITTEN, Point
+from excise.report.sections.budgets import budget_chart as damage_of_budgets
 from excise.report.sections.couplings import couplings_chart
 from excise.report.sections.damage import _damage_axis, against_budget, against_cost, at_budget
 from excise.report.sections.prediction import damage_chart
@@ -33,7 +35,7 @@ from tests.svg_files import Figure
 
 ALL = {
     *("benchmarks", "couplings", "damage-2", "damage-3", "damage_against_budget", "damage_against_cost"),
-    *("energy_and_loss-3", "healing", "predictions-3", "removal_frequency-3"),
+    *("damage_of_budgets", "energy_and_loss-3", "healing", "predictions-3", "removal_frequency-3"),
 }
 
 
@@ -41,17 +43,9 @@ def read(chart):
     return Figure(svg_file(chart))
 
 
-def test_a_run_draws_couplings_frequency_and_damage(tmp_path, energy, spectrum, verified):
-    names = write_figures(tmp_path / "figures", energy, spectrum, verified, verified.best)
-    assert set(names) == {"couplings", "removal_frequency-3", "energy_and_loss-3"}
-    assert len({Figure(tmp_path / name).title for name in names.values()}) == 3
-    lonely = replace(verified, candidates=verified.candidates[:1])  # one point has nothing to be compared with
-    assert set(write_figures(tmp_path, energy, spectrum, lonely, lonely.best)) == {"couplings", "removal_frequency-3"}
-
-
-def test_points_that_are_not_finite_are_left_out(tmp_path, energy, spectrum, verified):
-    names = write_figures(tmp_path / "figures", energy, spectrum, verified, verified.best)
-    figure = Figure(tmp_path / names["energy_and_loss-3"])
+def test_points_that_are_not_finite_are_left_out(verified):
+    measured = measured_removals([asdict(candidate) for candidate in verified.candidates])[3]
+    figure = read(damage_chart(measured, verified.best.removed, "fisher", 3))
     expected = {
         f"{c.method}: energy {number(c.energy)}, Δ loss {number(c.delta)}" for c in verified.candidates if c.loss < 99
     }
@@ -216,24 +210,26 @@ def test_every_chart_of_the_page_is_a_file_and_the_same_drawing(tmp_path):
     material = gather(tmp_path)
     page = render(material)
     written = write_report_figures(material)
-    assert {path.stem for path in written} == ALL
+    assert {*written} == ALL
     charts = {name: chart for section in SECTIONS for name, chart in section.figures(material).items()}
-    for path in written:
-        figure, chart = Figure(path), charts[path.stem]
+    for name, place in written.items():
+        figure, chart = Figure(tmp_path / place), charts[name]
         assert figure.title == chart.label
         for words in (*(entry.name for entry in chart.entries), *chart.caption.split()):
             assert words in " ".join(figure.texts)
         # The page has both maps of the couplings one above the other, and a legend of its own around the charts.
         on_page = f'aria-label="{chart.label}" class="chart">{Markup("").join(chart.draw(WIDE).parts)}</svg>'
-        assert on_page in page or path.stem == "couplings"
-    assert all(Markup(f'<path fill="{fill}"') in page for cells in Figure(written[-1]).maps() for fill in cells)
+        assert on_page in page or name == "couplings"
+    maps = Figure(tmp_path / written["couplings"]).maps()
+    assert all(Markup(f'<path fill="{fill}"') in page for cells in maps for fill in cells)
 
 
 def test_equal_folders_give_equal_bytes(tmp_path):
     written = []
     for name in ("a", "b"):
         full_folder(tmp_path / name)
-        written.append({path.name: path.read_bytes() for path in write_report_figures(gather(tmp_path / name))})
+        places = write_report_figures(gather(tmp_path / name)).values()
+        written.append({place: (tmp_path / name / place).read_bytes() for place in places})
     assert written[0] == written[1]
 
 
@@ -242,7 +238,7 @@ def test_hostile_names_stay_text_in_files(tmp_path):
     for name in ("run.json", "compare.json", "scores.json"):
         path = tmp_path / name
         write_json(path, json.loads(json.dumps(read_json(path)).replace("norm-ratio", json.dumps(HOSTILE)[1:-1])))
-    figures = {path.stem: Figure(path) for path in write_report_figures(gather(tmp_path))}
+    figures = {name: Figure(tmp_path / place) for name, place in write_report_figures(gather(tmp_path)).items()}
     for name in ("damage-3", "damage_against_budget", "benchmarks"):
         assert any(HOSTILE in words for words in figures[name].texts)
 
@@ -258,11 +254,45 @@ def test_hostile_names_stay_text_in_files(tmp_path):
 )
 def test_a_folder_gives_what_it_has_data_for(tmp_path, make, expected):
     make(tmp_path)
-    assert {path.stem for path in write_report_figures(gather(tmp_path))} == expected
+    assert {*write_report_figures(gather(tmp_path))} == expected
 
 
 def test_runs_of_several_budgets_have_a_figure_each(tmp_path):
     for budget in (2, 3):
         run_folder(tmp_path / str(budget), budget=budget)
-    names = {path.stem for path in write_report_figures(gather(tmp_path))}
-    assert {"damage_against_budget", "energy_and_loss-2", "energy_and_loss-3"} <= names
+    names = {*write_report_figures(gather(tmp_path))}
+    assert {"damage_against_budget", "damage_of_budgets", "energy_and_loss-2", "energy_and_loss-3"} <= names
+
+
+def test_damage_against_the_budget_is_predicted_and_measured(tmp_path):
+    facts = full_folder(tmp_path)
+    material = gather(tmp_path)
+    figure = Figure(tmp_path / write_report_figures(material)["damage_of_budgets"])
+    written = facts["checkpoint_loss"] - facts["base_loss"]
+    assert figure.tips == [
+        f"{PREDICTED.name}, M = 3: {number(material.spectra['fitted'][3][0].energy)}",
+        f"{MEASURED.name}, M = 1: 0.1",
+        f"{MEASURED.name}, M = 3: 0.5",
+        f"{WRITTEN.name}, M = 3: {number(written)} ± {number(1.96 * 0.02)}",
+    ]
+    assert len(figure.marked("whisker")) == 1
+    assert "fitted to removals of M = 1, 3" in " ".join(figure.texts)
+    assert damage_of_budgets({WRITTEN: [Point(3, 0.5)], MEASURED: [Point(3, 0.4)]}) is None
+
+
+def test_a_run_has_its_page_before_its_manifest_and_nothing_of_other_runs(tmp_path):
+    facts = full_folder(tmp_path)
+    (tmp_path / "run.json").unlink()
+    run_folder(tmp_path / "other", budget=2)
+    figures = write_run_report(tmp_path, facts)
+    assert "3 of 12 blocks removed" in (tmp_path / "report.html").read_text()
+    assert {"energy_and_loss-3", "healing"} <= figures.keys()
+    assert "energy_and_loss-2" not in figures
+    assert all((tmp_path / place).is_file() for place in figures.values())
+
+
+def test_a_folder_that_no_page_can_show_loses_no_run(tmp_path):
+    facts = run_folder(tmp_path)
+    (tmp_path / "compare.json").write_text(json.dumps({"rows": "none"}))
+    with pytest.warns(UserWarning, match="the report was not written: .*compare.json"):
+        assert write_run_report(tmp_path, facts) == {}

@@ -27,7 +27,7 @@ class ReportSettings(Checked):
 def report(settings: ReportSettings) -> None:
     """Write one HTML page of everything a folder holds: what was removed, what it costs, what else was possible."""
     from excise.cli.terminal import output
-    from excise.report.figures import write_report_figures
+    from excise.report.figures import FOLDER, write_report_figures
     from excise.report.material import gather
     from excise.report.page import write_page
     from excise.text import human_bytes
@@ -38,7 +38,7 @@ def report(settings: ReportSettings) -> None:
     if settings.figures:
         with reading(settings.folder, "a folder of excise's results"):
             written = write_report_figures(material)
-        output.print(f"figures: {len(written)} in {settings.folder / 'figures'}")
+        output.print(f"figures: {len(written)} in {settings.folder / FOLDER}")
     for checkpoint in _updated_cards(material) if settings.card else ():
         output.print(f"model card: {checkpoint / 'README.md'}")
     output.print(f"report: {page} ({human_bytes(page.stat().st_size)})")

@@ -124,10 +124,32 @@ def gather(folder: str | Path) -> Material:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; expected one that `excise run` wrote")
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
-    files = [path for place in places for path in sorted(place.glob("*.json"))]
+    return _gathered(folder, places, {path: read_json(path) for path in _json_files(places)})
+
+
+def gather_run(folder: Path, run: Values) -> Material:
+    """Read what a run wrote before its run.json, and nothing of other runs beneath its folder.
+
+    Args:
+        folder: of the run.
+        run: what its run.json will hold.
+
+    Raises:
+        InputError: a file in the folder is not what its name says.
+
+    """
+    places = [folder, *(healed for healed in [folder / "healed"] if healed.is_dir())]
+    files = {path: read_json(path) for path in _json_files(places)}
+    return _gathered(folder, places, {**files, folder / "run.json": run})
+
+
+def _json_files(places: Sequence[Path]) -> list[Path]:
+    return [path for place in places for path in sorted(place.glob("*.json"))]
+
+
+def _gathered(folder: Path, places: Sequence[Path], files: Mapping[Path, Any]) -> Material:
     known: dict[str, list[tuple[Path, Any]]] = {}
-    for path in files:
-        content = read_json(path)
+    for path, content in files.items():
         if kind := _kind(path, content):
             check(kind, content, path)
             known.setdefault(kind, []).append((path, content))

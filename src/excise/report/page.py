@@ -16,12 +16,10 @@ from excise.errors import OutputError
 from excise.plain import Values
 from excise.report.material import Material
 from excise.report.sections import SECTIONS
-from excise.report.words import proposed_in_words
+from excise.report.words import Z, proposed_in_words
 from excise.text import ranges
 
 PAGE = "report.html"
-# Standard errors to either side of a 95 % interval.
-Z = 1.96
 # By which a page is known to be one that may be replaced.
 GENERATOR = b'<meta name="generator" content="excise">'
 CHOSEN_BY = {
@@ -46,12 +44,23 @@ def write_page(material: Material, out: str | Path | None = None) -> Path:
         OutputError: the page cannot be written.
 
     """
-    path = require_free(Path(out) if out is not None else material.folder / PAGE, folder=False, adds=True)
-    if path.exists() and GENERATOR not in path.read_bytes()[:1000]:
-        raise OutputError(f"{path} exists and is no page of excise; choose another --out")
+    path = require_page(Path(out) if out is not None else material.folder / PAGE)
     page = render(material)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def require_page(path: Path) -> Path:
+    """Refuse a place where something else than a page of excise lies; touches nothing.
+
+    Raises:
+        OutputError: names it.
+
+    """
+    path = require_free(path, folder=False, adds=True)
+    if path.exists() and GENERATOR not in path.read_bytes()[:1000]:
+        raise OutputError(f"{path} exists and is no page of excise; choose another --out")
     return path
 
 

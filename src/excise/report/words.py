@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REFINED, RANDOM, FITTED = "refined", "random", "fitted"
+# Standard errors to either side of a 95 % interval.
+Z = 1.96
 # A place from the root or from someone's home, where a word or a part of one begins.
 PLACE = re.compile(r"(?:(?<=[\s'\"=,:])|^)(?:~|/)[^\s'\",:]*/([^\s'\",:/]+)")
 

@@ -2,6 +2,7 @@
 
 from excise.report.sections import (
     benchmarks,
+    budgets,
     couplings,
     damage,
     domains,
@@ -16,6 +17,7 @@ SECTIONS = (
     removal.SECTION,
     prediction.SECTION,
     refinement.SECTION,
+    budgets.SECTION,
     damage.SECTION,
     domains.SECTION,
     benchmarks.SECTION,
