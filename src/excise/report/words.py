@@ -1,16 +1,13 @@
-"""What results call by short names, in words: who proposed a removal, and commands without places of one machine."""
+"""What results call by short names, in words: who proposed a removal, and which model."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 REFINED, RANDOM, FITTED = "refined", "random", "fitted"
 # Standard errors to either side of a 95 % interval.
 Z = 1.96
-# A place from the root or from someone's home, where a word or a part of one begins.
-PLACE = re.compile(r"(?:(?<=[\s'\"=,:])|^)(?:~|/)[^\s'\",:]*/([^\s'\",:/]+)")
 
 
 def proposed_in_words(methods: Sequence[str], certified: Mapping[str, bool]) -> str:
@@ -51,17 +48,6 @@ def _ordinal(number: int) -> str:
     words = {2: "second", 3: "third", 4: "fourth", 5: "fifth"}
     ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return words.get(number, f"{number}{ending}")
-
-
-def without_places(text: str) -> str:
-    """A command or a name without the folders of whoever gave it: of a path from the root, its last part.
-
-    Examples:
-        >>> without_places("excise run /home/me/llama --data a.jsonl:3,/data/b.txt:1 --out ~/runs/small")
-        'excise run llama --data a.jsonl:3,b.txt:1 --out small'
-
-    """
-    return PLACE.sub(r"\1", text)
 
 
 def short_source(source: str) -> str:

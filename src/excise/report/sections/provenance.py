@@ -10,8 +10,9 @@ from excise.plain import Values
 from excise.report.html import table
 from excise.report.material import Material
 from excise.report.section import Section
-from excise.report.words import short_source, without_places
+from excise.report.words import short_source
 from excise.surgery.proof import in_words
+from excise.text import without_places
 
 
 def _render(material: Material) -> Markup | None:
