@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from excise.artefacts import inside
+import typer
+
+from excise.artefacts import inside, json_text
 from excise.errors import reading
-from excise.settings import Checked, option
+from excise.settings import Printing, option
 
 if TYPE_CHECKING:
     from excise.report.material import Material
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(Checked):
+class ReportSettings(Printing):
     """Settings of `excise report`."""
 
     folder: Path = option(..., "Folder of `excise run` or `excise compare`, or of several.", argument=True)
@@ -35,12 +37,15 @@ def report(settings: ReportSettings) -> None:
     with reading(settings.folder, "a folder of excise's results"):
         material = gather(settings.folder)
         page = write_page(material, settings.out)
-    if settings.figures:
-        with reading(settings.folder, "a folder of excise's results"):
-            written = write_report_figures(material)
-        output.print(f"figures: {len(written)} in {settings.folder / FOLDER}")
-    for checkpoint in _updated_cards(material) if settings.card else ():
-        output.print(f"model card: {checkpoint / 'README.md'}")
+        figures = write_report_figures(material) if settings.figures else {}
+    cards = [checkpoint / "README.md" for checkpoint in (_updated_cards(material) if settings.card else ())]
+    if settings.as_json:
+        typer.echo(json_text({"report": page, "figures": figures, "cards": cards}))
+        return
+    if figures:
+        output.print(f"figures: {len(figures)} in {settings.folder / FOLDER}")
+    for card in cards:
+        output.print(f"model card: {card}")
     output.print(f"report: {page} ({human_bytes(page.stat().st_size)})")
 
 
