@@ -211,6 +211,34 @@ def add_refinement(folder: Path, budget: int = 3) -> None:
     lowest(energy, budget, 5).save(place / f"spectrum-fitted-{budget}.json")
 
 
+def add_panel(folder: Path, said: str = "a cat") -> None:
+    """What `excise evaluate --panel` writes: arithmetic lost, refusals kept, agreement, one question of each kind."""
+
+    def figure(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    def row(group: str, name: str, variant: str, unit: str, *values: float | None) -> dict[str, Any]:
+        figures = [None if value is None else figure(value) for value in values]
+        differences = [] if values[0] is None else [figure(value - values[0]) for value in values[1:]]
+        facts = {"group": group, "name": name, "variant": variant, "unit": unit, "higher_is_better": True}
+        return {**facts, "samples": 8, "figures": figures, "differences": differences, "chance": None, "note": ""}
+
+    rows = [
+        row("capabilities", "arithmetic", "", "share", 0.75, 0.25),
+        row("capabilities", "refusals", "", "share", 0.5, 0.55),
+        row("capabilities", "refusals", "due", "share", 0.5, 0.5),
+        row("agreement", "KL from the original", "", "nats", None, 0.4),
+    ]
+    exchanges = [
+        {"name": f"{c}-{k}", "capability": c, "variant": "", "prompt": f"Question {k} of {c}?", "said": [
+            {"text": said, "tokens": 3, "ended": True, "passed": passed} for passed in (True, False)
+        ]}
+        for c in ("arithmetic", "refusals") for k in range(3)
+    ]  # fmt: skip
+    models = [{"name": "org/model", "removed": []}, {"name": "run/model", "removed": [1, 4, 5]}]
+    (folder / "panel.json").write_text(json.dumps({"models": models, "rows": rows, "exchanges": exchanges}))
+
+
 def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
     """A run with everything there is."""
     facts = run_folder(folder, **options)
@@ -219,4 +247,5 @@ def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
     scores().save(folder / "scores.json")
     add_healing(folder)
     add_refinement(folder)
+    add_panel(folder)
     return facts

@@ -260,6 +260,35 @@ def test_the_map_of_couplings_keeps_their_signs(page, run):
     assert blue > red
 
 
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_capabilities_and_answers_stand_side_by_side(page, width):
+    resize(page, width)
+    page.refresh()
+    section = page.find_element(By.ID, "capabilities")
+    shown = section.find_element(By.CSS_SELECTOR, ".narrow" if width == NARROW else ".wide")
+    assert shown.is_displayed()
+    assert len(shown.find_elements(By.CSS_SELECTOR, ".mark")) == 4
+    answers = section.find_element(By.XPATH, ".//summary[contains(., 'before and after')]")
+    answers.click()
+    first, second = section.find_elements(By.CSS_SELECTOR, ".answers dd")[:2]
+    assert first.is_displayed()
+    beside = first.rect["y"] == second.rect["y"]
+    assert beside == (width == WIDE)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_damage_against_the_budget_is_there_without_another_command(page, width):
+    resize(page, width)
+    page.refresh()
+    section = page.find_element(By.ID, "budgets")
+    shown = section.find_element(By.CSS_SELECTOR, ".narrow" if width == NARROW else ".wide")
+    assert shown.is_displayed()
+    tips = [mark.get_attribute("data-tip") for mark in shown.find_elements(By.CSS_SELECTOR, ".mark")]
+    assert any(tip.startswith("as written: ") for tip in tips)
+    assert any(tip.startswith("predicted: ") for tip in tips)
+
+
 def test_print_shows_every_row_and_no_controls(page):
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert not page.find_element(By.ID, "budget").is_displayed()

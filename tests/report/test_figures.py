@@ -34,8 +34,16 @@ from tests.report.folders import HOSTILE, add_comparison, add_spectra, full_fold
 from tests.svg_files import Figure
 
 ALL = {
-    *("benchmarks", "couplings", "damage-2", "damage-3", "damage_against_budget", "damage_against_cost"),
-    *("damage_of_budgets", "energy_and_loss-3", "healing", "predictions-3", "removal_frequency-3"),
+    *(
+        "benchmarks",
+        "capabilities",
+        "couplings",
+        "damage-2",
+        "damage-3",
+        "damage_against_budget",
+        "damage_against_cost",
+    ),
+    *("capabilities", "damage_of_budgets", "energy_and_loss-3", "healing", "predictions-3", "removal_frequency-3"),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from excise.artefacts import read_json, write_json
 from excise.choosing.verify import Candidate
-from excise.errors import OutputError
+from excise.errors import InputError, OutputError
 from excise.ising.spectrum import Spectrum, State
 from excise.report.material import gather
 from excise.report.page import render, write_page
@@ -17,7 +17,7 @@ from excise.report.sections.couplings import shown_energy
 from excise.report.sections.damage import damage_rows
 from excise.report.sections.prediction import group_of, spearman
 from excise.report.sections.refinement import predictions
-from tests.report.folders import HOSTILE, add_spectra, full_folder, gradients, run_folder
+from tests.report.folders import HOSTILE, add_panel, add_spectra, full_folder, gradients, run_folder
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -277,3 +277,27 @@ def test_only_a_page_is_replaced(folder, tmp_path):
         with pytest.raises(OutputError, match=message):
             write_page(material, tmp_path / name)
     assert (tmp_path / "thesis.html").read_text() == "<html>years of work</html>"
+
+
+def test_capabilities_stand_beside_the_originals_and_answers_side_by_side(tmp_path):
+    run_folder(tmp_path)
+    add_panel(tmp_path, said=HOSTILE)
+    page = render(gather(tmp_path))
+    outline(page)
+    assert "<td>75 % [65 %, 85 %]</td><td>25 % [15 %, 35 %] ▼</td>" in page
+    assert "<td>50 % [40 %, 60 %]</td><td>55 % [45 %, 65 %]</td>" in page
+    assert "<td></td><td>0.4 [0.3, 0.5]</td>" in page
+    assert page.count("Question 0 of") == page.count("Question 1 of") == 2
+    assert "Question 2 of" not in page
+    assert page.count("run/model, failed") == 4
+    assert "<script>alert" not in page
+
+
+@pytest.mark.parametrize("part", ["models", "rows", "exchanges"])
+def test_a_panel_of_another_kind_is_refused(tmp_path, part):
+    run_folder(tmp_path)
+    add_panel(tmp_path)
+    facts = json.loads((tmp_path / "panel.json").read_text())
+    (tmp_path / "panel.json").write_text(json.dumps({**facts, part: [{"name": 3}]}))
+    with pytest.raises(InputError, match=r"panel\.json"):
+        gather(tmp_path)

@@ -59,6 +59,7 @@ def _updated_cards(material: Material) -> list[Path]:
         checkpoint = inside(place, run.get("checkpoint", "model"), place / "run.json")
         spectrum = material.spectra.get(str(run.get("energy")), {}).get(run["budget"])
         judged = (m.hash for m in material.scores.models.values() if m.name == name_of(str(checkpoint)))
-        if update_card(checkpoint, material.scores, next(judged, ""), spectrum, str(run.get("energy"))):
+        shown = (spectrum, str(run.get("energy")), material.panel)
+        if update_card(checkpoint, material.scores, next(judged, ""), *shown):
             changed.append(checkpoint)
     return changed

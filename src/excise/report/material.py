@@ -64,6 +64,7 @@ class Material:
         sizes: parameters of each block; empty where they are not known.
         compare: contents of compare.json.
         scores: all scores.
+        panel: contents of panel.json.
         refined: what `excise refine` found, by budget.
         healing: contents of heal.json, by the name of its folder.
         left_out: files that were found and not used, with the reason.
@@ -80,6 +81,7 @@ class Material:
     sizes: tuple[int, ...] = ()
     compare: Values = field(default_factory=dict)
     scores: Scores = field(default_factory=Scores)
+    panel: Values = field(default_factory=dict)
     refined: Mapping[int, Values] = field(default_factory=dict)
     healing: Mapping[str, Values] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
@@ -186,6 +188,7 @@ def _gathered(folder: Path, places: Sequence[Path], files: Mapping[Path, Any]) -
         sizes=sizes,
         compare=compare,
         scores=scores,
+        panel=next((content for _, content in known.get("panel", [])), {}),
         refined=dict(sorted(refined.items())),
         healing={path.resolve().parent.name: content for path, content in known.get("heal", [])},
         left_out=tuple(left_out),
@@ -196,7 +199,7 @@ def _kind(path: Path, content: Plain) -> str | None:
     """What a JSON file is, by its content where its name may be anything."""
     if not isinstance(content, dict):
         return None
-    if path.name in ("run.json", "compare.json", "heal.json"):
+    if path.name in ("run.json", "compare.json", "heal.json", "panel.json"):
         return path.stem
     if str(content.get("format", "")).startswith("excise scores"):
         return "scores"

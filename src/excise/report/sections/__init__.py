@@ -3,6 +3,7 @@
 from excise.report.sections import (
     benchmarks,
     budgets,
+    capabilities,
     couplings,
     damage,
     domains,
@@ -15,6 +16,7 @@ from excise.report.sections import (
 
 SECTIONS = (
     removal.SECTION,
+    capabilities.SECTION,
     prediction.SECTION,
     refinement.SECTION,
     budgets.SECTION,
