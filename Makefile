@@ -9,7 +9,7 @@ M ?= 8
 DEMO ?= runs/demo
 N ?= 50
 
-.PHONY: setup test test-slow test-browser test-portable test-faults check format demo bench clean
+.PHONY: dist setup test test-slow test-browser test-portable test-faults check format demo bench clean
 
 setup: $(READY)
 
@@ -53,6 +53,12 @@ test-faults: $(READY)
 	$(BIN)/python -m tests.faults.full_disk --n 12
 	$(BIN)/python -m tests.faults.fuzz --n $$((20 * $(N)))
 
+# For a package index: sdist and wheel in dist/, whose README links to where the source is published.
+dist: $(READY)
+	test -n "$(REPOSITORY)" || { echo "expected REPOSITORY=https://…, where the source is published"; exit 2; }
+	$(PIP) build
+	EXCISE_REPOSITORY="$(REPOSITORY)" $(BIN)/python -m build
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,7 +72,6 @@ demo: $(WEIGHTS)
 	$(BIN)/excise run "$$($(BIN)/python -m benchmarks.weights)" --remove $(M) --samples 128 --tokens 96 \
 		--rivals block-influence,norm-ratio --effort 2 --repair-tokens 4096 --random-states 2 --held-out 32 \
 		--out $(DEMO) --force
-	$(BIN)/excise report $(DEMO)
 
 bench: $(WEIGHTS)
 	$(BIN)/python -m benchmarks.gradients

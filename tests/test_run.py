@@ -9,6 +9,7 @@ import torch
 from excise.choosing.judged import halves
 from excise.context import Context
 from excise.data import split_samples
+from excise.drawing.axes import signed
 from excise.errors import InputError, OutputError
 from excise.evaluation.panel.answers import ask, prompts_of
 from excise.evaluation.panel.panel import Panel
@@ -42,7 +43,7 @@ def as_written(candidate):
 
 
 RUN_KEYS = {"removed", "proposed_by", "base_loss", "pruned_loss", "candidates", "self_test", "seconds", "provenance"}
-STAGES = {"gradients", "refine", "solve", "rivals", "verify", "repair", "prune", "self_test", "figures"}
+STAGES = {"gradients", "refine", "solve", "rivals", "verify", "repair", "prune", "self_test", "report"}
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,21 @@ def test_every_artefact_can_be_read_back(finished):
     for name in facts.figures.values():
         assert Figure(out / name).title
     drawn = {name: (out / name).read_bytes() for name in facts.figures.values()}
-    write_report_figures(gather(out))
+    assert write_report_figures(gather(out)) == facts.figures
     assert drawn == {name: (out / name).read_bytes() for name in drawn}
+
+
+def test_a_run_writes_its_page_with_all_budgets_around_its_own(finished):
+    facts, out = finished
+    assert {"damage_of_budgets", "energy_and_loss-2", "couplings"} <= facts.figures.keys()
+    material = gather(out)
+    assert [*material.spectra["fitted"]] == [1, 2, 3, 4]
+    assert all(spectrum.certified for spectrum in material.spectra["fitted"].values())
+    page = (out / "report.html").read_text()
+    assert "Blocks removed, M" in page
+    assert 'type="range" id="budget"' in page
+    for number in (facts.damage["delta"], facts.pruned_loss - facts.base_loss):
+        assert signed(number) in page
 
 
 def test_select_energy_removes_the_ground_state(loaded, samples, tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
 
 Show = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 
@@ -57,3 +60,4 @@ class Clock:
         finally:
             inside = sum(self.seconds.values()) - others
             self.seconds[name] = round(time.perf_counter() - started - inside, 3)
+            logger.info("%s took %.1f s", name, self.seconds[name])

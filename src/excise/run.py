@@ -10,7 +10,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,7 +56,11 @@ if TYPE_CHECKING:
     from excise.repair.several import Repairs
 
 MANIFEST, WORK, CHECKPOINT = "run.json", "work", "model"
+# What a run writes under names that follow from its settings.
+REPLACED = ("spectrum-*.json", "spectra-*.json", "energy-*.safetensors", "candidates.json", "panel.json")
 SELECT = ("measured", "refined", "energy")
+# For the proofs at all other budgets together: they are shown and choose nothing.
+OTHERS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +229,7 @@ class RunResult(Artefact):
         checkpoint: folder of what was written, relative to this file.
         provenance: versions, machine, command.
         self_test: what loading the checkpoint showed.
-        figures: name → file.
+        figures: name → file; of the charts of the page, report.html.
         healed: losses, steps and folder of the healing; None without one.
         seconds: per stage.
 
@@ -281,8 +285,8 @@ def run(
 
     Stages: gradients on `calibration`; refinement; the lowest states of every energy; rival criteria on the same
     samples; measured losses of all candidates on `held_out`; closed-form repair of the best; the race, the checkpoint;
-    its self-test; figures; healing; the panel; `run.json`. A folder in which a run was interrupted is taken up where it
-    stopped.
+    its self-test; healing; the panel; the page and its figures; `run.json`. A folder in which a run was interrupted is
+    taken up where it stopped.
 
     Args:
         loaded: the model.
@@ -349,16 +353,14 @@ def run(
         "skipped_samples": proposed.skipped,
     }
     facts |= team.once(lambda: _write(context, chosen, repairs, facts, judging, folder, clock))
-    with clock.stage("figures"):
-        from excise.report.figures import write_figures
-
-        facts["figures"] = write_figures(
-            folder / "figures", proposed.energies[energy], proposed.spectra[energy], verified, chosen
-        )
     facts["healed"] = _heal(healing, context, judging, folder, won, clock) if healing else None
     if settings.panel:
-        _panel(context, chosen, repairs, facts["healed"], settings, folder, clock)
-    result = RunResult(**facts, seconds=clock.seconds)
+        team.once(lambda: _panel(context, chosen, repairs, facts["healed"], settings, folder, clock))
+    with clock.stage("solve"):
+        team.once(lambda: _save_other_budgets(context, brief, energy, proposed, settings, folder))
+    result = RunResult(**facts, figures={}, seconds=clock.seconds)
+    figures = team.once(lambda: _report(result, folder, clock))
+    result = replace(result, figures=figures)
     result.save(folder / MANIFEST, key=made_by)
     return result
 
@@ -433,8 +435,6 @@ def _refine(
 
 
 def _rivals(context: Context, calibration: Samples, brief: Brief, settings: RunSettings) -> list[Proposal]:
-    from dataclasses import replace
-
     from excise.choosing.criteria import RANDOM
     from excise.choosing.pipeline import propose
 
@@ -629,15 +629,20 @@ def _panel(
     clock: Clock,
 ) -> None:
     """Ask the original what it can do, and then itself without the blocks removed, which is what was written."""
-    from dataclasses import replace
-
     from excise.evaluation.panel.panel import FILE, asked, panel_of, reference
     from excise.evaluation.panel.questions import limit_at
     from excise.models.loading import load
+    from excise.models.residency import is_offloaded
     from excise.models.stack import find_stack
     from excise.surgery.checkpoint import pruned
+    from excise.team import Team
 
     loaded, removed = context.loaded, chosen.removed
+    if any(is_offloaded(block.module) for block in loaded.stack.blocks):
+        warnings.warn("no panel: every token of an answer would read all weights of a streamed model", stacklevel=3)
+        return
+    # Answers are written token by token, by one process.
+    context = replace(context, team=Team())
     try:
         with clock.stage("panel"):
             original = reference(context, loaded.source, limit_at(settings.effort))
@@ -651,6 +656,31 @@ def _panel(
     # What does not generate, or cannot be asked, can be pruned all the same.
     except (ArchitectureError, InputError) as error:
         warnings.warn(f"no panel (--no-panel leaves it out): {error}", stacklevel=3)
+
+
+def _save_other_budgets(
+    context: Context, brief: Brief, energy: str, proposed: _Proposed, settings: RunSettings, folder: Path
+) -> None:
+    """Keep the lowest states of the energy shown at the budgets around the one asked for: the page shows them all."""
+    from excise.artefacts import write_artefact
+    from excise.choosing.states import around
+
+    spectra = around(
+        brief.problem(context.stack, proposed.energies[energy]),
+        states=settings.states,
+        solver=settings.solver,
+        seed=settings.seed,
+        time_limit=min(settings.time_limit, OTHERS_SECONDS),
+    )
+    if spectra:
+        write_artefact(folder / f"spectra-{energy}.json", {"spectra": [s.to_json() for s in spectra.values()]})
+
+
+def _report(result: RunResult, folder: Path, clock: Clock) -> dict[str, str]:
+    from excise.report.figures import write_run_report
+
+    with clock.stage("report"):
+        return write_run_report(folder, result.to_json())
 
 
 def _card(facts: Values, chosen: Candidate, repairs: Repairs) -> Facts:
@@ -697,15 +727,17 @@ def check_folder(settings: RunSettings) -> Path:
         OutputError: it holds a finished run, or something that is no run at all.
 
     """
+    from excise.report.page import PAGE, require_page
+
     folder = require_free(settings.out, folder=True, inputs=[settings.model], adds=True)
     if (folder / MANIFEST).exists() and not settings.force:
         raise OutputError(f"{folder} holds a finished run; choose another --out, or pass --force to replace it")
+    require_page(folder / PAGE)
     return folder
 
 
 def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None) -> Path:
     """Create the folder of a run, or take up an unfinished one; a finished one starts anew."""
-    from excise.evaluation.panel.panel import FILE as PANEL
     from excise.healing.heal_stage import FOLDER
     from excise.surgery.feasible import require_writable
 
@@ -717,8 +749,10 @@ def _open_folder(settings: RunSettings, loaded: Loaded, healing: Healing | None)
     if (folder / MANIFEST).exists():
         # First the mark of a finished run, so that what follows is taken up if it is interrupted.
         (folder / MANIFEST).unlink()
-        (folder / PANEL).unlink(missing_ok=True)
-        for part in (FOLDER, WORK):
+        for part in (FOLDER, WORK, "figures"):
             shutil.rmtree(folder / part, ignore_errors=True)
+        # The page shows whatever the folder holds, of the earlier run too.
+        for path in (path for name in REPLACED for path in folder.glob(name)):
+            path.unlink()
     (folder / WORK).mkdir(parents=True, exist_ok=True)
     return folder

@@ -41,6 +41,7 @@ WRITES = ("file", "folder", "workspace", "update")
 PLACEMENTS = ("auto", "resident", "streamed")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 LOSS_ON = ("content", "all", "responses")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 # More units than any matrix [units, units] that fits in memory has; a typing error must not allocate its range.
 MOST_UNITS = 100_000
@@ -664,6 +665,19 @@ class Printing(Checked):
         group="Output",
         recipe=False,
     )
+    quiet: bool = option(
+        False,
+        "Say nothing but results and errors: no progress, notes or warnings.",
+        group="Output",
+        recipe=False,
+    )
+    log_level: str = option(
+        "warning",
+        "What logs on standard error tell: debug, info (each stage with its seconds), warning or error.",
+        group="Output",
+        recipe=False,
+        choices=LOG_LEVELS,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -672,7 +686,7 @@ class Replacing(Checked):
 
     force: bool = option(
         False,
-        "Replace what is there already.",
+        "Make it again, and replace what is there already.",
         flag=("--force", "--overwrite"),
         group="Output",
         recipe=False,

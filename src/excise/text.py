@@ -11,6 +11,8 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u200e\u200f\u202a
 # What begins code, emphasis, HTML or a cell within a line of Markdown, or the address of a link; at its beginning, what
 # makes the line a heading, a list or a rule.
 MARKDOWN = re.compile(r"[\\`*<>|]|(?<=\])[(\[]|\A[#+=~-]")
+# A path from the root or from someone's home, where a word or a part of one begins.
+PLACE = re.compile(r"(?:(?<=[\s'\"=,:])|^)(?:~|/)[^\s'\",:]*/([^\s'\",:/]+)")
 # What spreadsheets take for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@")
 
@@ -62,6 +64,17 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """Text from a file or a name on one line, see `printable`."""
     return printable(" ".join(text.split()))
+
+
+def without_places(text: str) -> str:
+    """A command or a name without the folders of whoever gave it: of a path from the root, its last part.
+
+    Examples:
+        >>> without_places("excise run /home/me/llama --data a.jsonl:3,/data/b.txt:1 --out ~/runs/small")
+        'excise run llama --data a.jsonl:3,b.txt:1 --out small'
+
+    """
+    return PLACE.sub(r"\1", text)
 
 
 def markdown_text(text: str) -> str:

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_type_hints
 
+import numpy as np
 import pytest
 import typer
 import yaml
 from typer.testing import CliRunner
 
+from excise.cli import VERBS
 from excise.cli.command import GroupedCommand, command
 from excise.errors import InputError
-from excise.settings import Checked, Printing, indices, option, to_plain
+from excise.ising.gradients import Gradients
+from excise.progress import Clock
+from excise.settings import Printing, Replacing, declared, indices, option, to_plain
 
 SOLVE = ("solve", "--hessian", "absent.npy")
 EXPORT = ("export", "absent.npy", "--out", "out.qubo", "--format", "qubo")
@@ -176,7 +185,7 @@ def test_a_recipe_that_is_not_there_is_named(run, tmp_path):
 
 def test_what_a_class_checks_itself_is_refused_too():
     @dataclass(frozen=True, kw_only=True)
-    class Pair(Checked):
+    class Pair(Printing):
         low: int = option(0, "Lowest.")
         high: int = option(1, "Highest.")
 
@@ -193,3 +202,67 @@ def test_what_a_class_checks_itself_is_refused_too():
     app.command()(command(pair))
     assert CliRunner().invoke(app, ["--high", "3"]).output == "0 3\n"
     assert isinstance(CliRunner().invoke(app, ["--low", "3"]).exception, InputError)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_every_verb_answers_alike(verb):
+    """--json, --quiet and --log-level are there, and --force means one thing wherever it is."""
+    options = {setting.name: setting.option for setting in declared(get_type_hints(verb)["settings"])}
+    for owner in (Printing, Replacing):
+        for setting in declared(owner):
+            if owner is Printing or setting.name in options:
+                assert options[setting.name] == setting.option
+    flags = [flag for name, known in options.items() for flag in known.flags if name != "force"]
+    assert not {"--force", "--overwrite"} & set(flags)
+
+
+def in_a_process(*arguments, **variables):
+    """Exit status, standard output and standard error: what is asked for quiet stays so for a whole process."""
+    code = "import sys; sys.argv[0] = 'excise'; from excise.__main__ import main; main()"
+    made = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **variables},
+    )
+    return made.returncode, made.stdout, made.stderr
+
+
+def test_quiet_leaves_results_and_errors(tmp_path):
+    few = np.random.default_rng(0).normal(size=(3, 6))  # too few samples, of which a warning tells
+    Gradients(few, np.ones(3), tuple(range(6)), ("moe",) * 6, ("a", "b", "c")).save(tmp_path / "A.safetensors")
+    solve = ("solve", tmp_path / "A.safetensors", "--remove", 2, "--out", tmp_path / "s.json")
+    status, out, err = in_a_process(*solve, "--quiet")
+    assert (status, err) == (0, "")
+    assert "certified" in out
+    assert in_a_process(*solve, "--quiet", "--json")[1:] == (
+        f'{{"out": "{tmp_path / "s.json"}", "already_done": true}}\n',
+        "",
+    )
+    assert in_a_process(*solve, "--quiet") == (0, "", "")
+    assert "warning: " in in_a_process(*solve, "--force")[2]
+    assert in_a_process(*solve[:2], "--remove", 9, "--quiet")[0] == 2
+    assert in_a_process(*solve[:2], "--remove", 9, "--quiet")[2].startswith("error: ")
+
+
+def test_logs_tell_how_long_each_stage_took(caplog):
+    with caplog.at_level("INFO", logger="excise"), Clock().stage("gradients"):
+        pass
+    assert [record.getMessage() for record in caplog.records] == ["gradients took 0.0 s"]
+
+
+def test_the_shell_completes_verbs_and_options():
+    def completed(words):
+        wanted = {"_EXCISE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return in_a_process(**wanted)[1].split()
+
+    assert completed("excise re") == ["refine", "report"]
+    assert completed("excise report --fig") == ["--figures"]
+
+
+def test_help_says_what_exit_statuses_mean(excise):
+    status, out, _ = excise("--help")
+    assert status == 0
+    documented = re.findall(r"^\| (\d+) \|", Path("docs/reliability.md").read_text(), re.MULTILINE)
+    assert {*documented} == {"0", "1", "2", "130", "143"} == {*re.findall(r"\b\d+\b", out.partition("Exit status")[2])}

@@ -36,9 +36,12 @@ def gradients(blocks: int = 12, seed: int = 0) -> Gradients:
 
 
 def run_folder(
-    folder: Path, blocks: int = 12, budget: int = 3, *, name: str = "org/model", seed: int = 0
+    folder: Path, blocks: int = 12, budget: int = 3, *, name: str = "org/model", seed: int = 0, repaired: bool = False
 ) -> dict[str, Any]:
-    """A run: gradients, a spectrum, five measured candidates, the manifest; returns the manifest."""
+    """A run: gradients, a spectrum, five measured candidates, the manifest; returns the manifest.
+
+    Where it is `repaired`, what measured second best was chosen: repair leaves least of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     measured = gradients(blocks)
     measured.save(folder / "gradients.safetensors")
@@ -68,6 +71,10 @@ def run_folder(
     ]
     candidates.sort(key=lambda c: c["loss"])
     chosen = candidates[0]
+    if repaired:
+        chosen = next(c for c in candidates if c["removed"] != candidates[0]["removed"])
+        for candidate, after in ((candidates[0], candidates[0]["loss"] - 0.01), (chosen, candidates[0]["loss"] - 0.1)):
+            candidate["repaired_loss"] = after
     facts = {
         "model": name,
         "model_hash": "0" * 64,
@@ -78,6 +85,7 @@ def run_folder(
         "selected_by": "measured",
         "base_loss": 3.0,
         "pruned_loss": chosen["loss"],
+        "checkpoint_loss": chosen.get("repaired_loss", chosen["loss"]),
         "base_perplexity": math.exp(3.0),
         "pruned_perplexity": chosen["perplexity"],
         "damage": {
@@ -190,12 +198,45 @@ def add_refinement(folder: Path, budget: int = 3) -> None:
     rounds = [
         {"proposed": [[1, 4, 5], [1, 4, 6]], "best": 0.5, "predicted": [0.4, 0.7], "measured": [0.5, float("inf")]}
     ]
+    measured = [
+        {"removed": removed, "damage": damage, "error": 0.01}
+        for removed, damage in (([4], 0.1), ([5], 0.2), ([0], None), ([1, 4, 5], 0.5))
+    ]
     facts = {"removed": [1, 4, 5], "finalists": [finalist], "rounds": rounds, "anchors": [[2.9, 3.1], [0.9, 0.8]]}
+    facts["measured"] = measured
     found = {str(budget): {**facts, "random_rho": 0.97, "low_rho": None}}
     (place / "candidates.json").write_text(json.dumps({"model": "org/model", "budgets": found}))
     energy = fisher(gradients().blocks())
     energy.save(place / f"energy-{budget}.safetensors")
     lowest(energy, budget, 5).save(place / f"spectrum-fitted-{budget}.json")
+
+
+def add_panel(folder: Path, said: str = "a cat") -> None:
+    """What `excise evaluate --panel` writes: arithmetic lost, refusals kept, agreement, one question of each kind."""
+
+    def figure(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    def row(group: str, name: str, variant: str, unit: str, *values: float | None) -> dict[str, Any]:
+        figures = [None if value is None else figure(value) for value in values]
+        differences = [] if values[0] is None else [figure(value - values[0]) for value in values[1:]]
+        facts = {"group": group, "name": name, "variant": variant, "unit": unit, "higher_is_better": True}
+        return {**facts, "samples": 8, "figures": figures, "differences": differences, "chance": None, "note": ""}
+
+    rows = [
+        row("capabilities", "arithmetic", "", "share", 0.75, 0.25),
+        row("capabilities", "refusals", "", "share", 0.5, 0.55),
+        row("capabilities", "refusals", "due", "share", 0.5, 0.5),
+        row("agreement", "KL from the original", "", "nats", None, 0.4),
+    ]
+    exchanges = [
+        {"name": f"{c}-{k}", "capability": c, "variant": "", "prompt": f"Question {k} of {c}?", "said": [
+            {"text": said, "tokens": 3, "ended": True, "passed": passed} for passed in (True, False)
+        ]}
+        for c in ("arithmetic", "refusals") for k in range(3)
+    ]  # fmt: skip
+    models = [{"name": "org/model", "removed": []}, {"name": "run/model", "removed": [1, 4, 5]}]
+    (folder / "panel.json").write_text(json.dumps({"models": models, "rows": rows, "exchanges": exchanges}))
 
 
 def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
@@ -206,4 +247,5 @@ def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
     scores().save(folder / "scores.json")
     add_healing(folder)
     add_refinement(folder)
+    add_panel(folder)
     return facts

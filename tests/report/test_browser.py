@@ -5,9 +5,11 @@ Screenshots at two widths go to the folder named by EXCISE_SCREENSHOTS, else to 
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from excise.report.material import gather
@@ -48,7 +50,7 @@ pytestmark = [
 def run(tmp_path_factory):
     """A folder with its page, whose names try to break out of the markup."""
     folder = tmp_path_factory.mktemp("browser") / "run"
-    facts = full_folder(folder, name=HOSTILE)
+    facts = full_folder(folder, name=HOSTILE, repaired=True)
     write_page(gather(folder))
     return folder, facts
 
@@ -101,6 +103,10 @@ def spaced(indices):
     return ranges(indices).replace(",", ", ")
 
 
+def rgb(element, name):
+    return tuple(map(int, re.findall(r"\d+", element.value_of_css_property(name))[:3]))
+
+
 def signed(value):
     return f"{'−' if value < 0 else '+'}{abs(value):.3f}"
 
@@ -110,8 +116,10 @@ def test_it_opens_with_what_the_run_removed(page, run):
     assert page.find_element(By.TAG_NAME, "h1").text == HOSTILE
     assert removed(page) == facts["removed"]
     assert said(page, "selection-removed") == spaced(facts["removed"])
-    assert facts["proposed_by"][0] in said(page, "selection-name")
-    assert signed(facts["pruned_loss"] - facts["base_loss"]) in said(page, "selection-damage")
+    assert said(page, "selection-name") == f"Removed by this run: {page.find_element(By.TAG_NAME, 'strong').text}"
+    before, after = (signed(facts[key] - facts["base_loss"]) for key in ("pruned_loss", "checkpoint_loss"))
+    assert said(page, "selection-damage").startswith(f"Δ loss {before}, repaired {after}, ")
+    assert "rank 1 of" in said(page, "selection-damage")
     assert said(page, "budget-value") == "3 of 12"
 
 
@@ -205,6 +213,80 @@ def test_it_fits_the_screen(page, width, dark, tmp_path):
     picture = folder / f"report-{width}-{'dark' if dark else 'light'}.png"
     assert page.save_screenshot(str(picture))
     assert picture.stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_what_decides_is_in_view_without_scrolling(page, run, width):
+    _, facts = run
+    resize(page, width)
+    page.refresh()
+    for table, columns in (("spectrum", (2, 3)), ("measured", (2, 3))):
+        box = page.find_element(By.ID, table).find_element(By.XPATH, "..").rect
+        for column in columns:
+            cell = page.find_element(By.CSS_SELECTOR, f"#{table} tbody tr:first-child > :nth-child({column})")
+            assert cell.is_displayed()
+            assert cell.rect["x"] + cell.rect["width"] <= box["x"] + box["width"]
+    first = page.find_elements(By.CSS_SELECTOR, "#measured tbody tr:first-child > *")
+    assert [first[1].text, first[2].text] == [
+        signed(facts[key] - facts["base_loss"]) for key in ("pruned_loss", "checkpoint_loss")
+    ]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_what_goes_is_not_green(page, dark):
+    resize(page, WIDE, dark)
+    page.refresh()
+    cell = page.find_element(By.CSS_SELECTOR, "#strip li.removed")
+    red, green, blue = rgb(cell, "background-color")
+    assert green <= max(red, blue)
+    mark = page.find_element(By.CSS_SELECTOR, "#frequency .wide .removed-mark:not([display])")
+    assert rgb(mark, "fill") == (red, green, blue)
+
+
+def test_the_map_of_couplings_keeps_their_signs(page, run):
+    """Blue cells where J is below 0, red ones where it is above."""
+    energy = gather(run[0]).energies["fisher"]
+    i, j = np.unravel_index(energy.J.argmin(), energy.J.shape)
+    assert energy.J[i, j] < 0 < energy.J.max()
+    fills = page.execute_script(
+        "return [...document.querySelectorAll('[data-view=values] g[shape-rendering]')[0].children]"
+        ".map((path) => [path.getAttribute('fill'), path.getAttribute('d')])"
+    )
+    (lowest,) = [fill for fill, d in fills if any(
+        int(row) == i and int(start) <= j < int(start) + int(width)
+        for start, row, width in re.findall(r"M(\d+) (\d+)h(\d+)", d)
+    )]  # fmt: skip
+    red, blue = int(lowest[1:3], 16), int(lowest[5:], 16)
+    assert blue > red
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_capabilities_and_answers_stand_side_by_side(page, width):
+    resize(page, width)
+    page.refresh()
+    section = page.find_element(By.ID, "capabilities")
+    shown = section.find_element(By.CSS_SELECTOR, ".narrow" if width == NARROW else ".wide")
+    assert shown.is_displayed()
+    assert len(shown.find_elements(By.CSS_SELECTOR, ".mark")) == 4
+    answers = section.find_element(By.XPATH, ".//summary[contains(., 'before and after')]")
+    answers.click()
+    first, second = section.find_elements(By.CSS_SELECTOR, ".answers dd")[:2]
+    assert first.is_displayed()
+    beside = first.rect["y"] == second.rect["y"]
+    assert beside == (width == WIDE)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_damage_against_the_budget_is_there_without_another_command(page, width):
+    resize(page, width)
+    page.refresh()
+    section = page.find_element(By.ID, "budgets")
+    shown = section.find_element(By.CSS_SELECTOR, ".narrow" if width == NARROW else ".wide")
+    assert shown.is_displayed()
+    tips = [mark.get_attribute("data-tip") for mark in shown.find_elements(By.CSS_SELECTOR, ".mark")]
+    assert any(tip.startswith("as written: ") for tip in tips)
+    assert any(tip.startswith("predicted: ") for tip in tips)
 
 
 def test_print_shows_every_row_and_no_controls(page):

@@ -1,9 +1,10 @@
 """Figure files: the page's own charts, each holding the values it is of."""
 
+import itertools
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,26 +13,37 @@ from markupsafe import Markup
 from excise.artefacts import read_json, write_json
 from excise.drawing.axes import WIDE, number
 from excise.drawing.chart import svg_file
+from excise.drawing.heat_map import LEVELS, STOPS
 from excise.ising.energies import Energy
 from excise.ising.problem import Problem
 from excise.ising.solvers import solve_all
-from excise.report.figures import write_figures, write_report_figures
-from excise.report.material import gather
+from excise.report.figures import write_report_figures, write_run_report
+from excise.report.material import Measured, gather, measured_removals
 from excise.report.page import render
 from excise.report.sections import SECTIONS
+from excise.report.sections.budgets import MEASURED, PREDICTED, WRITTEN, Point
+from excise.report.sections.budgets import budget_chart as damage_of_budgets
 from excise.report.sections.couplings import couplings_chart
 from excise.report.sections.damage import _damage_axis, against_budget, against_cost, at_budget
 from excise.report.sections.prediction import damage_chart
 from excise.report.sections.refinement import budget_figures
 from excise.report.sections.removal import LOWEST, frequency_chart
 from excise.report.spectra import budget_chart
-from tests.drawing.test_heat_map import RED_BLUE, VIRIDIS, read_back
+from tests.drawing.test_heat_map import read_back
 from tests.report.folders import HOSTILE, add_comparison, add_spectra, full_folder, run_folder
 from tests.svg_files import Figure
 
 ALL = {
-    *("benchmarks", "couplings", "damage-2", "damage-3", "damage_against_budget", "damage_against_cost"),
-    *("energy_and_loss-3", "healing", "predictions-3", "removal_frequency-3"),
+    *(
+        "benchmarks",
+        "capabilities",
+        "couplings",
+        "damage-2",
+        "damage-3",
+        "damage_against_budget",
+        "damage_against_cost",
+    ),
+    *("capabilities", "damage_of_budgets", "energy_and_loss-3", "healing", "predictions-3", "removal_frequency-3"),
 }
 
 
@@ -39,17 +51,9 @@ def read(chart):
     return Figure(svg_file(chart))
 
 
-def test_a_run_draws_couplings_frequency_and_damage(tmp_path, energy, spectrum, verified):
-    names = write_figures(tmp_path / "figures", energy, spectrum, verified, verified.best)
-    assert set(names) == {"couplings", "removal_frequency-3", "energy_and_loss-3"}
-    assert len({Figure(tmp_path / name).title for name in names.values()}) == 3
-    lonely = replace(verified, candidates=verified.candidates[:1])  # one point has nothing to be compared with
-    assert set(write_figures(tmp_path, energy, spectrum, lonely, lonely.best)) == {"couplings", "removal_frequency-3"}
-
-
-def test_points_that_are_not_finite_are_left_out(tmp_path, energy, spectrum, verified):
-    names = write_figures(tmp_path / "figures", energy, spectrum, verified, verified.best)
-    figure = Figure(tmp_path / names["energy_and_loss-3"])
+def test_points_that_are_not_finite_are_left_out(verified):
+    measured = measured_removals([asdict(candidate) for candidate in verified.candidates])[3]
+    figure = read(damage_chart(measured, verified.best.removed, "fisher", 3))
     expected = {
         f"{c.method}: energy {number(c.energy)}, Δ loss {number(c.delta)}" for c in verified.candidates if c.loss < 99
     }
@@ -72,21 +76,22 @@ def test_bars_are_the_shares_among_the_lowest_states(spectrum, energy):
     assert "proved" in figure.texts[-1]
 
 
-def test_the_maps_show_magnitude_and_correlation(energy):
-    magnitude, magnitude_scale, correlation, correlation_scale = read(couplings_chart(energy, "fisher")).maps()
-    logarithm = np.log10(np.abs(energy.J))
-    low, high = logarithm.min(), logarithm.max()
-    shown = read_back(magnitude, VIRIDIS, low, high, (8, 8))
-    np.testing.assert_allclose(shown, logarithm, atol=(high - low) / 126 + 1e-9)
-    shown = read_back(correlation, RED_BLUE, -1, 1, (8, 8))
-    np.testing.assert_allclose(shown, energy.correlation(), atol=1 / 63 + 1e-9)
-    assert len(magnitude_scale) == len(correlation_scale) == 64
+def test_the_maps_show_couplings_with_their_signs_and_correlations(energy):
+    values, values_scale, correlation, correlation_scale = read(couplings_chart(energy, "fisher")).maps()
+    assert (energy.J < 0).any()
+    unit = np.median(np.abs(energy.J))
+    most = np.arcsinh(np.abs(energy.J).max() / unit)
+    shown = read_back(values, most, (8, 8))
+    np.testing.assert_allclose(shown, np.arcsinh(energy.J / unit), atol=most / (LEVELS - 1) + 1e-9)
+    shown = read_back(correlation, 1.0, (8, 8))
+    np.testing.assert_allclose(shown, energy.correlation(), atol=1 / (LEVELS - 1) + 1e-9)
+    assert len(values_scale) == len(correlation_scale) == LEVELS
 
 
 def test_an_energy_without_couplings_has_a_map(energy):
     chart = couplings_chart(Energy(np.ones(4), np.zeros((4, 4))), "none")
-    magnitude, _, correlation, _ = read(chart).maps()
-    assert len(magnitude) == 1
+    values, _, correlation, _ = read(chart).maps()
+    assert [*values] == [STOPS[4]]
     assert len(correlation) == 2
 
 
@@ -186,6 +191,21 @@ def test_a_refinement_without_predictions_has_no_figure():
     assert figure.tips == ["random: predicted 1, measured 2"]
 
 
+def test_what_lies_crowded_is_drawn_again_on_scales_of_its_own(tmp_path):
+    """The best lie within 0.02 nats of one another where the worst is 3 nats away."""
+    deltas = [0.05, 0.06, 0.07, 0.4, 3.0]
+    found = [Measured((k,), (f"fisher:{k}",), 0.1 + d, d, 9.0) for k, d in enumerate(deltas)]
+    figure = read(damage_chart(found, (0,), "fisher", 1))
+    whole, best = figure.marked("mark")[1:6], figure.marked("mark")[6:]
+    assert [mark.get("data-removed") for mark in best] == ["0", "1", "2"]
+    assert len(figure.marked("ring")) == 2
+    places = [[float(re.match(r"M[\d.]+ ([\d.]+)", mark.get("d"))[1]) for mark in marks] for marks in (whole, best)]
+    assert places[0][0] - places[0][1] < 5
+    assert min(a - b for a, b in itertools.pairwise(places[1])) > 50
+    assert "Beside it the 3 of least damage" in " ".join(figure.texts)
+    assert len(read(damage_chart(found[2:], None, "fisher", 1)).marked("mark")) == 1 + 3
+
+
 def test_two_points_are_the_least_for_damage_against_energy(tmp_path):
     run_folder(tmp_path)
     measured = gather(tmp_path).measured[3]
@@ -198,24 +218,26 @@ def test_every_chart_of_the_page_is_a_file_and_the_same_drawing(tmp_path):
     material = gather(tmp_path)
     page = render(material)
     written = write_report_figures(material)
-    assert {path.stem for path in written} == ALL
+    assert {*written} == ALL
     charts = {name: chart for section in SECTIONS for name, chart in section.figures(material).items()}
-    for path in written:
-        figure, chart = Figure(path), charts[path.stem]
+    for name, place in written.items():
+        figure, chart = Figure(tmp_path / place), charts[name]
         assert figure.title == chart.label
         for words in (*(entry.name for entry in chart.entries), *chart.caption.split()):
             assert words in " ".join(figure.texts)
         # The page has both maps of the couplings one above the other, and a legend of its own around the charts.
         on_page = f'aria-label="{chart.label}" class="chart">{Markup("").join(chart.draw(WIDE).parts)}</svg>'
-        assert on_page in page or path.stem == "couplings"
-    assert all(Markup(f'<path fill="{fill}"') in page for cells in Figure(written[-1]).maps() for fill in cells)
+        assert on_page in page or name == "couplings"
+    maps = Figure(tmp_path / written["couplings"]).maps()
+    assert all(Markup(f'<path fill="{fill}"') in page for cells in maps for fill in cells)
 
 
 def test_equal_folders_give_equal_bytes(tmp_path):
     written = []
     for name in ("a", "b"):
         full_folder(tmp_path / name)
-        written.append({path.name: path.read_bytes() for path in write_report_figures(gather(tmp_path / name))})
+        places = write_report_figures(gather(tmp_path / name)).values()
+        written.append({place: (tmp_path / name / place).read_bytes() for place in places})
     assert written[0] == written[1]
 
 
@@ -224,7 +246,7 @@ def test_hostile_names_stay_text_in_files(tmp_path):
     for name in ("run.json", "compare.json", "scores.json"):
         path = tmp_path / name
         write_json(path, json.loads(json.dumps(read_json(path)).replace("norm-ratio", json.dumps(HOSTILE)[1:-1])))
-    figures = {path.stem: Figure(path) for path in write_report_figures(gather(tmp_path))}
+    figures = {name: Figure(tmp_path / place) for name, place in write_report_figures(gather(tmp_path)).items()}
     for name in ("damage-3", "damage_against_budget", "benchmarks"):
         assert any(HOSTILE in words for words in figures[name].texts)
 
@@ -240,11 +262,45 @@ def test_hostile_names_stay_text_in_files(tmp_path):
 )
 def test_a_folder_gives_what_it_has_data_for(tmp_path, make, expected):
     make(tmp_path)
-    assert {path.stem for path in write_report_figures(gather(tmp_path))} == expected
+    assert {*write_report_figures(gather(tmp_path))} == expected
 
 
 def test_runs_of_several_budgets_have_a_figure_each(tmp_path):
     for budget in (2, 3):
         run_folder(tmp_path / str(budget), budget=budget)
-    names = {path.stem for path in write_report_figures(gather(tmp_path))}
-    assert {"damage_against_budget", "energy_and_loss-2", "energy_and_loss-3"} <= names
+    names = {*write_report_figures(gather(tmp_path))}
+    assert {"damage_against_budget", "damage_of_budgets", "energy_and_loss-2", "energy_and_loss-3"} <= names
+
+
+def test_damage_against_the_budget_is_predicted_and_measured(tmp_path):
+    facts = full_folder(tmp_path)
+    material = gather(tmp_path)
+    figure = Figure(tmp_path / write_report_figures(material)["damage_of_budgets"])
+    written = facts["checkpoint_loss"] - facts["base_loss"]
+    assert figure.tips == [
+        f"{PREDICTED.name}, M = 3: {number(material.spectra['fitted'][3][0].energy)}",
+        f"{MEASURED.name}, M = 1: 0.1",
+        f"{MEASURED.name}, M = 3: 0.5",
+        f"{WRITTEN.name}, M = 3: {number(written)} ± {number(1.96 * 0.02)}",
+    ]
+    assert len(figure.marked("whisker")) == 1
+    assert "fitted to removals of M = 1, 3" in " ".join(figure.texts)
+    assert damage_of_budgets({WRITTEN: [Point(3, 0.5)], MEASURED: [Point(3, 0.4)]}) is None
+
+
+def test_a_run_has_its_page_before_its_manifest_and_nothing_of_other_runs(tmp_path):
+    facts = full_folder(tmp_path)
+    (tmp_path / "run.json").unlink()
+    run_folder(tmp_path / "other", budget=2)
+    figures = write_run_report(tmp_path, facts)
+    assert "3 of 12 blocks removed" in (tmp_path / "report.html").read_text()
+    assert {"energy_and_loss-3", "healing"} <= figures.keys()
+    assert "energy_and_loss-2" not in figures
+    assert all((tmp_path / place).is_file() for place in figures.values())
+
+
+def test_a_folder_that_no_page_can_show_loses_no_run(tmp_path):
+    facts = run_folder(tmp_path)
+    (tmp_path / "compare.json").write_text(json.dumps({"rows": "none"}))
+    with pytest.warns(UserWarning, match="the report was not written: .*compare.json"):
+        assert write_run_report(tmp_path, facts) == {}

@@ -8,7 +8,7 @@ import pytest
 
 from excise.artefacts import read_json, write_json
 from excise.choosing.verify import Candidate
-from excise.errors import OutputError
+from excise.errors import InputError, OutputError
 from excise.ising.spectrum import Spectrum, State
 from excise.report.material import gather
 from excise.report.page import render, write_page
@@ -17,7 +17,7 @@ from excise.report.sections.couplings import shown_energy
 from excise.report.sections.damage import damage_rows
 from excise.report.sections.prediction import group_of, spearman
 from excise.report.sections.refinement import predictions
-from tests.report.folders import HOSTILE, add_spectra, full_folder, gradients, run_folder
+from tests.report.folders import HOSTILE, add_panel, add_spectra, full_folder, gradients, run_folder
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -215,10 +215,43 @@ def test_repair_and_healing_are_among_the_first_facts(tmp_path):
     }
     (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
     page = render(gather(tmp_path))
-    assert f"{loss - 0.1:.3f}" in page
-    assert f"+{loss - 0.1 - 3:.3f} ± 0.020 on held-out text, +{loss - 3:.3f} before repair" in page
-    assert "Healed, nats/token" in page
-    assert f"{loss - 0.2:.3f}" in page
+    after = loss - 0.1 - 3
+    assert f"+{after:.3f} [+{after - 1.96 * 0.02:.3f}, +{after + 1.96 * 0.02:.3f}]" in page
+    assert f"loss {loss - 0.1:.3f}, was 3.000, on held-out text by which nothing was chosen" in page
+    assert f"+{loss - 3:.3f} before repair" in page
+    assert "Damage after healing" in page
+    assert f"loss {loss - 0.2:.3f} nats/token" in page
+
+
+def test_the_headline_says_in_words_who_found_it(tmp_path):
+    facts = run_folder(tmp_path)
+    told = {"proposed_by": ["refined:3", "fitted:2"], "certified": {"fitted": True}}
+    (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
+    page = render(gather(tmp_path))
+    words = "found by refinement, proved third lowest of its energy"
+    assert f"<strong>{words}</strong><span>for its least measured damage; by name refined:3, fitted:2</span>" in page
+    assert json.loads(outline(page).scripts[0])["runs"][0]["said"] == words
+
+
+def test_what_won_after_repair_comes_first_with_its_damage_after_it(tmp_path):
+    facts = run_folder(tmp_path, repaired=True)
+    assert facts["removed"] != facts["candidates"][0]["removed"]
+    first, second, *others = json.loads(outline(render(gather(tmp_path))).scripts[0])["measured"]["3"]
+    assert first["removed"] == facts["removed"]
+    assert first["repaired"] == pytest.approx(facts["checkpoint_loss"] - 3.0)
+    assert second["repaired"] == pytest.approx(second["delta"] - 0.01)
+    assert all(other["repaired"] is None for other in others)
+
+
+def test_folders_of_whoever_ran_it_stay_out_of_the_page(tmp_path):
+    facts = run_folder(tmp_path, name="/home/someone/llama")
+    facts["calibration"]["data"] = "/home/someone/chats.jsonl:2,starter"
+    facts["provenance"]["command"] = "excise run /home/someone/llama --remove 3 --out /home/someone/small"
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    page = render(gather(tmp_path))
+    assert "someone" not in page
+    assert "excise run llama --remove 3 --out small" in page
+    assert "chats.jsonl:2,starter: 60 samples" in page
 
 
 def test_damage_stands_with_its_error_by_domain_and_with_what_tied(tmp_path):
@@ -230,7 +263,7 @@ def test_damage_stands_with_its_error_by_domain_and_with_what_tied(tmp_path):
     told = {"damage": {"error": 0.021, **domains}, "choice": {"base_loss": 3.0, "tied": tied}}
     (tmp_path / "run.json").write_text(json.dumps({**facts, **told}))
     page = render(gather(tmp_path))
-    for text in ("± 0.021 on held-out text", "verse", "+1.200", "+0.900", "4,7", "+1.100", "Not told apart"):
+    for text in ("95 % interval", "verse", "+1.200", "+0.900", "4,7", "+1.100", "Not told apart"):
         assert text in page
 
 
@@ -244,3 +277,27 @@ def test_only_a_page_is_replaced(folder, tmp_path):
         with pytest.raises(OutputError, match=message):
             write_page(material, tmp_path / name)
     assert (tmp_path / "thesis.html").read_text() == "<html>years of work</html>"
+
+
+def test_capabilities_stand_beside_the_originals_and_answers_side_by_side(tmp_path):
+    run_folder(tmp_path)
+    add_panel(tmp_path, said=HOSTILE)
+    page = render(gather(tmp_path))
+    outline(page)
+    assert "<td>75 % [65 %, 85 %]</td><td>25 % [15 %, 35 %] ▼</td>" in page
+    assert "<td>50 % [40 %, 60 %]</td><td>55 % [45 %, 65 %]</td>" in page
+    assert "<td></td><td>0.4 [0.3, 0.5]</td>" in page
+    assert page.count("Question 0 of") == page.count("Question 1 of") == 2
+    assert "Question 2 of" not in page
+    assert page.count("run/model, failed") == 4
+    assert "<script>alert" not in page
+
+
+@pytest.mark.parametrize("part", ["models", "rows", "exchanges"])
+def test_a_panel_of_another_kind_is_refused(tmp_path, part):
+    run_folder(tmp_path)
+    add_panel(tmp_path)
+    facts = json.loads((tmp_path / "panel.json").read_text())
+    (tmp_path / "panel.json").write_text(json.dumps({**facts, part: [{"name": 3}]}))
+    with pytest.raises(InputError, match=r"panel\.json"):
+        gather(tmp_path)

@@ -56,10 +56,17 @@ def test_says_nothing_that_is_not_known():
 
 
 def test_a_local_path_is_neither_a_base_model_nor_told_in_full():
-    card = model_card({**FACTS, "original": "/home/someone/models/mine", "command": "excise run mine"}, name="small")
+    told = {
+        "original": "/home/someone/models/mine",
+        "command": "excise run /home/someone/models/mine --data ~/someone/a.jsonl:2,starter --out=/home/someone/small",
+        "data": {"calibration": "/home/someone/a.jsonl"},
+    }
+    card = model_card({**FACTS, **told}, name="small")
     assert "base_model" not in card
-    assert "/home/someone" not in card
+    assert "someone" not in card
     assert "mine with 2 of 8 blocks" in card
+    assert "excise run mine --data a.jsonl:2,starter --out=small\n" in card
+    assert "| calibration a.jsonl |" in card
 
 
 def test_a_bar_does_not_break_the_table():
@@ -108,6 +115,10 @@ ORIGINALS = {  # README.md of the original → what must be in the result's meta
     "scores, which are not this model's": (
         "---\nlicense: mit\nmodel-index:\n- name: x\n  results: []\nnew_version: a/b\n---\n",
         {"license": "mit", "model-index": None, "new_version": None},
+    ),
+    "words that huggingface_hub keeps for scores": (
+        "---\nlicense: mit\neval_results: [1]\nmodel_name: x\n---\n",
+        {"license": "mit", "eval_results": None, "model_name": None, "model-index": None},
     ),
     "a mark at the start and carriage returns": ("\ufeff---\r\nlicense: mit\r\n---\r\n", {"license": "mit"}),
     "no metadata": ("# only text\n", {"license": None, "base_model": "org/base-model"}),

@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from excise.errors import InputError
-from excise.evaluation.scores import Scores
+from excise.evaluation.scores import Metric, Result, Scores
 from excise.ising.spectrum import Spectrum, State
 from excise.surgery.card import model_card
 from excise.surgery.card_scores import update_card
@@ -57,6 +57,33 @@ def test_without_card_or_scores_nothing_happens(folder, tmp_path_factory):
     assert not update_card(folder, Scores(), PRUNED.hash)
     assert (folder / "README.md").read_text() == before
     assert not update_card(tmp_path_factory.mktemp("empty"), scores(), PRUNED.hash)
+
+
+HOSTILE = 'it\'s "a: b"\n---\n- c #d | \x1b[2J \ud83d {e}'
+
+
+def test_the_metadata_are_valid_whatever_the_names(tmp_path):
+    """Names of models, texts, data sets and settings come from files, folders and the command line."""
+    place = tmp_path / 'it\'s "a: b" #c'
+    place.mkdir()
+    (place / "README.md").write_text(model_card({"original": "org/model", "removed": [1]}, name="small"))
+    kept = scores()
+    named = Result(
+        PRUNED.hash,
+        "benchmark",
+        HOSTILE,
+        {"shots": 5, HOSTILE: HOSTILE, "nested": {"list": [1, HOSTILE]}},
+        {"acc,none": Metric(0.5, 0.01)},
+        {"samples": 1, "of_samples": 1, "shots": 5, "dataset": {"path": HOSTILE, "name": HOSTILE, "split": HOSTILE}},
+    )
+    assert update_card(place, kept.adding(PRUNED, named), PRUNED.hash)
+    card = ModelCard.load(place / "README.md", ignore_metadata_errors=False)
+    (found,) = [result for result in card.data.eval_results if result.dataset_type == HOSTILE]
+    assert (found.metric_value, found.dataset_name) == (0.5, HOSTILE)
+    assert found.dataset_args == {"shots": 5, HOSTILE: HOSTILE, "nested": {"list": [1, HOSTILE]}}
+    assert card.data.model_name == place.name
+    assert (card.data.base_model, card.data.tags) == ("org/model", ["excise", "depth-pruning", "pruned"])
+    assert "- c #d" not in card.text.splitlines()
 
 
 def test_a_broken_card_is_refused(folder):

@@ -41,7 +41,10 @@ app = typer.Typer(
     name="excise",
     help="Remove whole blocks from language models: choose them by a proved spectrum, check them by measurement.",
     no_args_is_help=True,
-    add_completion=False,
+    epilog=(
+        "Exit status: 0 done, or done before; 1 a result failed its test and did not get its name; 2 a mistake in what "
+        "was asked, a damaged input or a full disk; 130 Ctrl-C and 143 SIGTERM, after which the same command goes on."
+    ),
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -100,7 +103,8 @@ def run_app() -> None:
     """Parse the command line and call the verb; see `excise.__main__.main` for the exit status."""
     warnings.showwarning = _show_warning
     gc.set_threshold(100_000)  # imports make many objects and no garbage: collecting them costs a fifth of a second
-    app()
+    # Completion asks by this name, however the program was started.
+    app(prog_name="excise")
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from excise.errors import InputError
 from excise.plain import Facts, Plain
-from excise.settings import GROUPS, Setting, declared, make, plain
+from excise.settings import GROUPS, Printing, Setting, declared, make, plain
 from excise.team import Team, join, launched, part
 
 _LAST = GROUPS[-1]
@@ -43,7 +43,7 @@ def command(verb: Callable[[Any], None], *, recipes: bool = False) -> Callable[.
     recipe, from Python and from the command line, and so that what was not given is None: the recipe's to say.
 
     Args:
-        verb: takes `settings`, annotated with a dataclass whose fields are declared with `excise.settings.option`.
+        verb: takes `settings`, annotated with a dataclass of `excise.settings.Printing`.
         recipes: add `--recipe FILE`, whose settings hold where the command line gives none, and `--print-recipe`.
 
     """
@@ -72,18 +72,19 @@ def command(verb: Callable[[Any], None], *, recipes: bool = False) -> Callable[.
     return call
 
 
-def _do(verb: Callable[[Plain], None], settings: Plain) -> None:
+def _do(verb: Callable[[Plain], None], settings: Printing) -> None:
     """Call a verb, unless what it would write is there, made by the same command from the same files."""
     from excise.job import starting
 
+    _answer_as(settings)
     with contextlib.ExitStack() as open_until_done:
         team = _together(verb, settings, open_until_done)
         job = team.once(lambda: open_until_done.enter_context(starting(settings)))
         if not job.done:
             verb(settings)
-        elif getattr(settings, "as_json", False):
+        elif settings.as_json:
             typer.echo(json.dumps({"out": str(job.out), "already_done": True}))
-        else:
+        elif not settings.quiet:
             typer.echo(f"already done: {job.out} was made by this command; --force makes it again", err=True)
 
 
@@ -109,6 +110,16 @@ def _together(verb: Callable[[Plain], None], settings: Plain, until_done: contex
         until_done.enter_context(contextlib.redirect_stdout(io.StringIO()))
         console.quiet = output.quiet = True
     return team
+
+
+def _answer_as(settings: Printing) -> None:
+    """What is told besides results; the terminal is imported where something is asked of it, since it takes time."""
+    if settings.quiet or settings.log_level != "warning":
+        from excise.cli.terminal import be_quiet, tell_logs
+
+        tell_logs(settings.log_level)
+        if settings.quiet:
+            be_quiet()
 
 
 def _parameter(setting: Setting, recipes: bool) -> inspect.Parameter:

@@ -51,7 +51,6 @@ class EvaluateSettings(Replacing, Printing, Placement):
     )
     card: bool = option(True, "Add the scores to the model cards.", group="Output")
     dtype: str = changed(Loading, "dtype")
-    force: bool = changed(Replacing, "force", help="Measure again what was measured before.", flag="--force")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from excise.artefacts import replacing
+from excise.artefacts import json_text, replacing
 from excise.errors import InputError
-from excise.settings import Fixing, Replacing, check_fixed, option
+from excise.plain import Facts
+from excise.settings import Fixing, Printing, Replacing, check_fixed, option
 
 if TYPE_CHECKING:
     from excise.ising.problem import Problem
@@ -20,7 +21,7 @@ FORMATS = ("qubo", "ising", "bqm", "lp")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings(Replacing, Fixing):
+class ExportSettings(Replacing, Printing, Fixing):
     """Settings of `excise export`."""
 
     energy: Path = option(
@@ -52,16 +53,22 @@ def export(settings: ExportSettings) -> None:
 
     problem = Problem(Energy.load(settings.energy), settings.remove, settings.protect, settings.force_blocks)
     with replacing(settings.out, force=settings.force) as temporary:
-        said = _write(problem, settings.format, settings.penalty, temporary)
-    typer.echo(f"wrote {settings.out}: {said}")
+        facts = _write(problem, settings.format, settings.penalty, temporary)
+    if settings.as_json:
+        typer.echo(json_text({"out": settings.out, "format": settings.format, **facts}))
+    elif facts["penalty"] is None:
+        typer.echo(f"wrote {settings.out}: {facts['variables']} binaries, the budget as a row")
+    else:
+        typer.echo(f"wrote {settings.out}: {facts['variables']} variables, penalty {facts['penalty']:.6g}")
 
 
-def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
+def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> Facts:
+    """Number of variables in the file, and its penalty; None where it has constraints instead."""
     if file_format == "lp":
         from excise.ising.bridges.lp import write_lp
 
         write_lp(problem, out)
-        return f"{len(problem.energy)} binaries, the budget as a row"
+        return {"variables": len(problem.energy), "penalty": None}
     from excise.ising.bridges.dimod import write_bqm
     from excise.ising.bridges.qubo import to_ising, to_qubo
 
@@ -70,7 +77,7 @@ def _write(problem: Problem, file_format: str, penalty: str, out: Path) -> str:
         write_bqm(problem, out, P)
     else:
         (to_qubo if file_format == "qubo" else to_ising)(problem, P).save(out)
-    return f"{len(problem.free)} variables, penalty {P:.6g}"
+    return {"variables": len(problem.free), "penalty": P}
 
 
 def _penalty(problem: Problem, text: str) -> float:

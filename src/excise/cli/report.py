@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from excise.artefacts import inside
+import typer
+
+from excise.artefacts import inside, json_text
 from excise.errors import reading
-from excise.settings import Checked, option
+from excise.settings import Printing, option
 
 if TYPE_CHECKING:
     from excise.report.material import Material
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportSettings(Checked):
+class ReportSettings(Printing):
     """Settings of `excise report`."""
 
     folder: Path = option(..., "Folder of `excise run` or `excise compare`, or of several.", argument=True)
@@ -27,7 +29,7 @@ class ReportSettings(Checked):
 def report(settings: ReportSettings) -> None:
     """Write one HTML page of everything a folder holds: what was removed, what it costs, what else was possible."""
     from excise.cli.terminal import output
-    from excise.report.figures import write_report_figures
+    from excise.report.figures import FOLDER, write_report_figures
     from excise.report.material import gather
     from excise.report.page import write_page
     from excise.text import human_bytes
@@ -35,12 +37,15 @@ def report(settings: ReportSettings) -> None:
     with reading(settings.folder, "a folder of excise's results"):
         material = gather(settings.folder)
         page = write_page(material, settings.out)
-    if settings.figures:
-        with reading(settings.folder, "a folder of excise's results"):
-            written = write_report_figures(material)
-        output.print(f"figures: {len(written)} in {settings.folder / 'figures'}")
-    for checkpoint in _updated_cards(material) if settings.card else ():
-        output.print(f"model card: {checkpoint / 'README.md'}")
+        figures = write_report_figures(material) if settings.figures else {}
+    cards = [checkpoint / "README.md" for checkpoint in (_updated_cards(material) if settings.card else ())]
+    if settings.as_json:
+        typer.echo(json_text({"report": page, "figures": figures, "cards": cards}))
+        return
+    if figures:
+        output.print(f"figures: {len(figures)} in {settings.folder / FOLDER}")
+    for card in cards:
+        output.print(f"model card: {card}")
     output.print(f"report: {page} ({human_bytes(page.stat().st_size)})")
 
 
@@ -54,6 +59,7 @@ def _updated_cards(material: Material) -> list[Path]:
         checkpoint = inside(place, run.get("checkpoint", "model"), place / "run.json")
         spectrum = material.spectra.get(str(run.get("energy")), {}).get(run["budget"])
         judged = (m.hash for m in material.scores.models.values() if m.name == name_of(str(checkpoint)))
-        if update_card(checkpoint, material.scores, next(judged, ""), spectrum, str(run.get("energy"))):
+        shown = (spectrum, str(run.get("energy")), material.panel)
+        if update_card(checkpoint, material.scores, next(judged, ""), *shown):
             changed.append(checkpoint)
     return changed

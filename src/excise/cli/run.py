@@ -65,6 +65,7 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     from excise.choosing.candidate import Verified
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import output
+    from excise.report.page import PAGE
     from excise.report.tables import candidates_table
     from excise.text import ranges
 
@@ -91,7 +92,8 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     print_self_test(result.self_test)
     if settings.panel:
         _show_panel(out)
-    output.print(f"checkpoint: {out / result.checkpoint}   evidence: {out / MANIFEST}, {out / 'figures'}")
+    page = f"   report: {out / PAGE}" if result.figures else ""
+    output.print(f"checkpoint: {out / result.checkpoint}   evidence: {out / MANIFEST}{page}")
     if result.race:
         print_race(result.race["standings"], lambda standing: ranges(standing["removed"]))
     if result.healed:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from excise.settings import BackwardPass, Loading, Replacing, Sampling, option
+import typer
+
+from excise.artefacts import json_text
+from excise.settings import BackwardPass, Loading, Printing, Replacing, Sampling, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(Replacing, BackwardPass, Sampling, Loading):
+class ScoreSettings(Replacing, Printing, BackwardPass, Sampling, Loading):
     """Settings of `excise score`."""
 
     divides = "passes"
@@ -42,6 +45,10 @@ def score(settings: ScoreSettings) -> None:
     gradients.with_provenance(patterns=allowed).save(out, key=made_by(settings))
     context.finish()
     m, gates = gradients.A.shape
+    if settings.as_json:
+        facts = {"out": out, "samples": m, "gates": gates, "mean_loss": float(gradients.losses.mean())}
+        typer.echo(json_text({**facts, "skipped": gradients.skipped}))
+        return
     skipped = f", {len(gradients.skipped)} skipped as not finite" if gradients.skipped else ""
     console.print(
         f"wrote {out}: {m} samples × {gates} gates, mean loss {gradients.losses.mean():.4f} nats/token{skipped}"

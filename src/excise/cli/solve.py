@@ -14,7 +14,19 @@ from excise.artefacts import json_text, replacing, write_artefact
 from excise.errors import InputError, reading
 from excise.job import made_by
 from excise.plain import Facts
-from excise.settings import Fixing, Porting, Printing, Sampling, budgets, changed, check_fixed, names, names_in, option
+from excise.settings import (
+    Fixing,
+    Porting,
+    Printing,
+    Replacing,
+    Sampling,
+    budgets,
+    changed,
+    check_fixed,
+    names,
+    names_in,
+    option,
+)
 
 if TYPE_CHECKING:
     from excise.ising.energies import Energy
@@ -26,7 +38,7 @@ METRICS = ("hamming", "pearson")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolveSettings(Porting, Printing):
+class SolveSettings(Replacing, Porting, Printing):
     """Settings of `excise solve`."""
 
     gradients: Path | None = option(None, "Gradients that `excise score` wrote.", argument=True, reads="path")
@@ -72,7 +84,6 @@ class SolveSettings(Porting, Printing):
     force_blocks: tuple[int, ...] = changed(
         Fixing,
         "force_blocks",
-        flag=("--force-blocks", "--force"),
         help="Units always removed; they count towards --remove.",
     )
     min_distance: int = option(1, "Smallest Hamming distance between states.", least=1)
@@ -85,7 +96,6 @@ class SolveSettings(Porting, Printing):
     figure: Path | None = option(
         None, "Several M: ground-state energy and its bound against M (SVG).", group="Output", writes="update"
     )
-    overwrite: bool = option(False, "Replace the output file.", group="Output", recipe=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,11 +112,6 @@ class SolveSettings(Porting, Printing):
             _amount(text)
         for text in self.at_most:
             _count(text)
-
-    @property
-    def force(self) -> bool:
-        """Whether results are replaced; --force means something else here."""
-        return self.overwrite
 
     def goals(self) -> dict[str, str]:
         """What is to be removed in other measures than units, by measure."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
+from excise.artefacts import json_text
 from excise.errors import InputError
-from excise.settings import Checked, names_in, option
+from excise.settings import Printing, names_in, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableSettings(Checked):
+class TableSettings(Printing):
     """Settings of `excise table`."""
 
     folders: tuple[Path, ...] = option(..., "Folders of `excise run`, `compare` and `evaluate`.", argument=True)
@@ -37,11 +38,15 @@ def table(settings: TableSettings) -> None:
     from excise.report.paper_tables import benchmark_rows, benchmark_table, removal_rows, removal_table
 
     found = [gather(folder) for folder in settings.folders]
-    parts = []
-    if settings.which != "2":
-        parts.append(benchmark_table(benchmark_rows(found, metrics), settings.format))
-    if settings.which != "1":
-        parts.append(removal_table(removal_rows(found, random=settings.random), settings.format))
+    scores = benchmark_rows(found, metrics) if settings.which != "2" else []
+    removals = removal_rows(found, random=settings.random) if settings.which != "1" else []
+    if settings.as_json:
+        names = ("removed", "model", "method", "blocks")
+        rows = [dict(zip(names, row, strict=True)) for row in removals]
+        typer.echo(json_text({"scores": [asdict(row) for row in scores], "removals": rows}))
+        return
+    parts = [benchmark_table(scores, settings.format)] if scores else []
+    parts += [removal_table(removals, settings.format)] if removals else []
     typer.echo("\n".join(parts), nl=False)
 
 

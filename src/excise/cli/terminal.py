@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +51,23 @@ class _TokensPerSecond(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if not speed else f"{speed:,.0f} tokens/s", style="cyan")
+
+
+def be_quiet() -> None:
+    """Show no progress, notes or warnings from now on; libraries that are imported later neither."""
+    console.quiet = True
+    warnings.simplefilter("ignore")
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TQDM_DISABLE="1")
+
+
+def tell_logs(level: str) -> None:
+    """Show excise's logs from a level on, and those of what loads models where that is imported later."""
+    # All others from warnings on: numba's debugging alone fills screens.
+    rest = max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()])
+    logging.basicConfig(level=rest, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("excise").setLevel(level.upper())
+    for package in ("TRANSFORMERS", "HF_HUB", "DATASETS"):
+        os.environ.setdefault(f"{package}_VERBOSITY", level)
 
 
 @contextlib.contextmanager

@@ -107,6 +107,17 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
+def signed(value: float | None) -> str:
+    """A difference in nats: its sign, a true minus among them, and three decimals; empty for None.
+
+    Examples:
+        >>> signed(0.0631), signed(-0.25)
+        ('+0.063', '−0.250')
+
+    """
+    return "" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
 def row_frame(x: Axis, bottom: float, label: str) -> list[Markup]:
     """Grid, ticks and title of a horizontal axis below rows that have names instead of a scale."""
     parts = []

@@ -15,7 +15,8 @@ COLOURS = {
     "line": ("#dde1e4", "#333a40"),
     "ours": ("#1f5fa8", "#6aa9e9"),
     "lighter": ("#6f9fd3", "#4774a3"),
-    "chosen": ("#1d8348", "#4cc27f"),
+    # What goes is blacked out: green would say that it is good, and stays.
+    "chosen": ("#1d2125", "#e7eaec"),
     "rival": ("#c4572b", "#ee8a5f"),
     "random": ("#848484", "#9c9c9c"),
     "s0": ("#1f5fa8", "#6aa9e9"),

@@ -1,57 +1,53 @@
-"""The page's charts as files: of a run that ends, and of everything a folder holds."""
+"""The page's charts as files, and page and files of a run that ends."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from excise.drawing.chart import Chart, write_charts
-from excise.ising.energies import Energy
-from excise.ising.spectrum import Spectrum
-from excise.report.material import Material, measured_removals
-from excise.report.sections import SECTIONS, couplings, prediction, removal
+from excise.artefacts import json_text
+from excise.drawing.chart import write_charts
+from excise.errors import InputError
+from excise.plain import Values
+from excise.report.material import Material, gather_run
+from excise.report.page import write_page
+from excise.report.sections import SECTIONS
 
-if TYPE_CHECKING:
-    from excise.choosing.verify import Candidate, Verified
-
-
-def write_figures(
-    folder: str | Path, energy: Energy, spectrum: Spectrum, verified: Verified, chosen: Candidate
-) -> dict[str, str]:
-    """Draw a run: the couplings, the removal frequency, and measured damage against energy.
-
-    Args:
-        folder: for the SVG files.
-        energy: over blocks.
-        spectrum: lowest states of that energy.
-        verified: measured candidates.
-        chosen: the one that was removed.
-
-    Returns:
-        File of each figure, relative to the parent of `folder`.
-
-    """
-    name, budget = str(energy.source.get("kind", "energy")), len(chosen.removed)
-    measured = measured_removals([asdict(candidate) for candidate in verified.candidates])[budget]
-    damage = prediction.damage_chart(measured, chosen.removed, name, budget)
-    charts: dict[str, Chart] = {
-        couplings.FIGURE: couplings.couplings_chart(energy, name),
-        f"{removal.FIGURE}-{budget}": removal.frequency_chart(spectrum, len(energy), chosen.removed, name),
-        **({f"{prediction.FIGURE}-{budget}": damage} if damage else {}),
-    }
-    return write_charts(charts, folder)
+FOLDER = "figures"
 
 
-def write_report_figures(material: Material) -> list[Path]:
+def write_report_figures(material: Material) -> dict[str, str]:
     """Draw every chart of the page into the folder's `figures`.
 
     Args:
         material: from `excise.report.material.gather`.
 
     Returns:
-        The SVG files.
+        SVG file of each chart, relative to the folder.
 
     """
     charts = {name: chart for section in SECTIONS for name, chart in section.figures(material).items()}
-    return [material.folder / place for place in write_charts(charts, material.folder / "figures").values()]
+    return write_charts(charts, material.folder / FOLDER)
+
+
+def write_run_report(folder: Path, facts: Values) -> dict[str, str]:
+    """Write page and figures of a run whose run.json, the mark of a finished run, is not there yet.
+
+    What others put into the folder and the page cannot show is no reason to lose the run: it is said in a warning.
+
+    Args:
+        folder: of the run.
+        facts: what its run.json will hold.
+
+    Returns:
+        As `write_report_figures`; empty where the page was not written.
+
+    """
+    try:
+        material = gather_run(folder, json.loads(json_text(facts)))
+        write_page(material)
+        return write_report_figures(material)
+    except InputError as error:
+        warnings.warn(f"the report was not written: {error}; `excise report {folder}` tries again", stacklevel=3)
+        return {}

@@ -16,6 +16,7 @@ from excise.ising.gradients import Gradients
 from excise.ising.spectrum import Spectrum
 from excise.plain import Plain, Values
 from excise.report.schema import check
+from excise.report.words import short_source
 
 Removed = tuple[int, ...]
 
@@ -30,6 +31,7 @@ class Measured:
         energy: under the run's energy; None where it is not known.
         delta: loss less that of the intact model, nats per token.
         perplexity: exp(loss); infinite where the model overflowed.
+        repaired: as `delta`, after closed-form repair; None where it was not repaired.
 
     """
 
@@ -38,6 +40,12 @@ class Measured:
     energy: float | None
     delta: float
     perplexity: float
+    repaired: float | None = None
+
+    @property
+    def written(self) -> float:
+        """Damage as it would be written: repaired where that lowers it."""
+        return self.delta if self.repaired is None else min(self.delta, self.repaired)
 
 
 @dataclass(frozen=True)
@@ -49,13 +57,14 @@ class Material:
         runs: contents of run.json, by budget.
         places: the folder of each of `runs`.
         spectra: by name of the energy and budget.
-        measured: by budget, lowest damage first; every removal once. Of runs and `excise verify`, and of a comparison
-            at budgets where they have none: its held-out text may be another.
+        measured: by budget, lowest damage first, after repair where there was one; every removal once. Of runs and
+            `excise verify`, and of a comparison at budgets where they have none: its held-out text may be another.
         energies: by name.
         kinds: kind of each block; empty where it is not known.
         sizes: parameters of each block; empty where they are not known.
         compare: contents of compare.json.
         scores: all scores.
+        panel: contents of panel.json.
         refined: what `excise refine` found, by budget.
         healing: contents of heal.json, by the name of its folder.
         left_out: files that were found and not used, with the reason.
@@ -72,6 +81,7 @@ class Material:
     sizes: tuple[int, ...] = ()
     compare: Values = field(default_factory=dict)
     scores: Scores = field(default_factory=Scores)
+    panel: Values = field(default_factory=dict)
     refined: Mapping[int, Values] = field(default_factory=dict)
     healing: Mapping[str, Values] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
@@ -91,13 +101,12 @@ class Material:
 
     @property
     def model(self) -> str:
-        """What the model was called; a path's last part only."""
+        """What the model was called, without the folders of whoever ran it."""
         source = str(self.run.get("model") or self.compare.get("model") or "")
         if not source:
             original = next((m for m in self.scores.models.values() if not m.removed), None)
             return original.name if original else self.folder.resolve().name
-        path = Path(source).expanduser()
-        return path.name if path.is_absolute() or path.exists() or source.count("/") > 1 else source
+        return short_source(source)
 
     @property
     def budgets(self) -> tuple[int, ...]:
@@ -117,10 +126,32 @@ def gather(folder: str | Path) -> Material:
     if not folder.is_dir():
         raise InputError(f"no folder {folder}; expected one that `excise run` wrote")
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
-    files = [path for place in places for path in sorted(place.glob("*.json"))]
+    return _gathered(folder, places, {path: read_json(path) for path in _json_files(places)})
+
+
+def gather_run(folder: Path, run: Values) -> Material:
+    """Read what a run wrote before its run.json, and nothing of other runs beneath its folder.
+
+    Args:
+        folder: of the run.
+        run: what its run.json will hold.
+
+    Raises:
+        InputError: a file in the folder is not what its name says.
+
+    """
+    places = [folder, *(healed for healed in [folder / "healed"] if healed.is_dir())]
+    files = {path: read_json(path) for path in _json_files(places)}
+    return _gathered(folder, places, {**files, folder / "run.json": run})
+
+
+def _json_files(places: Sequence[Path]) -> list[Path]:
+    return [path for place in places for path in sorted(place.glob("*.json"))]
+
+
+def _gathered(folder: Path, places: Sequence[Path], files: Mapping[Path, Any]) -> Material:
     known: dict[str, list[tuple[Path, Any]]] = {}
-    for path in files:
-        content = read_json(path)
+    for path, content in files.items():
         if kind := _kind(path, content):
             check(kind, content, path)
             known.setdefault(kind, []).append((path, content))
@@ -157,6 +188,7 @@ def gather(folder: str | Path) -> Material:
         sizes=sizes,
         compare=compare,
         scores=scores,
+        panel=next((content for _, content in known.get("panel", [])), {}),
         refined=dict(sorted(refined.items())),
         healing={path.resolve().parent.name: content for path, content in known.get("heal", [])},
         left_out=tuple(left_out),
@@ -167,7 +199,7 @@ def _kind(path: Path, content: Plain) -> str | None:
     """What a JSON file is, by its content where its name may be anything."""
     if not isinstance(content, dict):
         return None
-    if path.name in ("run.json", "compare.json", "heal.json"):
+    if path.name in ("run.json", "compare.json", "heal.json", "panel.json"):
         return path.stem
     if str(content.get("format", "")).startswith("excise scores"):
         return "scores"
@@ -228,10 +260,11 @@ def _saved_energies(places: Sequence[Path], units: int | None) -> dict[str, Ener
 
 
 def measured_removals(candidates: Sequence[Values]) -> dict[int, tuple[Measured, ...]]:
-    """Distinct removals by budget, lowest damage first.
+    """Distinct removals by budget, lowest damage first, repaired where that was tried.
 
     Args:
-        candidates: with `method`, `removed`, `delta`, `perplexity`, maybe `energy`; several may name one removal.
+        candidates: with `method`, `removed`, `delta`, `perplexity`, maybe `energy`, maybe `loss` and `repaired_loss`;
+            several may name one removal.
 
     """
     found: dict[Removed, Measured] = {}
@@ -245,9 +278,18 @@ def measured_removals(candidates: Sequence[Values]) -> dict[int, tuple[Measured,
             candidate.get("energy") if before is None else before.energy,
             as_number(candidate["delta"]) if before is None else before.delta,
             as_number(candidate["perplexity"]) if before is None else before.perplexity,
+            _after_repair(candidate) if before is None else before.repaired,
         )
     budgets = sorted({len(removed) for removed in found})
     return {
-        m: tuple(sorted((f for r, f in found.items() if len(r) == m), key=lambda f: (f.delta != f.delta, f.delta)))
+        m: tuple(
+            sorted((f for r, f in found.items() if len(r) == m), key=lambda f: (f.written != f.written, f.written))
+        )
         for m in budgets
     }
+
+
+def _after_repair(candidate: Values) -> float | None:
+    """Damage after repair; the loss of the intact model is what candidates know of it."""
+    repaired = candidate.get("repaired_loss")
+    return None if repaired is None else repaired - candidate["loss"] + as_number(candidate["delta"])

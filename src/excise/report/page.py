@@ -10,10 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from excise.artefacts import atomic_path, require_free
+from excise.drawing.axes import signed
 from excise.drawing.style import page_style
 from excise.errors import OutputError
+from excise.plain import Values
 from excise.report.material import Material
 from excise.report.sections import SECTIONS
+from excise.report.words import Z, proposed_in_words
 from excise.text import ranges
 
 PAGE = "report.html"
@@ -21,9 +24,9 @@ PAGE = "report.html"
 GENERATOR = b'<meta name="generator" content="excise">'
 CHOSEN_BY = {
     "measured": "least measured damage",
-    "refined": "winner of the refinement",
-    "energy": "ground state of the energy",
-    "race": "winner of the race in healing",
+    "refined": "place as the refinement's winner",
+    "energy": "place as the energy's ground state",
+    "race": "place as the winner of the race in healing",
 }
 
 
@@ -41,12 +44,23 @@ def write_page(material: Material, out: str | Path | None = None) -> Path:
         OutputError: the page cannot be written.
 
     """
-    path = require_free(Path(out) if out is not None else material.folder / PAGE, folder=False, adds=True)
-    if path.exists() and GENERATOR not in path.read_bytes()[:1000]:
-        raise OutputError(f"{path} exists and is no page of excise; choose another --out")
+    path = require_page(Path(out) if out is not None else material.folder / PAGE)
     page = render(material)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+    return path
+
+
+def require_page(path: Path) -> Path:
+    """Refuse a place where something else than a page of excise lies; touches nothing.
+
+    Raises:
+        OutputError: names it.
+
+    """
+    path = require_free(path, folder=False, adds=True)
+    if path.exists() and GENERATOR not in path.read_bytes()[:1000]:
+        raise OutputError(f"{path} exists and is no page of excise; choose another --out")
     return path
 
 
@@ -93,28 +107,24 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
         return []
     before, after = run["parameters"], run["pruned_parameters"]
     loss = run.get("checkpoint_loss", run["pruned_loss"])
-    error = (run.get("damage") or {}).get("error")
-    within = "" if error is None else f" ± {error:.3f}"
-    told = f"{_signed(loss - run['base_loss'])}{within} on held-out text"
-    if loss < run["pruned_loss"]:
-        told += f", {_signed(run['pruned_loss'] - run['base_loss'])} before repair"
+    chosen_by = str(CHOSEN_BY.get(run["selected_by"], run["selected_by"]))
     facts = [
-        ("Parameters", _millions(after), f"of {_millions(before)} (−{1 - after / before:.0%})"),
         (
-            "Loss, nats/token",
-            f"{loss:.3f}",
-            told,
+            "Chosen",
+            proposed_in_words(run["proposed_by"], run.get("certified") or {}),
+            f"for its {chosen_by}; by name {', '.join(run['proposed_by'])}",
         ),
+        ("Damage, nats/token", *_damage(run, loss)),
+        ("Parameters", _millions(after), f"of {_millions(before)} (−{1 - after / before:.0%})"),
         (
             "Perplexity",
             _perplexity(math.exp(loss) if loss < 700 else math.inf),
             f"was {_perplexity(run['base_perplexity'])}",
         ),
-        ("Proposed by", ", ".join(run["proposed_by"]), str(CHOSEN_BY.get(run["selected_by"], run["selected_by"]))),
     ]
     if healed := run.get("healed"):
         after = healed["losses"]["healed"]
-        facts.append(("Healed, nats/token", f"{after:.3f}", f"{_signed(after - run['base_loss'])} on held-out text"))
+        facts.append(("Damage after healing", signed(after - run["base_loss"]), f"loss {after:.3f} nats/token"))
     test = run.get("self_test") or {}
     # Runs of 0.1.0 gave figures and no verdict.
     if "passed" in test:
@@ -123,8 +133,16 @@ def _facts(material: Material) -> list[tuple[str, str, str]]:
     return facts
 
 
-def _signed(damage: float) -> str:
-    return f"{'−' if damage < 0 else '+'}{abs(damage):.3f}"
+def _damage(run: Values, loss: float) -> tuple[str, str]:
+    """The damage with its 95 % interval, and what it is the difference of."""
+    damage, error = loss - run["base_loss"], (run.get("damage") or {}).get("error")
+    within = "" if error is None else f" [{signed(damage - Z * error)}, {signed(damage + Z * error)}]"
+    told = f"loss {loss:.3f}, was {run['base_loss']:.3f}, on held-out text by which nothing was chosen"
+    if loss < run["pruned_loss"]:
+        told += f"; {signed(run['pruned_loss'] - run['base_loss'])} before repair"
+    if error is not None:
+        told += "; 95 % interval"
+    return f"{signed(damage)}{within}", told
 
 
 def _millions(count: int) -> str:

@@ -13,11 +13,10 @@ from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
 from excise.plain import Plain
 from excise.report.material import Material
+from excise.report.words import Z
 from excise.text import markdown_text, one_line, ranges, spreadsheet_text
 
 FORMATS = ("markdown", "latex", "csv")
-# A difference within so many of its own standard errors is a tie (95 %).
-Z = 1.96
 DAMAGE = "Δ loss"
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
 LATEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "Δ": r"$\Delta$", "±": r"$\pm$", "−": "$-$", "–": "--"}

@@ -125,7 +125,52 @@ class _Healing(TypedDict, total=False):
     curve: list[Facts]
 
 
-_KINDS: dict[str, type] = {"run": _Run, "verified": _Verified, "compare": _Comparison, "heal": _Healing}
+class _Judged(TypedDict):
+    name: str
+
+
+class _Figure(TypedDict):
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class _PanelRow(TypedDict):
+    group: str
+    name: str
+    variant: str
+    unit: str
+    higher_is_better: bool | None
+    samples: int
+    figures: list[_Figure | None]
+    differences: list[_Figure]
+    note: str
+
+
+class _Said(TypedDict):
+    text: str
+    passed: bool | None
+
+
+class _Exchange(TypedDict):
+    capability: str
+    prompt: str
+    said: list[_Said]
+
+
+class _Panel(TypedDict):
+    models: list[_Judged]
+    rows: list[_PanelRow]
+    exchanges: list[_Exchange]
+
+
+_KINDS: dict[str, type] = {
+    "run": _Run,
+    "verified": _Verified,
+    "compare": _Comparison,
+    "heal": _Healing,
+    "panel": _Panel,
+}
 
 
 def check(kind: str, content: Values, path: Path) -> None:

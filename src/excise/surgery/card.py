@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import RepoCard
-from huggingface_hub.utils import yaml_dump
+from huggingface_hub import ModelCardData, RepoCard
 
 from excise.artefacts import json_text, stays_inside
 from excise.models.architectures.readers import READERS
 from excise.models.gguf_header import require_sound_gguf
 from excise.plain import Facts, Plain, Values
-from excise.text import markdown_text, one_line
+from excise.text import markdown_text, one_line, without_places
 
 TAGS = ("excise", "depth-pruning", "pruned")
-# What an original's card says of that very model: its scores, and by which model its authors replaced it.
-NOT_INHERITED = ("model-index", "new_version")
+# What an original's card says of that very model: its scores, and by which model its authors replaced it. The last two
+# are huggingface_hub's own words for scores.
+NOT_INHERITED = ("model-index", "new_version", "eval_results", "model_name")
 
 REPOSITORY = re.compile(r"https?://[^/]+/(?:datasets/)?([^/]+/[^/]+)/?")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -67,7 +67,7 @@ def model_card(facts: Values, *, name: str, original: Values | None = None) -> s
     title = f"# {markdown_text(_title(facts) or name)}\n"
     parts = [_metadata(facts, original or {}), title, _summary(facts), _recipe_table(facts)]
     if facts.get("command"):
-        command = one_line(facts["command"])
+        command = without_places(one_line(facts["command"]))
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
         parts.append(f"The command:\n\n{fence}sh\n{command}\n{fence}\n")
     # A text of JSON is one of Python, on one line.
@@ -131,16 +131,19 @@ def _of_gguf(path: Path) -> Facts:
 def _metadata(facts: Values, original: Values) -> str:
     named = [base for base in _as_list(original.get("base_model")) if isinstance(base, str)]
     bases = list(dict.fromkeys(filter(None, (_base_model(facts), *named))))
-    further = {key: value for key, value in original.items() if key not in (*NOT_INHERITED, "base_model", "tags")}
-    data = {
+    fields = {
         "library_name": "transformers",
         "base_model": bases[0] if len(bases) == 1 else bases,
         "pipeline_tag": "text-generation",
-        **further,
+        **{key: value for key, value in original.items() if key not in (*NOT_INHERITED, "base_model", "tags")},
         **{key: facts[key] for key in ("license", "language") if facts.get(key)},
         "tags": list(dict.fromkeys((*map(str, _as_list(original.get("tags"))), *TAGS))),
     }
-    return f"---\n{yaml_dump({k: v for k, v in data.items() if v not in (None, [])}, sort_keys=False)}---\n"
+    data = ModelCardData()
+    # One by one: keys of anybody's YAML need not be names of arguments.
+    for key, value in fields.items():
+        data[key] = None if value == [] else value
+    return f"---\n{data.to_yaml(original_order=list(fields))}\n---\n"
 
 
 def _as_list(value: Plain) -> list[Any]:
@@ -308,8 +311,8 @@ def _left_out(reasons: Mapping[str, str] | None) -> str | None:
 
 def _phrase(value: Plain) -> str | None:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {part}" for key, part in value.items() if part is not None)
-    return None if value is None else str(value)
+        return without_places(", ".join(f"{key} {part}" for key, part in value.items() if part is not None))
+    return None if value is None else without_places(str(value))
 
 
 def _cell(value: Plain) -> str:

@@ -10,9 +10,10 @@ from huggingface_hub import EvalResult, ModelCard
 
 from excise.artefacts import atomic_path
 from excise.errors import InputError
-from excise.evaluation.scores import Result, Scores
+from excise.evaluation.scores import Result, Scores, name_of
 from excise.ising.spectrum import Spectrum
-from excise.plain import Plain
+from excise.plain import Plain, Values
+from excise.surgery.card_panel import panel_entries, panel_lines, place_in
 from excise.text import human_bytes, markdown_text, ranges
 
 BEGIN, END = "<!-- excise: scores and spectrum -->", "<!-- excise: end -->"
@@ -23,9 +24,14 @@ FILE_FORMATS = ("json", "csv", "parquet", "text")  # data set "paths" that name 
 
 
 def update_card(
-    folder: str | Path, scores: Scores, fingerprint: str, spectrum: Spectrum | None = None, energy: str = "fisher"
+    folder: str | Path,
+    scores: Scores,
+    fingerprint: str,
+    spectrum: Spectrum | None = None,
+    energy: str = "fisher",
+    panel: Values | None = None,
 ) -> bool:
-    """Bring the scores of a checkpoint, and the first rows of the spectrum it was chosen from, into its README.md.
+    """Bring a checkpoint's scores and panel, and the first rows of the spectrum it was chosen from, into its README.md.
 
     The metadata gain `model-index` as the hub reads it; the text gains one section, which a later call replaces.
     Everything else in the card stays.
@@ -36,6 +42,7 @@ def update_card(
         fingerprint: the checkpoint's hash in `scores`.
         spectrum: over blocks.
         energy: its name.
+        panel: contents of panel.json; what it says of other checkpoints is left out.
 
     Returns:
         Whether there was a card to update and something to say in it.
@@ -46,17 +53,21 @@ def update_card(
     """
     path = Path(folder) / "README.md"
     results = [result for kind in ("benchmark", "perplexity") for result in scores.latest(fingerprint, kind).values()]
-    section = _section(scores, fingerprint, spectrum, energy)
+    place = place_in(panel or {}, name_of(str(folder)))
+    asked = [] if panel is None or place is None else panel_lines(panel, place)
+    section = _section(asked, scores, fingerprint, spectrum, energy)
     if not path.is_file() or not section:
         return False
     try:
         card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=False)
     except ValueError as error:
         raise InputError(f"the metadata of {path} cannot be read ({error}); mend them, or pass --no-card") from None
-    if results:
+    entries = [_entry(result) for result in results if math.isfinite(result.score.value)]
+    entries += [] if panel is None or place is None else panel_entries(panel, place)
+    if entries:
         data: Plain = card.data  # ModelCardData, which its base's annotation hides
         data.model_name = Path(folder).resolve().name
-        data.eval_results = [_entry(result) for result in results if math.isfinite(result.score.value)]
+        data.eval_results = entries
     text = SECTION.sub("\n\n", card.text).rstrip("\n") + "\n"
     before, use, after = text.partition(USE)
     card.text = f"{before.rstrip()}\n\n{section}\n{use}{after}"
@@ -85,8 +96,8 @@ def _entry(result: Result) -> EvalResult:
     )
 
 
-def _section(scores: Scores, fingerprint: str, spectrum: Spectrum | None, energy: str) -> str:
-    parts = [*_score_lines(scores, fingerprint), *(_spectrum_lines(spectrum, energy) if spectrum else [])]
+def _section(asked: list[str], scores: Scores, fingerprint: str, spectrum: Spectrum | None, energy: str) -> str:
+    parts = [*asked, *_score_lines(scores, fingerprint), *(_spectrum_lines(spectrum, energy) if spectrum else [])]
     return "\n".join([BEGIN, *parts, END]) if parts else ""
 
 

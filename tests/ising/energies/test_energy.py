@@ -131,6 +131,16 @@ def test_correlation_is_safe_where_the_diagonal_is_not_positive():
     assert correlation[2].tolist() == [0.0, 0.0, 1.0]
 
 
+def test_correlation_is_on_the_scale_of_what_each_costs_alone():
+    """An energy whose diagonal is in h, as a fitted one has it, correlates as the one that has it in J."""
+    J = np.array([[4.0, 2.0, -1.5], [2.0, 9.0, 1.0], [-1.5, 1.0, 1.0]])
+    in_h = Energy(np.diag(J), J - np.diag(np.diag(J)))
+    alone = [in_h.energy([i]) for i in range(3)]
+    naive = [[1.0 if i == j else J[i, j] / math.sqrt(alone[i] * alone[j]) for j in range(3)] for i in range(3)]
+    np.testing.assert_allclose(in_h.correlation(), naive)
+    np.testing.assert_allclose(Energy(None, J).correlation(), naive)
+
+
 def test_fisher_is_the_second_moment_of_the_gradients():
     A = np.random.default_rng(0).standard_normal((40, 5))
     energy = fisher(A, labels="abcde")

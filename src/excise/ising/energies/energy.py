@@ -119,10 +119,14 @@ class Energy:
         )
 
     def correlation(self) -> Float64[np.ndarray, "N N"]:
-        """J_ij / √(J_ii J_jj), [N, N]; rows of units without a positive J_ii are 0, with 1 on the diagonal."""
-        diagonal = np.diag(self.J)
+        """J_ij / √(d_i d_j) with d_i = h_i + J_ii, the energy of removing unit i alone, [N, N].
+
+        That is the usual correlation where h is 0, and within ±1 where J is positive semi-definite besides; what is
+        fitted or has a linear part may exceed it. Rows of units without a positive d_i are 0, with 1 on the diagonal.
+        """
+        alone = self.h + np.diag(self.J)
         scale = np.zeros(len(self))
-        scale[diagonal > 0] = 1 / np.sqrt(diagonal[diagonal > 0])
+        scale[alone > 0] = 1 / np.sqrt(alone[alone > 0])
         correlation = self.J * scale[:, None] * scale[None, :]
         np.fill_diagonal(correlation, 1.0)
         return correlation

@@ -91,7 +91,7 @@
     const isRun = run && key(run.removed) === key(removed);
     const state = place < 0 ? "" : place === 0 ? `ground state of ${now.energy}` : `state ${place} of ${now.energy}`;
     const by = found ? found.methods.join(", ") : "";
-    find("#selection-name").textContent = isRun ? `Removed by this run, proposed by ${run.proposed_by.join(", ")}`
+    find("#selection-name").textContent = isRun ? `Removed by this run: ${run.said}`
       : state ? state[0].toUpperCase() + state.slice(1) : `Proposed by ${by}`;
     find("#selection-removed").textContent = ranges(removed);
     let energy = "not among the listed states";
@@ -105,14 +105,16 @@
     find("#selection-energy").textContent = energy;
     const rank = found ? measuredHere().indexOf(found) + 1 : 0;
     find("#selection-damage").textContent = found
-      ? `Δ loss ${signed(found.delta)}, perplexity ${number(found.perplexity)}, rank ${rank} of ${measuredHere().length}`
+      ? `Δ loss ${signed(found.delta)}${found.repaired === null ? "" : `, repaired ${signed(found.repaired)}`}, `
+        + `perplexity ${number(found.perplexity)}, rank ${rank} of ${measuredHere().length}`
       : `not measured; excise verify MODEL --removed ${removed.join(",")}`;
     const gone = removed.reduce((sum, i) => sum + (data.sizes[i] ?? NaN), 0);
     find("#selection-parameters").textContent = data.parameters && Number.isFinite(gone)
       ? `${((1 - gone / data.parameters) * 100).toFixed(1)} %` : "not known";
     find("#back-to-run").hidden = !run || isRun;
   }
-  function row(removed, origin, first, cells, label) {
+  const cell = (text, kind = "n") => element("td", { class: kind }, text);
+  function row(removed, origin, first, deciding, others, label) {
     const button = element("button", { type: "button", "aria-pressed": "false", "aria-label": label });
     const colour = colourOf(removed, origin);
     first.forEach((name, k) => {
@@ -121,8 +123,9 @@
     });
     button.addEventListener("click", () => select(removed, origin));
     const head = element("th", { scope: "row" }, button);
-    const made = element("tr", { "data-removed": key(removed) }, head,
-      element("td", {}, barcode(removed, colour)), ...cells.map((text) => element("td", { class: "n" }, text)));
+    // What decides stands beside the name, where a narrow screen shows it.
+    const made = element("tr", { "data-removed": key(removed) }, head, ...deciding,
+      element("td", {}, barcode(removed, colour)), ...others);
     if (colour === "chosen") made.classList.add("chosen");
     return made;
   }
@@ -134,14 +137,19 @@
     find("#spectrum tbody").replaceChildren(...states.map((s, k) => {
       const found = measurement(s.removed);
       const damage = found ? signed(found.delta) : "–";
-      return row(s.removed, "state", [String(k)], [number(s.energy, 5), damage],
+      return row(s.removed, "state", [String(k)], [cell(number(s.energy, 5)), cell(damage)], [],
         `State ${k}: removes ${ranges(s.removed)}, energy ${number(s.energy, 5)}${found ? `, Δ loss ${damage}` : ""}`);
     }));
     const found = measuredHere();
-    find("#measured-note").textContent = found.length ? `${found.length} removals on held-out text, least damage first`
+    const repaired = found.some((m) => m.repaired !== null);
+    find("#measured").classList.toggle("unrepaired", !repaired);
+    const order = repaired ? "least damage first, repaired where that was tried" : "least damage first";
+    find("#measured-note").textContent = found.length ? `${found.length} removals on the text that chose, ${order}`
       : `Nothing is measured at M = ${now.budget} in this folder.`;
     find("#measured tbody").replaceChildren(...found.map((m) =>
-      row(m.removed, "measured", m.methods, [signed(m.delta), number(m.perplexity)],
+      row(m.removed, "measured", m.methods,
+        [cell(signed(m.delta)), cell(m.repaired === null ? "" : signed(m.repaired), "n after-repair")],
+        [cell(number(m.perplexity))],
         `${m.methods.join(", ")}: removes ${ranges(m.removed)}, Δ loss ${signed(m.delta)}`)));
     const boxes = all("[data-budget]").filter((box) => box.tagName === "DIV");
     const here = boxes.some((box) => Number(box.dataset.budget) === now.budget);

@@ -2,6 +2,8 @@
 
 from excise.report.sections import (
     benchmarks,
+    budgets,
+    capabilities,
     couplings,
     damage,
     domains,
@@ -14,8 +16,10 @@ from excise.report.sections import (
 
 SECTIONS = (
     removal.SECTION,
+    capabilities.SECTION,
     prediction.SECTION,
     refinement.SECTION,
+    budgets.SECTION,
     damage.SECTION,
     domains.SECTION,
     benchmarks.SECTION,

@@ -1,4 +1,4 @@
-"""The coupling matrix of the energy: magnitudes and correlations, with values under the pointer or the arrow keys."""
+"""The coupling matrix of the energy: values and correlations, the exact ones under the pointer or the arrow keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from excise.drawing.axes import NARROW, number
 from excise.drawing.chart import Chart, Drawing
-from excise.drawing.heat_map import LEVELS, RED_BLUE, VIRIDIS, heat_map
+from excise.drawing.heat_map import LEVELS, heat_map
 from excise.drawing.svg import moved, svg, text
 from excise.ising.energies import Energy
 from excise.plain import Facts
@@ -23,7 +23,10 @@ from excise.report.section import Section
 SIZE, BEFORE, BELOW = 480, 40, 90
 STRONGEST = 12
 FIGURE = "couplings"
-EXPLAINED = "J says what removing two blocks together costs beyond each alone."
+EXPLAINED = (
+    "Removing two blocks costs 2 J more than each alone: red more, blue less. A correlation is J over the geometric "
+    "mean of what each costs alone."
+)
 
 
 def shown_energy(material: Material) -> tuple[str, Energy] | None:
@@ -34,29 +37,28 @@ def shown_energy(material: Material) -> tuple[str, Energy] | None:
 
 
 class _View(NamedTuple):
-    """A matrix as it is shown: its anchor, its scale's title, colours and ends."""
+    """A matrix as it is shown: its anchor, its scale's title, cells on the scale of colours, and its ends."""
 
     name: str
     label: str
-    matrix: NDArray[np.float64]
-    colours: tuple[str, ...]
-    low: float
-    high: float
+    cells: NDArray[np.float64]
+    most: float
+    written: float
 
 
 def _views(energy: Energy) -> tuple[_View, _View]:
     magnitude = np.abs(energy.J)
-    floor = magnitude[magnitude > 0].min(initial=1.0) if magnitude.any() else 1.0
-    logarithm = np.log10(np.maximum(magnitude, floor))
-    low, high = float(logarithm.min()), float(logarithm.max())
+    # Couplings span powers of ten and both signs: linear around 0, where a logarithm has no value, logarithmic beyond.
+    unit = float(np.median(magnitude[magnitude > 0])) if magnitude.any() else 1.0
+    most = float(magnitude.max()) or 1.0
     return (
-        _View("values", "log₁₀ |J|", logarithm, VIRIDIS, low, high if high > low else low + 1),
-        _View("correlations", "correlation", energy.correlation(), RED_BLUE, -1.0, 1.0),
+        _View("values", "J, arsinh scale", np.arcsinh(energy.J / unit), float(np.arcsinh(most / unit)), most),
+        _View("correlations", "correlation", energy.correlation(), 1.0, 1.0),
     )
 
 
 def couplings_chart(energy: Energy, name: str) -> Chart:
-    """Both maps of an energy: |J|, logarithmic, and the correlations J_ij / √(J_ii J_jj).
+    """Both maps of an energy: J with its signs, and the correlations, see `Energy.correlation`.
 
     Args:
         energy: over blocks.
@@ -78,14 +80,14 @@ def couplings_chart(energy: Energy, name: str) -> Chart:
 
 def _map(view: _View, size: float) -> list[Markup]:
     """The map in the square from 0 to `size`, its ticks left of it and below, and its colour scale below those."""
-    n = len(view.matrix)
+    n = len(view.cells)
     step = 5 if n <= 40 else 10 if n <= 80 else 20
-    parts = [heat_map(view.matrix, view.colours, view.low, view.high, size, size)]
+    parts = [heat_map(view.cells, view.most, size, size)]
     for block in range(0, n, step):
         at = size * (block + 0.5) / n
         parts += [text(-7, at + 4, block, anchor="end"), text(at, size + 17, block)]
-    scale = heat_map(np.linspace(view.low, view.high, LEVELS)[None], view.colours, view.low, view.high, size / 4, 9)
-    low, high = (number(round(end, 2)) for end in (view.low, view.high))
+    scale = heat_map(np.linspace(-1, 1, LEVELS)[None], 1.0, size / 4, 9)
+    low, high = (number(float(f"{end:.2g}")) for end in (-view.written, view.written))
     return [
         *parts,
         text(size / 5 - 6, size + 48, low, anchor="end"),

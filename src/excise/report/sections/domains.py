@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
+from excise.drawing.axes import signed
 from excise.plain import Values
 from excise.report.html import table
 from excise.report.material import Material
@@ -24,7 +25,7 @@ def _render(material: Material) -> Markup | None:
 def _by_domain(damage: Values) -> Markup:
     before: Mapping[str, float | None] = damage.get("pruned_domains", {})
     rows = [
-        (name or "unnamed", _signed(before.get(name)), _signed(after))
+        (name or "unnamed", signed(before.get(name)), signed(after))
         for name, after in sorted(damage["domains"].items(), key=lambda entry: -(entry[1] or 0.0))
     ]
     return table(("domain", "pruned", "as written"), rows, "Δ loss on held-out text that chose nothing", fold="")
@@ -34,12 +35,8 @@ def _tied(choice: Values) -> Markup | None:
     tied = choice.get("tied", [])
     if len(tied) < 2:
         return None
-    rows = [(ranges(each["removed"]), _signed(each["delta"]), _signed(each["worst_domain"])) for each in tied]
+    rows = [(ranges(each["removed"]), signed(each["delta"]), signed(each["worst_domain"])) for each in tied]
     return table(("removed", "Δ loss", "worst domain"), rows, "Not told apart by the samples that chose", fold="")
-
-
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.3f}"
 
 
 SECTION = Section(

@@ -9,8 +9,9 @@ from functools import partial
 from markupsafe import Markup
 from scipy.stats import spearmanr
 
-from excise.drawing.axes import axis, number, plane
+from excise.drawing.axes import Plane, axis, number, plane
 from excise.drawing.chart import Chart, Drawing, Entry
+from excise.drawing.panels import beside, crowded
 from excise.drawing.svg import marker, text
 from excise.report.html import figure
 from excise.report.material import Material, Measured
@@ -18,6 +19,8 @@ from excise.report.section import Section
 from excise.text import ranges
 
 FIGURE = "energy_and_loss"
+# A removal with its energy.
+Point = tuple[Measured, float]
 OTHERS = "other energies and refinement"
 # Colour and shape of each group.
 STYLES = {
@@ -60,39 +63,52 @@ def damage_chart(every: Sequence[Measured], chosen: Sequence[int] | None, energy
     found = [(m, float(m.energy)) for m in every if m.energy is not None and math.isfinite(m.delta)]
     if len(found) < 2:
         return None
-    groups = {name: [(m, at) for m, at in found if group_of(m, energy) == name] for name in STYLES}
+    present = {group_of(m, energy) for m, _ in found}
     rho = spearman([m for m, _ in found])
     said = "n/a" if rho is None else number(round(rho, 2))
+    bound = crowded([m.delta for m, _ in found])
+    best = [] if bound is None else [(m, at) for m, at in found if m.delta <= bound]
+
+    def panel(points: Sequence[Point], title: str, width: int) -> Drawing:
+        x_of = partial(axis, [at for _, at in points], log=True)
+        y_of = partial(axis, [m.delta for m, _ in points], zero=points is found)
+        on = plane(width, x_of, y_of, f"energy ({energy or 'of the run'})", "Δ loss, nats/token")
+        marks = _marks(on, points, energy, chosen)
+        heading = text(width - 16, 20, title, anchor="end", style="title")
+        return Drawing(on.height, [*on.parts, *marks, heading])
 
     def draw(width: int) -> Drawing:
-        x_of = partial(axis, [at for _, at in found], log=True)
-        y_of = partial(axis, [m.delta for m, _ in found], zero=True)
-        on = plane(width, x_of, y_of, f"energy ({energy or 'of the run'})", "Δ loss, nats/token")
-        for name, members in groups.items():
-            colour, shape = STYLES[name]
-            for m, at in members:
-                tip = f"{', '.join(m.methods)}: energy {number(at)}, Δ loss {number(m.delta)}"
-                extra = Markup(' data-removed="{}"').format(",".join(map(str, m.removed)))
-                on.parts.append(marker(on.x(at), on.y(m.delta), colour, tip, shape=shape, extra=extra))
-        for m, at in found:
-            if chosen is not None and m.removed == tuple(chosen):
-                ring = '<circle cx="{:.1f}" cy="{:.1f}" r="11" class="ring"/>'
-                on.parts.append(Markup(ring).format(on.x(at), on.y(m.delta)))
-        on.parts.append(text(width - 16, 20, f"Spearman ρ = {said}", anchor="end", style="title"))
-        return Drawing(on.height, on.parts)
+        panels = [partial(panel, found, f"Spearman ρ = {said}")]
+        if best:
+            panels.append(partial(panel, best, f"the {len(best)} of least damage"))
+        return beside(width, panels)
 
     ring = "" if chosen is None else "; the ring marks what was removed"
+    closer = "" if bound is None else f" Beside it the {len(best)} of least damage, on scales of their own."
     rows = (
         (", ".join(m.methods), ranges(m.removed), number(at), number(m.delta), number(m.perplexity)) for m, at in found
     )
     return Chart(
         f"Measured damage against predicted energy at M = {budget}, {len(found)} removals, Spearman ρ = {said}",
         draw,
-        tuple(Entry(name, *STYLES[name]) for name, members in groups.items() if members),
-        f"M = {budget}: Spearman ρ = {said} over {len(found)} removals{ring}.",
+        tuple(Entry(name, *style) for name, style in STYLES.items() if name in present),
+        f"M = {budget}: Spearman ρ = {said} over {len(found)} removals{ring}.{closer}",
         ("proposed by", "blocks removed", "energy", "Δ loss", "perplexity"),
         tuple(rows),
     )
+
+
+def _marks(on: Plane, points: Sequence[Point], energy: str, chosen: Sequence[int] | None) -> list[Markup]:
+    """The points, by group in the order of the legend, and the ring around what was removed."""
+    parts = []
+    for m, at in sorted(points, key=lambda point: [*STYLES].index(group_of(point[0], energy))):
+        colour, shape = STYLES[group_of(m, energy)]
+        tip = f"{', '.join(m.methods)}: energy {number(at)}, Δ loss {number(m.delta)}"
+        extra = Markup(' data-removed="{}"').format(",".join(map(str, m.removed)))
+        parts.append(marker(on.x(at), on.y(m.delta), colour, tip, shape=shape, extra=extra))
+    ring = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="11" class="ring"/>')
+    rings = [ring.format(on.x(at), on.y(m.delta)) for m, at in points if chosen is not None and m.removed == (*chosen,)]
+    return [*parts, *rings]
 
 
 def _charts(material: Material) -> dict[int, Chart]:

@@ -10,7 +10,9 @@ from excise.plain import Values
 from excise.report.html import table
 from excise.report.material import Material
 from excise.report.section import Section
+from excise.report.words import short_source
 from excise.surgery.proof import in_words
+from excise.text import without_places
 
 
 def _render(material: Material) -> Markup | None:
@@ -27,7 +29,7 @@ def _render(material: Material) -> Markup | None:
             Markup(
                 '<div class="command"><pre tabindex="0">{}</pre>'
                 '<button type="button" class="copy" aria-label="Copy the command">Copy</button></div>'
-            ).format(command)
+            ).format(without_places(command))
         )
     rows = [(label, value) for label, value in _rows(facts, origin) if value not in (None, "")]
     parts.append(table(("", ""), rows, "What it was made from", fold=""))
@@ -56,7 +58,7 @@ def _rows(facts: Values, origin: Values) -> list[tuple[str, Any]]:
     machine = origin.get("machine") or {}
     settings = facts.get("settings") or {}
     return [
-        ("Model", facts.get("model")),
+        ("Model", short_source(str(facts["model"])) if facts.get("model") else None),
         ("Model's SHA-256", Markup('<span class="long">{}</span>').format(facts.get("model_hash", ""))),
         ("Calibration", _samples(facts.get("calibration"))),
         ("Held-out", _samples(facts.get("held_out"))),
@@ -74,8 +76,8 @@ def _rows(facts: Values, origin: Values) -> list[tuple[str, Any]]:
 def _samples(facts: Values | None) -> str | None:
     if not facts:
         return None
-    digest = str(facts.get("hash", ""))[:12]
-    return f"{facts.get('data')}: {facts.get('samples')} samples, {facts.get('total_tokens'):,} tokens, hash {digest}…"
+    digest, source = str(facts.get("hash", ""))[:12], without_places(str(facts.get("data")))
+    return f"{source}: {facts.get('samples')} samples, {facts.get('total_tokens'):,} tokens, hash {digest}…"
 
 
 def _phrase(facts: Values) -> str:

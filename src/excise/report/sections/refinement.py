@@ -11,6 +11,7 @@ from markupsafe import Markup
 from excise.artefacts import as_number
 from excise.drawing.axes import axis, number, plane
 from excise.drawing.chart import Chart, Drawing, Entry
+from excise.drawing.panels import beside, crowded
 from excise.drawing.svg import line, marker
 from excise.plain import Values
 from excise.report.html import figure, table
@@ -52,17 +53,24 @@ def trust_chart(facts: Values, budget: int) -> Chart | None:
     if not every:
         return None
 
-    def draw(width: int) -> Drawing:
-        x_of = partial(axis, [predicted for predicted, _ in every], zero=True)
-        y_of = partial(axis, [measured for _, measured in every], zero=True)
+    bound = crowded([measured for _, measured in every])
+
+    def panel(most: float, width: int) -> Drawing:
+        shown = [(predicted, measured) for predicted, measured in every if measured <= most]
+        x_of = partial(axis, [predicted for predicted, _ in shown], zero=most == math.inf)
+        y_of = partial(axis, [measured for _, measured in shown], zero=most == math.inf)
         on = plane(width, x_of, y_of, "predicted damage, nats", "measured, nats")
         low, high = max(on.x.low, on.y.low), min(on.x.high, on.y.high)
-        on.parts.append(line(on.x(low), on.y(low), on.x(high), on.y(high), "reference"))
+        if low < high:
+            on.parts.append(line(on.x(low), on.y(low), on.x(high), on.y(high), "reference"))
         for pairs, (name, colour, shape) in ((random, RANDOM), (loop, LOOP)):
-            for predicted, measured in pairs:
+            for predicted, measured in (pair for pair in pairs if pair in shown):
                 tip = f"{name}: predicted {number(predicted)}, measured {number(measured)}"
                 on.parts.append(marker(on.x(predicted), on.y(measured), colour, tip, shape=shape))
         return Drawing(on.height, on.parts)
+
+    def draw(width: int) -> Drawing:
+        return beside(width, [partial(panel, most) for most in (math.inf, bound) if most is not None])
 
     said = [
         f"{name} {rho:.2f}"
@@ -74,7 +82,8 @@ def trust_chart(facts: Values, budget: int) -> Chart | None:
         f"Measured damage against the damage predicted before, at M = {budget}",
         draw,
         (LOOP, RANDOM),
-        f"Spearman ρ: {', '.join(said) or 'too few'}. On the dashed line the prediction is right.",
+        f"Spearman ρ: {', '.join(said) or 'too few'}. On the dashed line the prediction is right."
+        + ("" if bound is None else " Beside it those of less damage, on scales of their own."),
         ("", "predicted", "measured"),
         tuple((name, number(p), number(m)) for pairs, name in named for p, m in pairs),
     )
@@ -104,13 +113,13 @@ def _race(facts: Values) -> Markup:
     rows = [
         (
             ranges(f["removed"]).replace(",", ", "),
-            number(f["predicted"]),
             f"{number(f['damage'])} ± {number(f['error'])}",
+            number(f["predicted"]),
             f"{f['tokens']:,}",
         )
         for f in facts["finalists"]
     ]
-    head = ("blocks removed", "predicted", "measured", "on tokens")
+    head = ("blocks removed", "measured", "predicted", "on tokens")
     return table(head, rows, "The race of the finalists, the winner first", fold="")
 
 

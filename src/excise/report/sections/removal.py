@@ -17,6 +17,7 @@ from excise.report.html import code, responsive
 from excise.report.material import Material
 from excise.report.section import Section
 from excise.report.spectra import certificate
+from excise.report.words import proposed_in_words
 
 LOWEST = 20
 FIGURE = "removal_frequency"
@@ -47,6 +48,7 @@ def explorer_data(material: Material) -> Facts:
                 "methods": m.methods,
                 "energy": m.energy,
                 "delta": m.delta if math.isfinite(m.delta) else None,
+                "repaired": m.repaired,
                 "perplexity": m.perplexity if math.isfinite(m.perplexity) else None,
             }
             for m in found
@@ -57,9 +59,7 @@ def explorer_data(material: Material) -> Facts:
         {
             "budget": run["budget"],
             "removed": run["removed"],
-            "proposed_by": run["proposed_by"],
-            "base_loss": run["base_loss"],
-            "pruned_loss": run["pruned_loss"],
+            "said": proposed_in_words(run["proposed_by"], run.get("certified") or {}),
         }
         for run in material.runs
     ]
@@ -221,13 +221,15 @@ aria-label="The {blocks} blocks of the model, from input to output">{strip}</ol>
 <div class="columns">
 <div><h3 id="spectrum-title">Spectrum</h3><p class="note" id="certificate"></p>
 <div class="scroll tall" tabindex="0" role="region" aria-labelledby="spectrum-title">
-<table id="spectrum"><thead><tr><th scope="col">State</th><th scope="col" class="wide-cell">Blocks removed</th>
-<th scope="col" class="n">Energy</th><th scope="col" class="n">Δ loss</th></tr></thead><tbody></tbody></table>
+<table id="spectrum"><thead><tr><th scope="col">State</th><th scope="col" class="n">Energy</th>
+<th scope="col" class="n">Δ loss</th><th scope="col" class="wide-cell">Blocks removed</th></tr></thead>
+<tbody></tbody></table>
 </div></div>
 <div><h3 id="measured-title">Measured proposals</h3><p class="note" id="measured-note"></p>
 <div class="scroll tall" tabindex="0" role="region" aria-labelledby="measured-title">
-<table id="measured"><thead><tr><th scope="col">Proposed by</th><th scope="col" class="wide-cell">Blocks removed</th>
-<th scope="col" class="n">Δ loss</th><th scope="col" class="n">Perplexity</th></tr></thead><tbody></tbody></table>
+<table id="measured"><thead><tr><th scope="col">Proposed by</th><th scope="col" class="n">Δ loss</th>
+<th scope="col" class="n after-repair">repaired</th><th scope="col" class="wide-cell">Blocks</th>
+<th scope="col" class="n">Perplexity</th></tr></thead><tbody></tbody></table>
 </div></div>
 </div>
 <h3 id="frequency-title">How often each block is removed</h3>
