@@ -170,7 +170,7 @@ def test_solve_takes_any_matrix(excise, tmp_path):
         (("run", "x", "--remove", "2", "--out", "y", "--heal-preset", "large"), "expected --heal-preset in small"),
         (("run", "x", "--remove", "2", "--out", "y", "--heal-lr", "0"), "--heal-lr expects"),
         (("run", "x", "--remove", "2", "--out", "y", "--protect", "a"), "--protect expects indices"),
-        (("score", "x", "--part", "3/2"), "RANK < PARTS"),
+        (("score", "x", "--placement", "nowhere"), "expected --placement in auto, resident, streamed"),
         (("refine", "x", "--remove", "2", "--out", "y", "--effort", "0"), "--effort expects a finite number, above 0"),
         (("compare", "x", "--remove", "4..2", "--out", "y"), "--remove expects a range"),
         (("compare", "x", "--remove", "2", "--out", "y", "--methods", "best"), "expected --methods 'all' or some of"),

@@ -15,7 +15,6 @@ from excise.errors import InputError
 from excise.ising.energies.path import path_positions
 from excise.ising.gradients import Gradients
 from excise.measuring.losses import sample_losses
-from excise.measuring.passes import UnfinishedError
 from excise.measuring.score import gate_gradients, score
 from excise.models.stack import find_stack, first, gated, override_forward
 from tests.contexts import context_of
@@ -193,18 +192,6 @@ def test_lower_precision_accumulates_in_float32(dtype):
     exact = score(context_of(float64_stack("llama")), samples).A
     assert ours.dtype == np.float32
     assert_close(ours, exact, 0.1 if dtype == torch.bfloat16 else 1e-4)
-
-
-def test_parts_that_share_a_store_equal_one_pass(tmp_path):
-    stack, samples = find_stack(tiny_model("llama", 4)), random_samples()
-    whole = score(context_of(stack, batch_tokens=BATCH_TOKENS), samples)
-    parts = [context_of(stack, tmp_path, batch_tokens=BATCH_TOKENS, part=(rank, 2)) for rank in (0, 1)]
-    with pytest.raises(UnfinishedError, match="part 0/2 of gradients is done"):
-        score(parts[0], samples)
-    joined = score(parts[1], samples)
-    np.testing.assert_array_equal(joined.A, whole.A)
-    np.testing.assert_array_equal(joined.losses, whole.losses)
-    assert joined.names == whole.names
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path):

@@ -81,7 +81,8 @@ def each_batch(
     mine = team.share(range(len(batches)))
     with context.progress.stage(kind, sum(batches[n].tokens for n in mine) * weight) as advance:
         pieces = {number: rows for number in mine if (rows := _kept(context, journal, number)) is not None}
-        advance(sum(batches[n].tokens for n in pieces) * weight)
+        if pieces:
+            advance(sum(batches[n].tokens for n in pieces) * weight)
         missing = {n: batches[n].to(context.stack.device) for n in mine if n not in pieces}
         if swept is not None and sweeps(context.stack):
             pieces |= _swept(journal, missing, swept, context, advance, weight)
