@@ -86,3 +86,23 @@ def test_tables_and_page_come_from_one_folder(excise, tmp_path):
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "figures" / "damage_against_budget.svg").exists()
     assert "## Spectrum" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_tables_and_page_answer_in_json(excise, tmp_path):
+    full_folder(tmp_path)
+    found = json.loads(excise("table", tmp_path, "--json")[1])
+    rows = [row for row in found["removals"] if row["removed"] == 3 and row["method"] == "norm-ratio"]
+    assert {row["model"] for row in rows} == {"org/model"}
+    assert any(row["method"] == "org/model" and row["cells"]["arc_easy"]["value"] for row in found["scores"])
+    found = json.loads(excise("report", tmp_path, "--json")[1])
+    assert found["report"] == str(tmp_path / "report.html")
+    assert found["figures"]["capabilities"] == "figures/capabilities.svg"
+    assert found["cards"] == []
+
+
+def test_a_page_of_others_stops_a_run_before_it_begins(excise, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "work").mkdir()
+    (tmp_path / "run" / "report.html").write_text("<html>years of work</html>")
+    status, _, err = excise("run", tiny_folder(tmp_path / "model"), "--remove", 1, "--out", tmp_path / "run")
+    assert (status, "report.html exists and is no page of excise" in err) == (2, True)

@@ -1,5 +1,7 @@
 """`excise export`."""
 
+import json
+
 import numpy as np
 import pytest
 import typer
@@ -43,6 +45,8 @@ def test_models_hold_the_problem_of_the_options(run, tmp_path):
     assert (model.penalty, model.units, model.forced, model.count) == (12.5, (1, 3, 4, 5), (2,), 2)
     run("--format", "lp", *fixed)
     assert "forced_2: x2 = 1" in out.read_text()
+    told = json.loads(run("--format", "qubo", *fixed, "--json"))
+    assert told == {"out": str(out), "format": "qubo", "variables": 4, "penalty": safe_penalty(problem)}
 
 
 def test_a_dimod_file(run, tmp_path):
