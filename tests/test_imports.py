@@ -39,9 +39,9 @@ def test_a_solve_imports_neither_torch_nor_transformers():
 # Folders and modules of the package in the order in which data passes through them: each imports only from those above
 # it (and within itself).
 STAGES = (
-    *("errors", "interrupts", "text", "plain", "settings", "progress", "artefacts", "drawing"),
+    *("errors", "interrupts", "text", "plain", "settings", "progress", "artefacts", "team", "drawing"),
     *("ising", "models", "data", "job", "store", "context", "measuring"),
-    *("evaluation", "surgery", "repair", "healing", "choosing", "report", "run", "cli", "__main__"),
+    *("evaluation", "surgery", "repair", "healing", "choosing", "forecast", "report", "run", "cli", "__main__"),
 )
 
 
