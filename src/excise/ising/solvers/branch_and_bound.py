@@ -342,7 +342,11 @@ class TreeSearch:
                         return
                     self.changed.wait(0.02)
                     continue
-            self._expand(thread, NODES_PER_CALL)
+            try:
+                self._expand(thread, NODES_PER_CALL)
+            except BaseException:  # what it held stays open, and the other threads must not wait for it
+                self.shared.stop[0] = 1
+                raise
 
     def _expand(self, thread: int, nodes: int) -> None:
         """Take the open node with the lowest bound and search below it."""

@@ -139,8 +139,9 @@ class Relaxation:
         size = len(start.Z) + len(start.z)
         for _ in range(MOST_STEPS):
             try:
-                moved = self._step(point, cuts)
-            except np.linalg.LinAlgError:
+                with np.errstate(over="raise", divide="raise", invalid="raise"):
+                    moved = self._step(point, cuts)
+            except (np.linalg.LinAlgError, ArithmeticError):  # at the edge, or where no state meets the constraints
                 break
             if moved is None:
                 break
@@ -199,6 +200,8 @@ class Relaxation:
         P, Y = self.unproject(inverse), self.unproject(Z)
         factor = cho_factor(self._system(Y, P, z, slack, cuts), lower=True, overwrite_a=True, check_finite=False)
         mu = float((Z * S).sum() + z @ slack) / size
+        if not mu > 0:
+            return None
 
         def direction(aim: float, second: Matrix | float, second_z: Vector | float) -> tuple[Vector, ...]:
             """Towards complementarity `aim`, less the second-order terms."""
