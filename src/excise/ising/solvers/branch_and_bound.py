@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count as counter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,16 @@ from excise.ising.problem import Problem, Reduced
 from excise.ising.solvers.base import Deadline, make_spectrum, removed_sets
 from excise.ising.solvers.bound import Shift, best_shift
 from excise.ising.solvers.kernels import Pool, contents, new_pool, random_state, zobrist
+from excise.ising.solvers.nodes import Node
 from excise.ising.solvers.tabu import search as tabu_search
 from excise.ising.solvers.tree import TIES_FOLLOWED, Instance, Shared, Work, explore, new_work
+from excise.ising.solvers.triangles import Triangles, no_triangles
 from excise.ising.spectrum import Spectrum
 
 FIRST_NODES = 6000  # with one shift for all depths, before the table of shifts is computed
 NODES_PER_CALL = 1000
+TABLE_NODES = 20_000  # with the table of shifts, before nodes are bounded one by one where that is far from the end:
+FAR = 0.4  # where the gap that is open exceeds this share of the root's
 CAPACITY = 4000
 SMALLEST_TAIL = 8
 LEAST_RESTARTS = 20
@@ -157,8 +162,32 @@ class Run:
         )
 
 
+class Open(NamedTuple):
+    """A node that is still to be searched; the lowest bound is taken first."""
+
+    bound: float
+    number: int
+    status: NDArray[np.int8]
+    instance: Instance  # with the shifts to search it with
+    own: bool = False  # whether these were made for this very node
+    cuts: Triangles = no_triangles()  # to begin with where it is bounded by itself
+
+
 class TreeSearch:
-    """The proof for one reduced problem: every state at or below a threshold, found from an empty list."""
+    """The proof for one reduced problem: every state at or below a threshold, found from an empty list.
+
+    Attributes:
+        tried_nodes: searched below a node with a shift from above, before the node is bounded by itself.
+        own_nodes: searched below a node with its own shift.
+        own_gap: share of the root's gap from which on a node's own shift suffices to search it.
+        fewest_units: free units for which a node is bounded by itself.
+
+    """
+
+    tried_nodes = 150
+    own_nodes = 3000
+    own_gap = 0.3
+    fewest_units = 20
 
     def __init__(self, reduced: Reduced, wanted: int, threshold: float, threads: int) -> None:
         n = len(reduced.h)
@@ -188,12 +217,11 @@ class TreeSearch:
         self.pools: list[Pool] = [new_pool(wanted, n) for _ in range(threads)]
         self.works: list[Work] = [new_work(n, CAPACITY) for _ in range(threads)]
         self.tie_break = counter()
-        self.queue: list[tuple[float, int, NDArray[np.int8]]] = [
-            (-np.inf, next(self.tie_break), np.full(n, -1, np.int8))
-        ]
+        self.queue: list[Open] = []
+        self._put(-np.inf, np.full(n, -1, np.int8), self.instance)
         self.in_flight: dict[int, float] = {}
         self.changed = threading.Condition()
-        self.staged = False
+        self.staged = self.one_by_one = False
 
     @property
     def nodes(self) -> int:
@@ -214,7 +242,7 @@ class TreeSearch:
 
     def open_bound(self) -> float:
         """Lower bound of everything not yet explored, without the constant; infinite when nothing is left."""
-        bounds = [*(node[0] for node in self.queue), *self.in_flight.values()]
+        bounds = [*(node.bound for node in self.queue), *self.in_flight.values()]
         return min(bounds, default=math.inf) - self.shared.margin[1]
 
     def ends_at_root(self, shift: Shift) -> bool:
@@ -234,12 +262,13 @@ class TreeSearch:
 
         """
         self.typical = typical[self.order]
-        self.queue = [(-np.inf, next(self.tie_break), np.full(len(self.order), -1, np.int8))]
+        self._restart(-np.inf)
         if self._is_trivial():
             return start
         reduced, limit = self.reduced, float(self.shared.threshold[0])
         coarse = 1e-4 * float(np.abs(reduced.h).sum() + np.abs(reduced.J).sum())
         tolerance = max(1e-2 * abs(limit), 1e-12 * coarse) if math.isfinite(limit) else coarse
+        self.tolerance = tolerance
         self._compute_root(tolerance, None if start is None else (start.u, start.y))
         return self.root
 
@@ -265,6 +294,12 @@ class TreeSearch:
         elif self.queue:
             self._in_parallel(self._fill_tables, deadline)
         if self.queue:
+            self._in_parallel(self._search, deadline, budget=TABLE_NODES)
+        if self.queue and not deadline.passed():
+            gap = float(self.shared.threshold[0]) - self.open_bound()
+            if FAR * self.root_gap < gap < math.inf:
+                self._restart(min(node.bound for node in self.queue))
+                self.one_by_one = True
             self._in_parallel(self._search, deadline)
 
     def _in_parallel(self, job: Callable[[int], None], deadline: Deadline, budget: int | None = None) -> None:
@@ -285,6 +320,11 @@ class TreeSearch:
             for helper in helpers:
                 helper.join()
 
+    @property
+    def root_gap(self) -> float:
+        """How far the threshold lies above the root's bound."""
+        return float(self.shared.threshold[0]) - self.root.value
+
     def _is_trivial(self) -> bool:
         n, r = len(self.order), self.reduced.count
         return n < 4 or r <= 1 or n - r <= 1
@@ -302,26 +342,86 @@ class TreeSearch:
                         return
                     self.changed.wait(0.02)
                     continue
-            self._expand(thread, NODES_PER_CALL)
+            try:
+                self._expand(thread, NODES_PER_CALL)
+            except BaseException:  # what it held stays open, and the other threads must not wait for it
+                self.shared.stop[0] = 1
+                raise
 
     def _expand(self, thread: int, nodes: int) -> None:
         """Take the open node with the lowest bound and search below it."""
         with self.changed:
             if not self.queue:
                 return
-            bound, _, status = heapq.heappop(self.queue)
-            self.in_flight[thread] = bound
-        work = self.works[thread]
-        level = self._level(bound)
-        handed = explore(
-            self.instance, self.shared, work, self.pools[thread], status, self.reduced.count, bound, level, nodes
-        )
+            node = heapq.heappop(self.queue)
+            self.in_flight[thread] = node.bound
+        open_nodes = self._bounded(thread, node) if self.one_by_one else self._explored(thread, node, nodes)
         with self.changed:
-            for k in range(handed):
-                node = (float(work.open_bounds[k]), next(self.tie_break), work.open_status[k].copy())
-                heapq.heappush(self.queue, node)
+            for below in open_nodes:
+                heapq.heappush(self.queue, below)
             del self.in_flight[thread]
             self.changed.notify_all()
+
+    def _put(self, bound: float, status: NDArray[np.int8], instance: Instance) -> None:
+        heapq.heappush(self.queue, Open(bound, next(self.tie_break), status, instance))
+
+    def _restart(self, bound: float) -> None:
+        """Leave the whole problem open and nothing else; states that were met stay met."""
+        self.queue = []
+        self._put(bound, np.full(len(self.order), -1, np.int8), self.instance)
+
+    def _explored(self, thread: int, node: Open, nodes: int, level: float | None = None) -> list[Open]:
+        """Search below a node; what is left open."""
+        work = self.works[thread]
+        level = self._level(node.bound) if level is None else level
+        handed = explore(
+            node.instance,
+            self.shared,
+            work,
+            self.pools[thread],
+            node.status,
+            self.reduced.count,
+            node.bound,
+            level,
+            nodes,
+        )
+        return [
+            node._replace(
+                bound=float(work.open_bounds[k]),
+                number=next(self.tie_break),
+                status=work.open_status[k].copy(),
+                own=False,
+            )
+            for k in range(handed)
+        ]
+
+    def _bounded(self, thread: int, node: Open) -> list[Open]:
+        """Search below a node where a short search ends it, else give it a shift or a bound of its own."""
+        left = self._explored(thread, node, self.own_nodes if node.own else self.tried_nodes, math.inf)
+        problem = Node.of(self.instance, node.status, self.reduced.count)
+        n, count = len(problem.free), problem.count
+        stopped = self.shared.stop[0] != 0
+        if stopped or node.own or not left or n < self.fewest_units or not 2 <= count <= n - 2:
+            return left
+        limit = float(self.shared.threshold[0] + self.shared.margin[0])
+        instance, value = problem.with_own_shift(self.instance, self.tolerance)
+        if limit - value < self.own_gap * self.root_gap:
+            return [node._replace(instance=instance, own=True)]
+        tight = problem.tighten(node.cuts.among(problem.free, len(node.status)), limit, limit - value)
+        if tight.bound > limit:
+            return []
+        status = node.status.copy()
+        decided = tight.verdict >= 0
+        status[problem.free[decided]] = tight.verdict[decided]
+        below = node._replace(bound=max(node.bound, tight.bound), instance=instance, cuts=tight.cuts)
+        if decided.all():
+            return [below._replace(status=status)]
+        halves = []
+        for value_of_first in (0, 1):
+            half = status.copy()
+            half[np.flatnonzero(status < 0)[0]] = value_of_first
+            halves.append(below._replace(status=half, number=next(self.tie_break)))
+        return halves
 
     def _level(self, bound: float) -> float:
         """Bound up to which a subtree is searched now: all of it, or when time is limited the lowest part first."""

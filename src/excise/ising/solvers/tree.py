@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from excise.ising.solvers.kernels import EMPTY_STATE, inner_kernel, kernel, place_state, threshold
+from excise.ising.solvers.kernels import EMPTY_STATE, inner_kernel, is_known, kernel, place_state, threshold
 from excise.ising.solvers.places import settle
 
 MOST_DESCENTS = 400
@@ -473,17 +473,17 @@ def _leaves(instance, shared, work, pool, depth):  # type: ignore[no-untyped-def
 @inner_kernel
 def _offer(instance, shared, work, pool, depth, energy, odd, others):  # type: ignore[no-untyped-def]
     """Add the state with every free unit at `others`, except `odd`, if it is wanted and allowed."""
+    n = len(instance.h)
+    status = work.status[depth]
     full = pool.sizes[0] == len(pool.energies)
     if full and energy >= threshold(pool):
-        if energy <= threshold(pool) + shared.margin[1]:
+        if energy <= threshold(pool) + shared.margin[1] and not is_known(pool, _key(instance, status, odd, others)):
             work.counters[1] += 1
             if work.counters[1] > TIES_FOLLOWED:  # no further states that only tie are looked for
                 shared.margin[0] = -shared.margin[1]
         return
     if energy > shared.threshold[0] + shared.margin[1]:
         return
-    n = len(instance.h)
-    status = work.status[depth]
     for k in range(len(instance.bounds)):
         total = 0.0
         for i in range(n):
@@ -498,13 +498,22 @@ def _offer(instance, shared, work, pool, depth, energy, odd, others):  # type: i
         if not instance.places[value, k, kept]:
             return
         kept += 1 - value
-    key = EMPTY_STATE
-    for i in range(n):
-        value = status[i] if status[i] >= 0 else (1 - others if i == odd else others)
-        if value == 1:
-            key ^= instance.keys[i]
+    key = _key(instance, status, odd, others)
+    if is_known(pool, key):  # a subtree may be searched again with a better shift
+        return
     row = place_state(pool, energy, key)
     for i in range(n):
         pool.masks[row, i] = status[i] if status[i] >= 0 else (1 - others if i == odd else others)
     if pool.sizes[0] == len(pool.energies):
         shared.threshold[0] = min(shared.threshold[0], threshold(pool))
+
+
+@inner_kernel
+def _key(instance, status, odd, others):  # type: ignore[no-untyped-def]
+    """Hash of the state with every free unit at `others`, except `odd`."""
+    key = EMPTY_STATE
+    for i in range(len(status)):
+        value = status[i] if status[i] >= 0 else (1 - others if i == odd else others)
+        if value == 1:
+            key ^= instance.keys[i]
+    return key
