@@ -49,7 +49,6 @@ PRUNE = ("prune", "absent", "--out", "out")
         ((*EXPORT, "--remove", 1, "--penalty", "nan"), "--penalty expects safe, soft or a number, got 'nan'"),
         (("inspect", "absent", "--dtype", "half"), "expected --dtype in auto, float32"),
         (("score", "absent", "--seed", -1), "--seed expects a whole number"),
-        (("score", "absent", "--part", "4/4"), "--part expects RANK/PARTS"),
         (("verify", "absent", "--removed", "5-2"), "--removed expects ranges from low to high"),
         (("verify", "absent", "--removed", 5, "--seed", -1), "--seed expects a whole number"),
         ((*PRUNE, "--removed", "5-2"), "--removed expects ranges from low to high"),

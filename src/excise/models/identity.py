@@ -192,8 +192,8 @@ def _sources(model: PreTrainedModel, weights: Mapping[str, Tensor], quantised: b
     waiting = any(tensor.is_meta for tensor in weights.values())
     offloaded, others = (_offloaded(model), replacements(model)) if waiting else ({}, {})
     for name, tensor in weights.items():
-        if name in offloaded and offloaded[name] in others:
-            sources[name] = _hash_bytes(others[offloaded[name]].to(tensor.dtype))
+        if name in others:
+            sources[name] = _hash_bytes(others[name].to(tensor.dtype))
             continue
         if name in offloaded or tensor.is_meta:
             sources[name] = _require_stored(model, name, offloaded.get(name))

@@ -13,6 +13,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DISK = "disk"
+
+_REPLACED: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 def streamed_map(model: nn.Module, stack: str, device: str) -> dict[str, str]:
@@ -110,17 +113,20 @@ def held(module: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def replaced(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Context in which offloaded weights, by name, are other ones whenever their block is held."""
-    stores = [(_store_of(model, name), name) for name in weights]
-    earlier = [(store, name, store[name]) for store, name in stores if name in store]
+    stores = [(*_store_of(model, name), tensor) for name, tensor in weights.items()]
+    earlier = [(store, key, store[key]) for store, key, _ in stores if key in store]
+    before = _REPLACED.get(model, {})
     try:
-        for store, name in stores:
-            store[name] = weights[name]
+        for store, key, tensor in stores:
+            store[key] = tensor
+        _REPLACED[model] = {**before, **weights}
         yield
     finally:
-        for store, name in stores:
-            del store[name]
-        for store, name, tensor in earlier:
-            store[name] = tensor
+        _REPLACED[model] = before
+        for store, key, _ in stores:
+            del store[key]
+        for store, key, tensor in earlier:
+            store[key] = tensor
 
 
 def waits(model: PreTrainedModel, name: str) -> bool:
@@ -130,15 +136,17 @@ def waits(model: PreTrainedModel, name: str) -> bool:
 
 def replacements(model: PreTrainedModel) -> dict[str, Tensor]:
     """Offloaded weights that are other ones for now, by name."""
-    stores = {id(hook.weights_map.dataset): hook.weights_map.dataset for hook in _maps(model)}
-    return {name: tensor for store in stores.values() for name, tensor in store.state_dict.items()}
+    return dict(_REPLACED.get(model, {}))
 
 
-def _store_of(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
-    """Where the hook that brings a weight in looks first, by full name."""
-    (hook,) = _maps(model.get_submodule(name.rpartition(".")[0]), deep=False)
-    store: dict[str, Tensor] = hook.weights_map.dataset.state_dict
-    return store
+def _store_of(model: PreTrainedModel, name: str) -> tuple[dict[str, Tensor], str]:
+    """Where the hook that brings a weight in looks first, and under which name."""
+    path, _, own = name.rpartition(".")
+    (hook,) = _maps(model.get_submodule(path), deep=False)
+    found = hook.weights_map.dataset
+    # Of what is on disk, accelerate's reader has a dictionary that goes before the files; else it is the dictionary.
+    store: dict[str, Tensor] = getattr(found, "state_dict", found)
+    return store, f"{hook.weights_map.prefix}{own}"
 
 
 def _maps(module: nn.Module, *, deep: bool = True) -> list[Any]:
