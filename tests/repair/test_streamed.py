@@ -20,7 +20,7 @@ FITTING, JUDGING = random_samples([11, 7, 13, 5, 9]), random_samples([8, 12, 6],
 
 
 # A matrix and biases, gains, fused experts, kinds of blocks, and what cannot be repaired; all others take long.
-QUICK = ("llama", "gpt2", "gemma2", "mixtral", "nemotron_h", "gemma4_text")
+QUICK = ("llama", "gpt2", "gemma2", "gemma3", "mixtral", "nemotron_h", "gemma4_text")
 PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODEL_TYPES]
 
 

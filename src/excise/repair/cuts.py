@@ -83,7 +83,7 @@ def folds_of(
     names = {module: name for name, module in stack.model.named_modules()}
     scale = float(getattr(stack.model.config, "residual_multiplier", 1.0))
     found: dict[int, list[Fold] | ArchitectureError] = {}
-    tokens = torch.arange(PROBE_TOKENS, device=stack.device).unsqueeze(0) % stack.model.config.vocab_size
+    tokens = torch.arange(PROBE_TOKENS, device=stack.device).unsqueeze(0) % stack.config.vocab_size
     with torch.no_grad():
         stream = embedded(stack, tokens)
     # Block by block, so that each is asked while its weights are there; none above the highest is of interest.
