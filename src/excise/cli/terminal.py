@@ -100,7 +100,13 @@ def announce_cost(context: Context, samples: Samples, tokens: float) -> None:
 
     import torch
 
+    from excise.measuring.sweep import sweeps
+
     stack = context.stack
+    if sweeps(stack):
+        # One batch by itself would read all weights, and tell nothing of many.
+        console.print(f"about {tokens:,.0f} forward tokens, block by block")
+        return
     batch = context.batches(samples.first_tokens(context.tokens_per_batch))[0]
     with torch.no_grad():
         stack.hidden(batch.to(stack.device).input_ids)  # the first pass allocates

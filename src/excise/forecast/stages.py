@@ -134,8 +134,8 @@ class _Sizes:
     def stages(self) -> Iterator[Stage]:
         """All stages, in order."""
         work = self.work
-        # Two passes of a few tokens see whether the model is what its record says.
-        yield self._stage("load", 0.0, reads=2 if self.streamed else 1, tokens=0)
+        # Three passes of a few tokens see whether the model is what its record says.
+        yield self._stage("load", 0.0, reads=3 if self.streamed else 1, tokens=0)
         yield self._stage(
             "gradients", self._for_gradients(), reads=2 * self.streamed, tokens=work.calibration, backward=True
         )
@@ -156,7 +156,7 @@ class _Sizes:
                 tokens=passes * work.repair_tokens,
             )
         # The original's logits, and those of what was written.
-        yield self._stage("write and test", LOGITS, reads=2 * self.streamed + 1, tokens=0)
+        yield self._stage("write and test", LOGITS, reads=4 * self.streamed + 1, tokens=0)
 
     def _refinement(self) -> Stage:
         work, blocks = self.work, len(self.shape.blocks)

@@ -10,6 +10,7 @@ effect of a refitted matrix on the stream is added to the stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -29,13 +30,20 @@ from excise.repair.swept_walk import SweptWalk
 from excise.repair.walk import Walk, trie_of
 from excise.store import Ledger
 
+# Where a map folds into does not depend on what the weights are, and each round of a search asks.
+_FOLDS: WeakKeyDictionary[Stack, dict[int, Fold]] = WeakKeyDictionary()
 MEASUREMENTS, STAGE = "repaired", "measuring, repaired"
 
 
 def repairable_folds(stack: Stack) -> dict[int, Fold]:
-    """What of a block below a cut a repair folds into, for every block where it does; costs a pass of a few tokens."""
-    found = folds_of(stack, range(len(stack.blocks) - 1), None)
-    return {block: folds[0] for block, folds in found.items() if not isinstance(folds, ArchitectureError)}
+    """What of a block below a cut a repair folds into, for every block where it does.
+
+    Asked of a stack for the first time, it costs a pass of a few tokens.
+    """
+    if stack not in _FOLDS:
+        found = folds_of(stack, range(len(stack.blocks) - 1), None)
+        _FOLDS[stack] = {b: folds[0] for b, folds in found.items() if not isinstance(folds, ArchitectureError)}
+    return _FOLDS[stack]
 
 
 def known_repaired(context: Context, fitting: Samples, judging: Samples, statistic: Statistic) -> tuple[Removal, ...]:
