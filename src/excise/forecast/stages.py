@@ -13,18 +13,20 @@ from excise.choosing.plan import ANCHORS, BATCH, plan
 from excise.forecast.shape import Shape
 from excise.forecast.speed import Speed
 
-# Python, PyTorch and transformers, before any weight (measured: 0.55 to 0.65 GB).
-PROGRAM = 6.0e8
+# Bytes and seconds of Python, PyTorch and transformers, before any weight.
+PROGRAM, START = 5.3e8, 7.0
 # Logits of the head in hand, their gradient and softmax, float32: three chunks of 16 MiB.
 LOGITS = 3 * (1 << 24)
 # Intact probabilities that are kept between candidates, at most (`excise.repair.walk.KEPT_ELEMENTS`), float32.
 KEPT = 4 * (1 << 28)
 # Activations a token leaves for the backward pass: those of norms and of the stream, and a block's inner ones.
-OF_THE_STREAM, OF_A_BLOCK = 12, 2
+OF_THE_STREAM, OF_A_BLOCK = 7, 1
 # Matrices [inner, inner] in float64 at once: two sums, their total, eigenvectors and what LAPACK works in.
 GRAMS = 7
 # Of a search's samples, three of five are fitted on.
 FITTED = 0.6
+# Beside a refinement's passes: fits of repairs, as a share of them; and seconds of the solves of its rounds.
+FITS, SOLVES = 0.3, 8.0
 # Streams of all samples that wait at branching points of the trie, at a time.
 BRANCHES = 6
 # Removals that are repaired, and passes over the samples that each takes, its own and the original's.
@@ -173,7 +175,7 @@ class _Sizes:
             "refinement",
             memory,
             reads=sweeps * self.streamed,
-            tokens=work.effort * work.calibration,
+            tokens=(1 + FITS) * work.effort * work.calibration,
             heads=heads,
         )
 
@@ -193,14 +195,17 @@ class _Sizes:
         if speed is not None:
             # A backward pass runs the head twice; others as often as blocks, unless it is told.
             through_head = (tokens if heads is None else heads) * (2 if backward else 1)
-            computing = 2.0 * tokens * shape.active_parameters / speed.forward * (speed.backward if backward else 1.0)
+            # Block by block, the way down runs every block forwards again.
+            passes = speed.backward + self.streamed if backward else 1.0
+            computing = 2.0 * tokens * shape.active_parameters / speed.forward * passes
             heading = 2.0 * through_head * shape.width * shape.vocabulary / speed.head
-            seconds = computing + heading + read / speed.read
+            seconds = computing + heading + read / speed.read + {"load": START, "refinement": SOLVES}.get(name, 0.0)
         return Stage(name, PROGRAM + self._weights() + memory, read, seconds)
 
     def _weights(self) -> float:
         shape, work = self.shape, self.work
-        held = shape.others + (max(shape.blocks) if self.streamed else sum(shape.blocks))
+        # Streamed, what stays is in memory twice: as it is computed with, and in the pages of the files it came from.
+        held = 2 * shape.others + max(shape.blocks) if self.streamed else shape.parameters
         return float(held * work.item)
 
     def _for_gradients(self) -> float:
