@@ -34,6 +34,7 @@ from excise.surgery.check import check_loaded
 from excise.surgery.checkpoint import RECIPE, write_pruned
 from excise.surgery.feasible import require_writable
 from excise.surgery.publish import publishing
+from excise.team import Team
 
 MANIFEST, CURVE = "heal.json", "loss.svg"
 
@@ -149,7 +150,8 @@ def finished(out: Path, job: str) -> Facts:
 
 
 def _loss(loaded: Loaded, samples: Samples) -> float:
-    return measure(Context(loaded), samples, [()]).loss()
+    # By this process alone: what was trained is measured by the first only.
+    return measure(Context(loaded, team=Team()), samples, [()]).loss()
 
 
 def _write(student: Loaded, recipe: Values, facts: Facts, out: Path, probe: torch.Tensor, started: float) -> Facts:

@@ -15,12 +15,13 @@ from excise.healing.heal import finished, heal, job_of
 from excise.healing.race import Race, race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.healing.trainer import Progress, Watching, planned_steps
+from excise.healing.trainer import Progress, Watching, planned_steps, require_divisible
 from excise.ising.problem import Removal
 from excise.models.loading import Loaded
 from excise.plain import Facts
 from excise.repair.several import Repairs, write_removal
 from excise.store import Store
+from excise.team import team
 from excise.text import ranges
 
 FOLDER = "healed"
@@ -58,7 +59,8 @@ class Healing:
         """Refuse early what training would refuse late.
 
         Raises:
-            InputError: too few samples for a batch, or too few steps for the race.
+            InputError: too few samples for a batch, a batch that the processes cannot share, or too few steps for the
+                race.
 
         """
         if len(self.samples) < self.settings.batch:
@@ -66,6 +68,7 @@ class Healing:
                 f"healing needs at least one batch of {self.settings.batch} samples to train on, got "
                 f"{len(self.samples)}; name more data, or a smaller batch"
             )
+        require_divisible(self.settings)
         if self.race > 1:
             rungs_of(self.race, planned_steps(self.settings, len(self.samples)))
 
@@ -156,4 +159,6 @@ def heal_pruned(
     # Only now: an interrupted run asks the race again, which would have to write its entrants anew.
     store.delete("entrants")
     told = ("losses", "steps", "settings", "teacher", "samples", "self_test", "seconds")
+    # Of several processes the first writes it, and knows.
+    facts = team().gather(facts)[0]
     return {"checkpoint": out.name, **{name: facts[name] for name in told}}

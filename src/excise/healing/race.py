@@ -25,6 +25,7 @@ from excise.measuring.measure import measure
 from excise.models.loading import Loaded, load
 from excise.plain import Facts
 from excise.store import Store
+from excise.team import team
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def race(
     for rung, step in enumerate(rungs):
         for number in alive:
             entry = rung * len(students) + number
-            reached = record.get(entry)
+            reached = team().once(lambda entry=entry: record.get(entry))  # type: ignore[misc]
             if reached is None:
                 # Opened anew on every rung: one student in memory, however many race.
                 student = open_student(students[number])

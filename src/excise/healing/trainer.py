@@ -177,8 +177,7 @@ def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Setting
     require_fit(samples, student)
     if len(samples) < settings.batch:
         raise InputError(f"expected at least one batch of {settings.batch} samples to train on, got {len(samples)}")
-    if settings.batch % _processes():
-        raise InputError(f"a batch of {settings.batch} samples cannot be divided among {_processes()} processes")
+    require_divisible(settings)
     if settings.hidden > 0 and isinstance(teacher, OfflineTeacher):
         raise InputError(
             "a recorded teacher has no hidden states; leave out the hidden-state term, or load the teacher"
@@ -251,6 +250,17 @@ def _arguments(
     # forward.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def require_divisible(settings: Settings) -> None:
+    """Refuse a batch that the processes of this job cannot share evenly.
+
+    Raises:
+        InputError: it cannot be divided among them.
+
+    """
+    if settings.batch % _processes():
+        raise InputError(f"a batch of {settings.batch} samples cannot be divided among {_processes()} processes")
 
 
 def _processes() -> int:
