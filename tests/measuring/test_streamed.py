@@ -12,13 +12,16 @@ from excise.measuring.sweep import sweeps
 from excise.models.loading import load
 from tests.contexts import context_of
 from tests.random_samples import random_samples
-from tests.tiny import MODEL_TYPES, removable_pair, tiny_folder
+from tests.tiny import MODEL_TYPES, STANDING, removable_pair, tiny_folder
 
 SAMPLES = random_samples([11, 7, 13, 5, 9, 12])
 BATCH_TOKENS = 24
 
 
-@pytest.fixture(scope="module", params=MODEL_TYPES)
+PARAMS = [pytest.param(name, marks=() if name in STANDING else pytest.mark.slow) for name in MODEL_TYPES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def both(request, tmp_path_factory):
     """The same checkpoint, resident and streamed."""
     folder = str(tiny_folder(tmp_path_factory.mktemp("streamed") / "model", request.param, 6))

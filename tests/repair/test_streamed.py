@@ -14,14 +14,12 @@ from excise.repair.several import repair_removals, write_removal
 from excise.surgery.check import check_loaded
 from tests.contexts import context_of
 from tests.random_samples import random_samples
-from tests.tiny import MODEL_TYPES, removable_pair, tiny_folder
+from tests.tiny import MODEL_TYPES, STANDING, removable_pair, tiny_folder
 
 FITTING, JUDGING = random_samples([11, 7, 13, 5, 9]), random_samples([8, 12, 6], seed=1)
 
 
-# A matrix and biases, gains, fused experts, kinds of blocks, and what cannot be repaired; all others take long.
-QUICK = ("llama", "gpt2", "gemma2", "gemma3", "mixtral", "nemotron_h", "gemma4_text")
-PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODEL_TYPES]
+PARAMS = [pytest.param(name, marks=() if name in STANDING else pytest.mark.slow) for name in MODEL_TYPES]
 
 
 @pytest.fixture(scope="module", params=PARAMS)
