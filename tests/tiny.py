@@ -22,8 +22,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# A matrix and biases, gains, fused experts, kinds of blocks, a language tower, shared keys and values: they stand for all
-# where all would take long.
+# A matrix and biases, gains, fused experts, kinds of blocks, a language tower, shared keys and values: they stand for
+# all where all would take long.
 STANDING = ("llama", "gpt2", "gemma2", "gemma3", "mixtral", "nemotron_h", "gemma4_text")
 
 SENTENCES = [
