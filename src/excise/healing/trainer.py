@@ -39,6 +39,7 @@ from excise.models.identity import model_identity
 from excise.models.stack import Stack
 from excise.plain import Facts
 from excise.store import Journal, Store
+from excise.team import launched
 
 MARK = "whole.json"
 
@@ -202,7 +203,7 @@ def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Setting
 def _arguments(
     student: Stack, work: Path, settings: Settings, total: int, tensorboard: Path | None
 ) -> TrainingArguments:
-    share = settings.batch // _processes()
+    share = settings.batch // launched()[1]
     micro = next(size for size in range(min(settings.micro_batch, share), 0, -1) if share % size == 0)
     if tensorboard is not None:
         # The only way transformers 5 takes it.
@@ -230,7 +231,7 @@ def _arguments(
         # The trainer would move a model that was loaded on the CPU to any GPU it sees, away from its teacher.
         use_cpu=on_cpu,
         # The default for processes with GPUs, NCCL, knows no CPU.
-        ddp_backend="gloo" if on_cpu and _processes() > 1 else None,
+        ddp_backend="gloo" if on_cpu and launched()[1] > 1 else None,
         # Every step: the curve and the report have no other source.
         logging_steps=1,
         # The filter would put the average of earlier losses in place of one that is not finite.
@@ -259,13 +260,8 @@ def require_divisible(settings: Settings) -> None:
         InputError: it cannot be divided among them.
 
     """
-    if settings.batch % _processes():
-        raise InputError(f"a batch of {settings.batch} samples cannot be divided among {_processes()} processes")
-
-
-def _processes() -> int:
-    """How many processes train together, as torchrun and accelerate's launcher say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.batch % launched()[1]:
+        raise InputError(f"a batch of {settings.batch} samples cannot be divided among {launched()[1]} processes")
 
 
 class _Numbered(Dataset):
