@@ -64,14 +64,14 @@ class Shape:
         text = model.config.get_text_config(decoder=True)
         share = _share_of_experts(text)
         blocks = [_numbers(block) for block in stack]
-        tied = model.config.tie_word_embeddings and model.get_output_embeddings() is not None
-        head = model.get_output_embeddings().weight.numel() if tied else 0
-        twice = head if model.get_output_embeddings().weight is not model.get_input_embeddings().weight else 0
+        head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+        # A skeleton's tied weights may still be two.
+        twice = head.numel() if model.config.tie_word_embeddings and head is not embedding else 0
         return Shape(
             tuple(blocks),
             tuple(_numbers(block, share) for block in stack),
             _numbers(model) - sum(blocks) - twice,
-            model.get_input_embeddings().weight.shape[-1],
+            embedding.shape[-1],
             max((module.in_features for module in stack.modules() if isinstance(module, nn.Linear)), default=0),
             text.vocab_size,
         )

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from excise.choosing.plan import ANCHORS, BATCH, plan
+from excise.choosing.plan import ANCHORS, BATCH, SHARED, plan
 from excise.forecast.shape import Shape
 from excise.forecast.speed import Speed
+from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.repair.folds import WIDEST_INPUT
+from excise.repair.several import REPAIRED
+from excise.repair.walk import KEPT_ELEMENTS
 
 # Bytes and seconds of Python, PyTorch and transformers, before any weight.
 PROGRAM, START = 5.3e8, 7.0
 # Logits of the head in hand, their gradient and softmax, float32: three chunks of 16 MiB.
-LOGITS = 3 * (1 << 24)
-# Intact probabilities that are kept between candidates, at most (`excise.repair.walk.KEPT_ELEMENTS`), float32.
-KEPT = 4 * (1 << 28)
+LOGITS = 3 * 4 * CHUNK_ELEMENTS
 # Activations a token leaves for the backward pass: those of norms and of the stream, and a block's inner ones.
 OF_THE_STREAM, OF_A_BLOCK = 7, 1
 # Matrices [inner, inner] in float64 at once: two sums, their total, eigenvectors and what LAPACK works in.
@@ -29,10 +31,10 @@ FITTED = 0.6
 FITS, SOLVES = 0.3, 8.0
 # Streams of all samples that wait at branching points of the trie, at a time.
 BRANCHES = 6
-# Removals that are repaired, and passes over the samples that each takes, its own and the original's.
-REPAIRED, REPAIR_PASSES = 3, 2
-# Proposals measured on held-out samples, each some 0.55 of a pass along the trie.
-MEASURED, SHARED = 24, 0.55
+# Passes over the samples that a repair takes, its own and the original's.
+REPAIR_PASSES = 2
+# Proposals measured on held-out samples, each a shared pass along the trie.
+MEASURED = 24
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class _Sizes:
             passes = REPAIRED * REPAIR_PASSES
             yield self._stage(
                 "repair",
-                8.0 * GRAMS * min(self.shape.inner, 8192) ** 2 + self._streams(work.batch_tokens, 4),
+                8.0 * GRAMS * min(self.shape.inner, WIDEST_INPUT) ** 2 + self._streams(work.batch_tokens, 4),
                 reads=passes * self.streamed,
                 tokens=passes * work.repair_tokens,
             )
@@ -165,7 +167,7 @@ class _Sizes:
         spent = plan(blocks, work.removed, work.effort * work.calibration)
         fitted = FITTED * spent.race_tokens[-1]
         judged = spent.race_tokens[-1] - fitted
-        kept = min(KEPT, 4.0 * judged * self.shape.vocabulary)
+        kept = 4.0 * min(KEPT_ELEMENTS, judged * self.shape.vocabulary)
         # K of the dual form: fitted × fitted, its factor, and a row for every token.
         duals = 4.0 * (2 * fitted**2 + fitted * spent.race_tokens[-1])
         memory = LOGITS + kept + duals + self._streams(spent.race_tokens[-1], BRANCHES)
