@@ -11,6 +11,7 @@ from excise.measuring.score import score
 from excise.measuring.sweep import sweeps
 from excise.models.loading import load
 from tests.contexts import context_of
+from tests.quantised import quantise
 from tests.random_samples import random_samples
 from tests.tiny import MODEL_TYPES, STANDING, removable_pair, tiny_folder
 
@@ -61,3 +62,12 @@ def test_gradients_are_the_same(both):
     resident, streamed = (score(c, SAMPLES) for c in contexts(both))
     np.testing.assert_allclose(streamed.losses, resident.losses, rtol=1e-6)
     np.testing.assert_allclose(streamed.A, resident.A, rtol=1e-6, atol=1e-6 * np.abs(resident.A).max())
+
+
+@pytest.mark.parametrize("form", ["modelopt", "fp8", "compressed-tensors"])
+def test_float8_weights_are_streamed_dequantised(form, tmp_path):
+    folder = str(quantise(tiny_folder(tmp_path / form, "llama", 4), form))
+    resident, streamed = (load(folder, placement=placement).stack for placement in ("resident", "streamed"))
+    assert sweeps(streamed)
+    ids = torch.arange(9).unsqueeze(0)
+    torch.testing.assert_close(streamed.hidden(ids), resident.hidden(ids), rtol=0, atol=0)
