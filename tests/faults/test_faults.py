@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+KILLS = 2
 
 
 def figures(module, *arguments, cache):
@@ -22,11 +23,14 @@ def figures(module, *arguments, cache):
     return json.loads(done.stdout[done.stdout.index("{\n") :])
 
 
-@pytest.mark.parametrize(("signal", "verb"), [("SIGKILL", "heal"), ("SIGTERM", "score"), ("SIGTERM", "prune")])
+@pytest.mark.parametrize(
+    ("signal", "verb"),
+    [pytest.param("SIGKILL", "heal", marks=pytest.mark.slow), ("SIGTERM", "score"), ("SIGKILL", "prune")],
+)
 def test_the_same_command_goes_on_after_a_kill(signal, verb, tmp_path):
-    found = figures("kills", "--n", 2, "--signal", signal, "--verb", verb, cache=tmp_path)["verbs"][verb]
+    found = figures("kills", "--n", KILLS, "--signal", signal, "--verb", verb, cache=tmp_path)["verbs"][verb]
     assert found["wrong"] == []
-    assert found["well"] == found["kills"] == 2
+    assert found["well"] == found["kills"] == KILLS
 
 
 def test_no_flipped_byte_is_accepted_with_another_content(tmp_path):

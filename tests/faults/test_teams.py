@@ -8,7 +8,14 @@ from excise.team import Team, launched
 from tests.faults.test_faults import figures
 
 
-@pytest.mark.parametrize(("verb", "kills"), [("score", 1), ("run", 1), ("prune --repair", 0)])
+@pytest.mark.parametrize(
+    ("verb", "kills"),
+    [
+        ("score", 1),
+        pytest.param("run", 1, marks=pytest.mark.slow),
+        pytest.param("prune --repair", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_several_processes_write_what_one_writes(verb, kills, tmp_path):
     found = figures("teams", "--n", kills, "--verb", verb, cache=tmp_path)["verbs"][verb]
     assert found == {"sizes": [2, 3], "kills": kills, "wrong": []}

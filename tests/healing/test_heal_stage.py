@@ -85,7 +85,7 @@ def test_the_healed_model_passes_the_self_test_of_pruning(healed):
 @pytest.fixture(scope="module")
 def raced(loaded, samples, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
-    return run_in(out, loaded, samples, 2, healing=healing(loaded, race=3), **PLAIN), out
+    return run_in(out, loaded, samples, 2, healing=healing(loaded, race=3), panel=False, **PLAIN), out
 
 
 def test_a_race_decides_what_is_removed_and_the_winner_is_healed(raced):

@@ -14,10 +14,12 @@ from excise.surgery.checkpoint import write_pruned
 from excise.surgery.self_test import self_test
 from tests.tiny import tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.fresh_process
 
-
-@pytest.mark.parametrize(("model_type", "tied"), [("qwen2", True), ("gemma3", False), ("nemotron_h", False)])
+@pytest.mark.fresh_process
+@pytest.mark.parametrize(
+    ("model_type", "tied"),
+    [("qwen2", True), *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("gemma3", "nemotron_h"))],
+)
 def test_a_good_checkpoint_passes(model_type, tied, tmp_path):
     stack = find_stack(tiny_model(model_type, tied=tied))
     write_pruned(stack, [0, 2], tmp_path / "out", tokenizer=tiny_tokenizer())
@@ -62,6 +64,7 @@ def test_a_wrong_checkpoint_is_found_out(tmp_path):
     assert report["tokenizer_loads"] is None
 
 
+@pytest.mark.fresh_process
 def test_a_checkpoint_that_does_not_read_back_has_failed(tmp_path):
     stack = find_stack(tiny_model("llama"))
     write_pruned(stack, [2], tmp_path / "out")

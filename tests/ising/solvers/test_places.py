@@ -19,7 +19,7 @@ from .problems import assert_same_list, every_state, matrix, pattern_of_kinds, r
 @pytest.mark.parametrize("name", ["exhaustive", "branch-and-bound", "tabu", "annealing"])
 def test_random_patterns_equal_the_naive_enumeration(name):
     compared = 0
-    for seed in range(150):
+    for seed in range(70):
         problem = random_pattern(seed)
         if problem is None:
             continue
@@ -36,7 +36,7 @@ def test_random_patterns_equal_the_naive_enumeration(name):
             elif expected:
                 assert found[0].energy == pytest.approx(expected[0][0], rel=1e-9, abs=1e-300)
         compared += 1
-    assert compared > 100
+    assert compared > 45
 
 
 def stack_like(blocks, period, budget, seed=0):
