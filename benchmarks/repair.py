@@ -28,7 +28,7 @@ import torch
 from benchmarks.final_norm import norm_gains
 from benchmarks.patches import linear_patch, patched, scalar, whole_stream
 from benchmarks.refits import Refitting, Step, Weights
-from benchmarks.selection import CHATS, JUDGING_SEED, PASSAGES, TEXTS, TOKENS
+from benchmarks.selection import CHATS, JUDGING_SEED, PASSAGES, SETTINGS, TOKENS
 from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
 from excise.artefacts.provenance import provenance
@@ -102,7 +102,7 @@ def main() -> None:
     mix = options.fit or f"{data / CHATS}:1,{data / PASSAGES}:1"
     calibration = load_samples(mix, tokenizer, samples=options.samples, tokens=TOKENS, seed=options.seed)
     judged = dict(text.split("=", 1) for text in options.judge or [])
-    judged = judged or {name: str(data / file) for name, (file, _) in TEXTS.items()}
+    judged = judged or {name: str(data / file) for name, (file, _) in SETTINGS["smollm2"]().texts.items()}
     drawn = {
         name: load_samples(file, tokenizer, samples=options.judged, tokens=TOKENS, seed=JUDGING_SEED)
         for name, file in judged.items()

