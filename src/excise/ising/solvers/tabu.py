@@ -1,11 +1,12 @@
 """Tabu search with swap moves: one unit back in, one out, so the number of removed units (the magnetisation) is kept.
 
 Every swap that is evaluated, not only those made, is offered to the pool; that is why the whole low spectrum is found
-and not only the ground state.
+and not only the ground state. Of many units, what the starts ended with is relinked (`relinking`).
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,13 @@ from excise.ising.problem import Problem, Reduced
 from excise.ising.solvers.base import Deadline, make_spectrum, removed_sets
 from excise.ising.solvers.kernels import Pool, contents, kernel, new_pool, next_random, random_state, threshold, zobrist
 from excise.ising.solvers.places import misplaced, open_states
+from excise.ising.solvers.relinking import Elite
 from excise.ising.solvers.swaps import first_state, penalised, random_subset, record, swap, violation
 from excise.ising.spectrum import Spectrum
+
+# Below, random starts find everything, and a path costs more than the search from it.
+FEWEST_RELINKED = 64
+RELINKED = 4  # starts between good states, at most, for each random one
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class Tabu:
     """Multi-start tabu search; finds the lowest states almost always and proves nothing.
 
     Args:
-        restarts: Number of random starts, for each number of removed units.
+        restarts: Number of random starts, for each number of removed units; beyond 64 units at most four times as many
+            from between good states follow.
         patience: A start ends after `patience`·N + 20 moves without improvement.
 
     """
@@ -91,10 +98,13 @@ def search(
     n = len(reduced.h)
     keys = zobrist(n)
     moves = 0
-    drawn = open_states(reduced, restarts, random) if reduced.places.shape[1] else [()] * restarts
-    for start in (*starts, *drawn):
-        chosen = [*start, *sorted(set(range(n)) - set(start))]
-        units = np.array(chosen, dtype=np.int64)
+    elite = Elite(reduced)
+    patterned = reduced.places.shape[1] > 0
+    drawn = open_states(reduced, restarts, random) if patterned else [()] * restarts
+    # A path knows nothing of a pattern, and what lies on it would have to be found again.
+    between = itertools.islice(elite.starts(), RELINKED * restarts if n > FEWEST_RELINKED and not patterned else 0)
+    for start in itertools.chain(starts, drawn, between):
+        units = np.array([*start, *sorted(set(range(n)) - set(start))], dtype=np.int64)
         moves += _one_start(
             reduced.h,
             reduced.J,
@@ -110,6 +120,7 @@ def search(
             penalty,
             reduced.places,
         )
+        elite.add(units[: reduced.count])
         if deadline.passed():
             break
     return moves
@@ -117,6 +128,7 @@ def search(
 
 @kernel
 def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bounds, penalty, places):  # type: ignore[no-untyped-def]
+    """Search from the first `count` units, or random ones; in their place it leaves the best it found."""
     n = len(h)
     ordered = places.shape[1] > 0
     if shuffle:
@@ -127,6 +139,7 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
         return 0
     free_from = np.zeros(n, dtype=np.int64)
     best = energy + penalty * violated
+    lowest = inside.copy()
     move, last_improvement = 0, 0
     while move - last_improvement < patience * n + 20:
         move += 1
@@ -158,5 +171,7 @@ def _one_start(h, J, count, units, shuffle, patience, random, pool, keys, C, bou
         free_from[j] = move + 3 + next_random(random) % 5
         if best_score < best - 1e-12 * abs(best):
             best = best_score
+            lowest[:] = inside
             last_improvement = move
+    inside[:] = lowest
     return move
