@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from excise.ising.problem import Constraint, Problem
     from excise.ising.spectrum import Spectrum
 
+BRANCHING = "branch-and-bound"
+OPEN = ".open.safetensors"
 METRICS = ("hamming", "pearson")
 
 
@@ -91,6 +93,12 @@ class SolveSettings(Replacing, Porting, Printing):
     by: str = option("hamming", "hamming, or pearson (correlation of the masks).", choices=METRICS)
     touching: int | None = option(None, "Name the first state that removes this unit.")
     time_limit: float | None = option(None, "Seconds, after which the best known is returned.", above=0)
+    continued: Path | None = option(
+        None,
+        "Go on from what a search of this problem left open: NAME.open.safetensors beside its NAME.json.",
+        flag="--continue",
+        reads="path",
+    )
     seed: int = changed(Sampling, "seed", group="Options")
     out: Path | None = option(None, "File for the spectrum, or spectra (JSON).", group="Output", writes="file")
     figure: Path | None = option(
@@ -103,6 +111,12 @@ class SolveSettings(Replacing, Porting, Printing):
             raise InputError("expected either a gradients file or --hessian FILE, got both or neither")
         if bool(self.remove) + len(self.goals()) != 1:
             raise InputError("expected one of --remove, --remove-params, --remove-bytes and --remove-weight")
+        if self.continued is not None and (
+            len(self.remove) > 1 or self.min_distance > 1 or self.solver not in ("auto", BRANCHING)
+        ):
+            raise InputError(
+                f"--continue takes one M, --min-distance 1 and the solver {BRANCHING}, whose search it goes on with"
+            )
         if self.portable and (self.granularity != "block" or self.gradients is None):
             raise InputError(
                 "--portable is a condition on whole blocks of a model; leave out --granularity and --hessian"
@@ -142,8 +156,8 @@ def solve(settings: SolveSettings) -> None:
         constraints = (*constraints, *_weight_budget(units, measure, text))
 
     from excise.ising.problem import Problem
+    from excise.ising.solvers import chosen, solve_all
     from excise.ising.solvers import solve as solve_problem
-    from excise.ising.solvers import solve_all
 
     protected = (*settings.protect, *_of_other_kinds(units, settings.kinds))
     budget = settings.remove[0] if settings.remove else None
@@ -153,7 +167,10 @@ def solve(settings: SolveSettings) -> None:
         name: getattr(settings, name) for name in ("states", "solver", "seed", "time_limit", "min_distance")
     }
     if len(settings.remove) < 2:
-        spectrum = replace(solve_problem(problem, **options), labels=units.labels)
+        branching = chosen(problem, settings.solver).name == BRANCHING and settings.min_distance == 1
+        proving = branching or settings.continued is not None
+        spectrum = _proved(problem, settings) if proving else solve_problem(problem, **options)
+        spectrum = replace(spectrum, labels=units.labels)
         if settings.choose is not None:
             kept = spectrum.select(settings.choose, by=settings.by)
             spectrum = replace(spectrum, states=kept, complete=False)
@@ -161,6 +178,25 @@ def solve(settings: SolveSettings) -> None:
     else:
         spectra = solve_all(problem, settings.remove, **options)
         _show_all({m: replace(spectrum, labels=units.labels) for m, spectrum in spectra.items()}, settings)
+
+
+def _proved(problem: Problem, settings: SolveSettings) -> Spectrum:
+    """By branch-and-bound, from where another search ended; what this one leaves open is kept beside the spectrum."""
+    from excise.ising.solvers.branch_and_bound import BranchAndBound
+    from excise.ising.solvers.frontier import Frontier
+
+    before = None if settings.continued is None else Frontier.load(settings.continued)
+    spectrum, after = BranchAndBound().proceed(
+        problem, settings.states, before, seed=settings.seed, time_limit=settings.time_limit
+    )
+    if settings.out is None:
+        return spectrum
+    place = settings.out.with_name(f"{settings.out.stem}{OPEN}")
+    if after is None:
+        place.unlink(missing_ok=True)
+        return spectrum
+    after.save(place)
+    return replace(spectrum, notes=(*spectrum.notes, f"to go on with the proof: --continue {place}"))
 
 
 def _units(settings: SolveSettings) -> _Units:

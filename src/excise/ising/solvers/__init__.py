@@ -30,7 +30,7 @@ SOLVERS = {
 AUTO_EXHAUSTIVE_STATES = 10**6
 MOST_STATES = 1_000_000
 
-__all__ = ["SOLVERS", "Problem", "Solver", "Spectrum", "make_solver", "solve", "solve_all", "warm_up"]
+__all__ = ["SOLVERS", "Problem", "Solver", "Spectrum", "chosen", "make_solver", "solve", "solve_all", "warm_up"]
 
 
 def make_solver(name: str) -> Solver:
@@ -44,6 +44,17 @@ def make_solver(name: str) -> Solver:
         raise InputError(f"unknown solver {name!r}; choose one of auto, {', '.join(SOLVERS)}")
     module, attribute = SOLVERS[name].split(":")
     return getattr(importlib.import_module(module), attribute)()
+
+
+def chosen(problem: Problem, name: str) -> Solver:
+    """The solver of that name; of "auto", enumeration where there are few states, else branch-and-bound.
+
+    Raises:
+        InputError: an unknown name.
+
+    """
+    few = problem.number_of_states() <= AUTO_EXHAUSTIVE_STATES
+    return make_solver(name if name != "auto" else "exhaustive" if few else "branch-and-bound")
 
 
 def solve(
@@ -76,10 +87,10 @@ def solve(
 
     """
     _check(states, min_distance, time_limit)
-    chosen = _choose(problem) if solver == "auto" else make_solver(solver) if isinstance(solver, str) else solver
+    taken = chosen(problem, solver) if isinstance(solver, str) else solver
     if min_distance == 1:
-        return chosen.solve(problem, states, seed=seed, time_limit=time_limit)
-    return _solve_apart(problem, states, chosen, seed, time_limit, min_distance)
+        return taken.solve(problem, states, seed=seed, time_limit=time_limit)
+    return _solve_apart(problem, states, taken, seed, time_limit, min_distance)
 
 
 def solve_all(
@@ -114,8 +125,8 @@ def solve_all(
 
     """
     _check(states, min_distance, time_limit)
-    chosen = sorted(set(budgets))
-    problems = [replace(problem, budget=budget) for budget in chosen]
+    asked = sorted(set(budgets))
+    problems = [replace(problem, budget=budget) for budget in asked]
     if solver == "auto":
         solver = make_solver("branch-and-bound")
     if isinstance(solver, str):
@@ -125,13 +136,13 @@ def solve_all(
         from excise.ising.solvers.budgets import prove_budgets
 
         assert isinstance(solver, BranchAndBound)
-        return dict(zip(chosen, prove_budgets(problems, solver, states, seed, time_limit), strict=True))
+        return dict(zip(asked, prove_budgets(problems, solver, states, seed, time_limit), strict=True))
     started = time.perf_counter()
     spectra = {}
-    for k, budget in enumerate(chosen):
+    for k, budget in enumerate(asked):
         left = None
         if time_limit is not None:
-            left = max(0.01, time_limit - (time.perf_counter() - started)) / (len(chosen) - k)
+            left = max(0.01, time_limit - (time.perf_counter() - started)) / (len(asked) - k)
         spectra[budget] = solve(
             problems[k], states=states, solver=solver, seed=seed, time_limit=left, min_distance=min_distance
         )
@@ -157,10 +168,6 @@ def _check(states: int, min_distance: int, time_limit: float | None) -> None:
         raise InputError(f"min_distance must be 1 or more (1 asks only that states differ), got {min_distance}")
     if time_limit is not None and not time_limit > 0:
         raise InputError(f"time limit must be above 0 seconds, got {time_limit}")
-
-
-def _choose(problem: Problem) -> Solver:
-    return make_solver("exhaustive" if problem.number_of_states() <= AUTO_EXHAUSTIVE_STATES else "branch-and-bound")
 
 
 def _solve_apart(

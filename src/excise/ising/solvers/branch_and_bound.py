@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from excise.ising.problem import Problem, Reduced
 from excise.ising.solvers.base import Deadline, make_spectrum, removed_sets
 from excise.ising.solvers.bound import Shift, best_shift
+from excise.ising.solvers.frontier import Frontier, OpenNodes, identity_of
 from excise.ising.solvers.kernels import Pool, contents, new_pool, random_state, zobrist
 from excise.ising.solvers.nodes import Node
 from excise.ising.solvers.tabu import search as tabu_search
@@ -60,13 +61,32 @@ class BranchAndBound:
 
         Out of time, or interrupted, it returns the lowest states known with the bound proved so far, and says so.
         """
+        return self.proceed(problem, states, None, seed=seed, time_limit=time_limit)[0]
+
+    def proceed(
+        self,
+        problem: Problem,
+        states: int,
+        frontier: Frontier | None,
+        *,
+        seed: int = 0,
+        time_limit: float | None = None,
+    ) -> tuple[Spectrum, Frontier | None]:
+        """Solve as `solve` does, from where a search stood; also where it stands now, None where nothing is open.
+
+        Raises:
+            InputError: the search was of another problem.
+
+        """
         run = Run(problem, states, Deadline.after(time_limit), self.threads or os.cpu_count() or 1, seed)
+        if frontier is not None:
+            run.resume(frontier)
         try:
             run.find_threshold(self.restarts)
             run.prove()
         except KeyboardInterrupt:
             run.interrupted = True
-        return run.spectrum(self.name)
+        return run.spectrum(self.name), run.frontier()
 
 
 class Run:
@@ -82,7 +102,36 @@ class Run:
         self.open_bounds = dict.fromkeys(problem.counts(), -math.inf)  # number removed → bound of what is unexplored
         self.nodes = self.ties = 0
         self.interrupted = False
+        self.left: dict[int, OpenNodes] = {}  # number removed → what is still to be searched
+        self.resumed = False
         self.shift: Shift | None = None  # the last one computed; valid for every number removed
+
+    def resume(self, frontier: Frontier) -> None:
+        """Go on from where a search of the same problem stood."""
+        frontier.check(self.problem, self.states)
+        self.resumed, self.nodes, self.left = True, frontier.visited, dict(frontier.nodes)
+        self.open_bounds = dict.fromkeys(self.left, -math.inf)
+        for count, nodes in self.left.items():
+            self.open_bounds[count] = float(nodes.bounds.min()) + self.problem.reduced(count).constant
+        self.met = set(frontier.met)
+        self._lower_threshold(set(frontier.known))
+
+    def frontier(self) -> Frontier | None:
+        """Where the search stands; None where nothing is open."""
+        if not self.open_bounds:
+            return None
+        unsearched = {
+            count: OpenNodes(np.array([-np.inf]), np.full((1, len(self.problem.free)), -1, dtype=np.int8))
+            for count in self.open_bounds
+        }
+        known = sorted(self.energies, key=lambda removed: (removed not in self.met, self.energies[removed], removed))
+        return Frontier(
+            identity_of(self.problem, self.states),
+            unsearched | {count: self.left[count] for count in self.open_bounds if count in self.left},
+            tuple(known),
+            frozenset(self.met),
+            self.nodes,
+        )
 
     def find_threshold(self, restarts: int, starts: Iterable[Sequence[int]] = ()) -> None:
         """Tabu search; `starts` are states over the free units to start from, for a problem with a budget."""
@@ -97,13 +146,16 @@ class Run:
 
     def prove(self) -> None:
         """Search the tree of every number of removed units; what stays unexplored is left in `open_bounds`."""
-        for count in self.problem.counts():
+        for count in list(self.open_bounds):
             search = TreeSearch(self.problem.reduced(count), self.wanted, self.threshold, self.threads)
             try:
                 if self.shift is None or not search.ends_at_root(self.shift):
                     self.shift = search.prepare(self._typical(count), self.shift)
+                    if count in self.left:
+                        search.reopen(self.left[count])
                     search.run(self.deadline)
             finally:
+                self.left[count] = search.open_nodes()
                 self.open_bounds[count] = search.open_bound() + search.reduced.constant
                 if self.open_bounds[count] == math.inf:
                     self.open_bounds.pop(count)
@@ -219,9 +271,9 @@ class TreeSearch:
         self.tie_break = counter()
         self.queue: list[Open] = []
         self._put(-np.inf, np.full(n, -1, np.int8), self.instance)
-        self.in_flight: dict[int, float] = {}
+        self.in_flight: dict[int, Open] = {}
         self.changed = threading.Condition()
-        self.staged = self.one_by_one = False
+        self.staged = self.one_by_one = self.reopened = False
 
     @property
     def nodes(self) -> int:
@@ -242,8 +294,26 @@ class TreeSearch:
 
     def open_bound(self) -> float:
         """Lower bound of everything not yet explored, without the constant; infinite when nothing is left."""
-        bounds = [*(node.bound for node in self.queue), *self.in_flight.values()]
-        return min(bounds, default=math.inf) - self.shared.margin[1]
+        return min((node.bound for node in self._open()), default=math.inf) - self.shared.margin[1]
+
+    def open_nodes(self) -> OpenNodes:
+        """Everything not yet explored, over the free units in their own order."""
+        nodes = self._open()
+        statuses = np.empty((len(nodes), len(self.order)), dtype=np.int8)
+        for status, node in zip(statuses, nodes, strict=True):
+            status[self.order] = node.status
+        # The margin is this search's own, as its scale is.
+        bounds = np.array([node.bound for node in nodes], dtype=np.float64) - self.shared.margin[1]
+        return OpenNodes(bounds, statuses)
+
+    def reopen(self, nodes: OpenNodes) -> None:
+        """Search below these nodes, and nothing else."""
+        self.queue, self.reopened = [], True
+        for bound, status in zip(nodes.bounds.tolist(), nodes.statuses, strict=True):
+            self._put(bound, status[self.order], self.instance)
+
+    def _open(self) -> list[Open]:
+        return [*self.queue, *self.in_flight.values()]
 
     def ends_at_root(self, shift: Shift) -> bool:
         """Whether the bound with a shift from another number of removed units already rules out every state."""
@@ -298,7 +368,9 @@ class TreeSearch:
         if self.queue and not deadline.passed():
             gap = float(self.shared.threshold[0]) - self.open_bound()
             if FAR * self.root_gap < gap < math.inf:
-                self._restart(min(node.bound for node in self.queue))
+                # From the root, where a node by itself is worth more; what another search left is deep already.
+                if not self.reopened:
+                    self._restart(min(node.bound for node in self.queue))
                 self.one_by_one = True
             self._in_parallel(self._search, deadline)
 
@@ -354,7 +426,7 @@ class TreeSearch:
             if not self.queue:
                 return
             node = heapq.heappop(self.queue)
-            self.in_flight[thread] = node.bound
+            self.in_flight[thread] = node
         open_nodes = self._bounded(thread, node) if self.one_by_one else self._explored(thread, node, nodes)
         with self.changed:
             for below in open_nodes:
