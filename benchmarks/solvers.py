@@ -4,8 +4,9 @@
 
 Instances: every square `.npy` in the folder (default: $EXCISE_DATA/hessians, else data/hessians), and `stretched-80`,
 the 60 sublayers of the real matrix stretched to 80 (see `stretched`). Without the folder, generated matrices stand in.
-`--large` runs those stretched to 96, 128 and 160 instead, 60 seconds each, and energies as refinement fits them
-(see `fitted`); where the proof does not end, `gap` is what is left.
+`--large` runs those stretched to 96, 128 and 160 instead, 60 seconds each, and energies that refinement fitted: to
+SmolLM2 in benchmarks/energies (of benchmarks/selection.py), and to larger generated truths (see `refined`), with the
+seconds of its rounds; where the proof does not end, `gap` is what is left.
 Gurobi's solution pool and SCIP are timed in the same run where they are installed. Times are warm: the kernels are
 compiled before the first measurement, and everything else (tabu search, bound, tree, energies) is included.
 """
@@ -18,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from excise.choosing.refine import no_energy
+from excise.choosing.search import search
 from excise.errors import ExciseError
 from excise.ising.energies import Energy
-from excise.ising.problem import Problem
+from excise.ising.energies.pairs import pairs
+from excise.ising.problem import Problem, Removal
 from excise.ising.solvers import Solver, solve, solve_all
 from excise.ising.spectrum import Spectrum
 
 RIVALS = {"gurobi": "excise.ising.bridges.gurobi:Gurobi", "scip": "excise.ising.bridges.scip:Scip"}
 LARGE_TIME_LIMIT = 60.0
+ENERGIES = Path(__file__).parent / "energies"
+# Of refinement: how exactly it measures, in nats, and how much.
+NOISE, ANCHORS, ROUNDS, DRAWS = 0.01, 8, 8, 3
 RIVALS_MOST_STATES = 20  # SCIP and Gurobi's pool do not finish with 1000
 
 
@@ -64,11 +71,11 @@ def stretched(H: NDArray[np.float64], blocks: int, seed: int = 0) -> NDArray[np.
     return correlation * np.outer(scales, scales)
 
 
-def fitted(n: int, seed: int = 0) -> Energy:
-    """An energy as refinement fits it: a linear part that dominates, few couplings of both signs, the others near zero.
+def damage(n: int, seed: int = 0) -> Energy:
+    """A damage to be refined: a linear part that dominates, and few couplings of both signs.
 
     Linear parts spread like damages of single removals, from hundredths to tenths of a nat; neighbours couple more
-    often than others; what no measurement told apart keeps a trace of the prior.
+    often than others.
     """
     rng = np.random.default_rng(seed)
     h = np.exp(rng.normal(-2.5, 0.8, n))
@@ -77,6 +84,28 @@ def fitted(n: int, seed: int = 0) -> Energy:
     J = rng.normal(0.0, 0.002, (n, n)) + coupled * rng.normal(0.0, 0.02, (n, n))
     J = np.triu(J, 1)
     return Energy(h, J + J.T)
+
+
+def refined(n: int, budget: int, seed: int = 0) -> tuple[Energy, float]:
+    """The energy that the refinement loop fits to a `damage` of n units, and the seconds of processor time it took."""
+    truth, rng = damage(n, seed), np.random.default_rng(seed)
+
+    def measure(removals: Sequence[Removal]) -> dict[Removal, tuple[float, float]]:
+        exact = truth.energies(removals)
+        return {r: (d + rng.normal(0, NOISE), NOISE) for r, d in zip(removals, exact, strict=True)}
+
+    singles = measure([(i,) for i in range(n)])
+    anchors = measure([tuple(sorted(map(int, rng.choice(n, budget, replace=False)))) for _ in range(ANCHORS)])
+    started = time.process_time()
+    found = search(
+        measure,
+        pairs({removed: value for removed, (value, _) in singles.items()}, n),
+        Problem(no_energy(n), budget),
+        rounds=ROUNDS,
+        known=singles | anchors,
+        seed=seed,
+    )
+    return found.fitted.energy(), time.process_time() - started
 
 
 def generated(n: int, seed: int = 0) -> NDArray[np.float64]:
@@ -136,13 +165,18 @@ def line(instance: str, n: int, budget: Any, states: int, spectrum: Spectrum, se
     print(json.dumps(value), flush=True)
 
 
-def large(folder: Path) -> Iterator[tuple[str, Problem]]:
-    """Problems where proof takes long or ends."""
+def large(folder: Path) -> Iterator[tuple[str, Problem, dict[str, float]]]:
+    """Problems where proof takes long or ends, and those that refinement has to solve, with further figures."""
     sublayers = next((H for H in matrices(folder).values() if len(H) == 60), generated(60))
     for n, budget in ((96, 32), (96, 48), (128, 32), (128, 64), (160, 80)):
-        yield f"stretched-{n}", Problem(Energy(None, stretched(sublayers, n // 2)), budget)
-    for n, budget in ((30, 8), (60, 15), (126, 32), (160, 40)):
-        yield f"fitted-{n}", Problem(fitted(n), budget)
+        yield f"stretched-{n}", Problem(Energy(None, stretched(sublayers, n // 2)), budget), {}
+    for path in sorted(ENERGIES.glob("*.safetensors")):
+        energy = Energy.load(path)
+        yield path.stem, Problem(energy, energy.source["budget"]), {}
+    for n, budget in ((60, 15), (126, 32), (160, 40)):
+        for seed in range(DRAWS):
+            energy, seconds = refined(n, budget, seed)
+            yield f"refined-{n}-draw-{seed}", Problem(energy, budget), {"round_seconds": round(seconds / ROUNDS, 3)}
 
 
 def main() -> None:
@@ -160,9 +194,11 @@ def main() -> None:
     for name in ("exhaustive", "branch-and-bound"):
         solve(warm, states=5, solver=name)
     if arguments.large:
-        for instance, problem in large(arguments.hessians):
+        for instance, problem, more in large(arguments.hessians):
+            began = time.process_time()
             ours = solve(problem, solver="branch-and-bound", time_limit=LARGE_TIME_LIMIT)
-            line(instance, len(problem.energy), problem.budget, 20, ours, ours.seconds)
+            more["processor_seconds"] = round(time.process_time() - began, 3)
+            line(instance, len(problem.energy), problem.budget, 20, ours, ours.seconds, **more)
         return
     for instance, H in matrices(arguments.hessians).items():
         energy = Energy(None, H)
