@@ -76,7 +76,8 @@ def relinked(reduced: Reduced, start: Units, end: Units) -> Units | None:
     diagonal = np.diag(J)
     # What adding each unit costs, or removing it saves.
     marginals = h + diagonal + 2 * (J @ x - diagonal * x)
-    climbed, best = 0.0, (np.inf, None)
+    climbed, lowest = 0.0, np.inf
+    best: Units | None = None
     for step in range(1, length - near + 1):
         costs = marginals[into] - marginals[out][:, None] - 2 * J[np.ix_(out, into)]
         row, column = np.unravel_index(costs.argmin(), costs.shape)
@@ -86,6 +87,6 @@ def relinked(reduced: Reduced, start: Units, end: Units) -> Units | None:
         marginals += 2 * (J[:, come] - J[:, gone])
         marginals[come] -= 2 * diagonal[come]
         marginals[gone] += 2 * diagonal[gone]
-        if step >= near and climbed < best[0]:
-            best = climbed, tuple(np.flatnonzero(x).tolist())
-    return best[1]
+        if step >= near and climbed < lowest:
+            lowest, best = climbed, tuple(np.flatnonzero(x).tolist())
+    return best
