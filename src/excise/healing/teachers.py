@@ -16,12 +16,13 @@ from safetensors import safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from excise.artefacts import check_types, read_arrays, read_json, write_artefact
+from excise.artefacts import Arrays, check_types, read_arrays, read_json, write_artefact
 from excise.context import Context
+from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import InputError, MissingExtraError, reading
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
-from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.measuring.distributions import Top
 from excise.measuring.passes import over_batches
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded, load
@@ -281,11 +282,8 @@ def record_teacher(
         if shard is None:
             with torch.no_grad():
                 hidden = stack.hidden(batch.input_ids)[counted_rows(batch.labels)]
-            tokens, log_probs, rest = _top(stack, hidden, k, temperature)
-            counts = (batch.labels >= 0).sum(dim=1)
-            arrays = {"tokens": tokens, "log_probs": log_probs, "rest": rest, "counts": counts}
-            shard = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-            journal.write(number, **shard, samples=np.array(batch.indices))
+            shard = _recorded(batch, Top.of(stack, hidden, k, temperature))
+            journal.write(number, **shard)
         # Of a recording that may be larger than memory only this is kept.
         rests.append(shard["rest"])
     remainders = np.concatenate(rests)
@@ -313,20 +311,15 @@ def anatomy(stack: Stack) -> Facts:
     }
 
 
-@torch.no_grad()
-def _top(stack: Stack, hidden: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [positions, k], their log-probabilities and the mass of the others [positions], a few rows at a time."""
-    hidden = hidden.to(stack.model.get_output_embeddings().weight.device)
-    chunk = max(1, CHUNK_ELEMENTS // stack.model.config.get_text_config().vocab_size)
-    pieces: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(hidden), chunk):
-        log_p = torch.log_softmax(stack.logits(hidden[start : start + chunk]) / temperature, dim=-1)
-        values, tokens = log_p.topk(k)
-        # Summed, not 1 − kept: small masses survive.
-        rest = log_p.exp().scatter_(1, tokens, 0.0).sum(dim=-1)
-        # 8k + 4 bytes per position; every vocabulary fits 32 bits.
-        pieces.append((tokens.int(), values.float(), rest.float()))
-    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))  # type: ignore[return-value]
+def _recorded(batch: Batch, top: Top) -> Arrays:
+    """What is written of a batch: 8k + 4 bytes a position, and which samples they belong to."""
+    return {
+        "tokens": top.tokens.cpu().numpy(),
+        "log_probs": top.log_probs.float().cpu().numpy(),
+        "rest": top.rest.float().cpu().numpy(),
+        "counts": (batch.labels >= 0).sum(dim=1).cpu().numpy(),
+        "samples": np.array(batch.indices),
+    }
 
 
 def _shard(folder: Path, number: int) -> Path:

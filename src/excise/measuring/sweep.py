@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from excise.models.residency import held, is_offloaded
-from excise.models.room import free_memory
+from excise.models.room import STREAMS_SHARE, free_memory
 from excise.models.stack import (
     Stack,
     block_input,
@@ -30,9 +30,6 @@ from excise.models.stack import (
     replace_first,
 )
 from excise.plain import Facts
-
-# Of the memory that is free when a sweep begins; the block in hand and the page cache want some too.
-STREAMS_SHARE = 0.25
 
 Through = Callable[[Tensor, Tensor], Tensor]
 
