@@ -23,7 +23,7 @@ from excise.data.samples import Samples
 from excise.errors import InputError, MissingExtraError, reading
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
 from excise.measuring.distributions import Top
-from excise.measuring.passes import over_batches
+from excise.measuring.passes import final_states
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
@@ -237,6 +237,7 @@ def _opened(folder: Path, samples: Samples) -> OfflineTeacher:
     return OfflineTeacher(folder, facts, tuple(places[sample] for sample in range(len(samples))))
 
 
+@torch.no_grad()
 def record_teacher(
     context: Context, samples: Samples, folder: str | Path, *, k: int = 64, temperature: float = 1.0
 ) -> Facts:
@@ -264,7 +265,7 @@ def record_teacher(
     vocabulary = stack.model.config.get_text_config().vocab_size
     if not 1 <= k <= vocabulary or temperature <= 0:
         raise InputError(f"expected k between 1 and {vocabulary} and a temperature > 0, got {k} and {temperature}")
-    folder = Path(folder)
+    folder, numbers = Path(folder), range(len(context.batches(samples)))
     facts = {
         "format": FORMAT,
         "model_hash": context.identity,
@@ -273,20 +274,17 @@ def record_teacher(
         "temperature": temperature,
         # Other batches can be as many: an interrupted recording must not mix the two.
         "batch_tokens": context.tokens_per_batch,
-        "shards": len(context.batches(samples)),
+        "shards": len(numbers),
     }
     journal = Journal(folder, {"stage": "teacher", **facts})
-    rests = []
-    for number, batch in over_batches(context, samples, "recording the teacher"):
-        shard = journal.get(number)
-        if shard is None:
-            with torch.no_grad():
-                hidden = stack.hidden(batch.input_ids)[counted_rows(batch.labels)]
-            shard = _recorded(batch, Top.of(stack, hidden, k, temperature))
-            journal.write(number, **shard)
-        # Of a recording that may be larger than memory only this is kept.
-        rests.append(shard["rest"])
-    remainders = np.concatenate(rests)
+    # Of a recording that may be larger than memory only the remainders are kept.
+    rests = {n: shard["rest"] for n in numbers if (shard := journal.get(n)) is not None}
+    missing = [number for number in numbers if number not in rests]
+    for number, batch, hidden in final_states(context, samples, "recording the teacher", missing):
+        shard = _recorded(batch, Top.of(stack, hidden[counted_rows(batch.labels)], k, temperature))
+        journal.write(number, **shard)
+        rests[number] = shard["rest"]
+    remainders = np.concatenate([rests[number] for number in sorted(rests)])
     kept_mass = float(1 - remainders.mean(dtype=np.float64))
     index = {**facts, "anatomy": anatomy(stack), "positions": len(remainders), "kept_mass": kept_mass}
     write_artefact(folder / INDEX, index)
@@ -327,7 +325,12 @@ def _shard(folder: Path, number: int) -> Path:
 
 
 def load_teacher(
-    source: str, precision: str = "auto", *, device: str = "auto", trust_remote_code: bool = False
+    source: str,
+    precision: str = "auto",
+    *,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    placement: str = "resident",
 ) -> Loaded:
     """Load the original as a teacher.
 
@@ -337,17 +340,20 @@ def load_teacher(
             loading (nf4 as in the paper: 4 bits a weight, computing in bfloat16 on a GPU and float32 on a CPU).
         device: as for `load`.
         trust_remote_code: as for `load`.
+        placement: as for `load`; of a quantised one, resident.
 
     Raises:
-        InputError: unknown precision.
+        InputError: unknown precision, or a quantised teacher that is not to stay in memory.
         MissingExtraError: bitsandbytes is wanted and not installed.
 
     """
     if precision not in PRECISIONS:
         raise InputError(f"expected a teacher precision in {', '.join(PRECISIONS)}, got '{precision}'")
     if precision in ("int8", "nf4"):
+        if placement == "streamed":
+            raise InputError(f"a teacher in {precision} stays in memory; stream one in bfloat16 or float32")
         return _quantised(source, precision, device, trust_remote_code)
-    return load(source, dtype=precision, device=device, trust_remote_code=trust_remote_code)
+    return load(source, dtype=precision, device=device, trust_remote_code=trust_remote_code, placement=placement)
 
 
 def _quantised(source: str, precision: str, device: str, trust_remote_code: bool) -> Loaded:
