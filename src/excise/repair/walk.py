@@ -26,13 +26,13 @@ from excise.measuring.divergence import (
 )
 from excise.measuring.measure import Statistic
 from excise.measuring.passes import over_batches
-from excise.measuring.sweep import embedded, finished
+from excise.measuring.sweep import embedded, finished, run_blocks
 from excise.measuring.trie import Trie, branch_points
 from excise.models.stack import Stack
 from excise.plain import Facts
 from excise.repair.folds import Fold
 from excise.repair.openings import Gains, Opening, closed, features_at, opening_of
-from excise.repair.streams import Scratch, original_streams, recorded_at, recorded_streams, run_blocks
+from excise.repair.streams import Scratch, original_streams, recorded_at, recorded_streams
 
 
 def trie_of(stack: Stack, removals: Sequence[Removal]) -> Trie:
@@ -211,5 +211,5 @@ class Walk(Judging):
 def _through(stack: Stack, batch: Batch, stream: Tensor, start: int, stop: int) -> Tensor:
     """The stream [batch, tokens, width] after block `stop` − 1."""
     with recorded_streams(stack, [stop - 1]) as streams:
-        run_blocks(stack, batch, start, stop, stream)
+        run_blocks(stack, batch.input_ids, start, stop, stream)
     return streams[stop - 1]
