@@ -620,6 +620,8 @@ class Loading(Naming):
         }
         if len(given := [flag for flag, value in ways.items() if value]) > 1:
             raise InputError(f"expected one of {', '.join(given)}: each says where the weights go")
+        # Once more, for the lists of a recipe.
+        limits(",".join(self.max_memory), "--max-memory")
 
     def loading(self) -> Facts:
         """Arguments of `excise.models.loading.load` besides the model."""

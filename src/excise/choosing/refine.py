@@ -233,7 +233,8 @@ class _State:
             "prior": None if prior is None else digest([prior.h.tolist(), prior.J.tolist()]),
             "alone": alone,
         }
-        if kept := context.store.found(SEARCHES, key):
+        # Told by the first: of processes that find one and others that do not, some would ask for what is known alone.
+        if kept := context.team.once(lambda: context.store.found(SEARCHES, key)):
             rounds = [[tuple(removed) for removed in proposed] for proposed in kept["rounds"]]
             return _State(context, key, [tuple(removed) for removed in kept["known"]], rounds)
         fixed = {*problem.protected}
