@@ -17,12 +17,13 @@ from torch import Tensor
 from benchmarks.patches import MapOf, patched
 from excise.context import Context
 from excise.data.samples import Samples
+from excise.measuring.sweep import run_blocks
 from excise.models.stack import override_forward, pass_through
 from excise.repair.cuts import cuts_of, folds_of
 from excise.repair.folds import Projection, as_features
 from excise.repair.repair import EVERY
 from excise.repair.ridge import RIDGES, GainEquations, NormalEquations
-from excise.repair.streams import original_streams, recorded_at, recorded_streams, run_blocks, swapped
+from excise.repair.streams import original_streams, recorded_at, recorded_streams, swapped
 from excise.surgery.merge import Run
 
 Weights = dict[str, Tensor]
@@ -128,7 +129,7 @@ class Refitting:
         with torch.no_grad(), contextlib.ExitStack() as records:
             streams = records.enter_context(recorded_streams(self.stack, [at]))
             found = [records.enter_context(recorded_at(fold)) for fold in folds]
-            run_blocks(self.stack, batch, 0, at + 1, None, self.removed)
+            run_blocks(self.stack, batch.input_ids, 0, at + 1, removed=self.removed)
         kinds = "input" if step.features == "input" else "output"
         phi = torch.cat([as_features(each, kinds) for each in found], dim=-1)
         chooses = torch.tensor([i in self.choosing for i in batch.indices]).unsqueeze(1) & batch.real

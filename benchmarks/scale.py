@@ -3,6 +3,7 @@
     python -m benchmarks.scale memory --gigabytes 8 --limit 3     # a generated checkpoint under a limit of memory
     python -m benchmarks.scale sweep --candidates 16              # SmolLM2: streamed against resident
     python -m benchmarks.scale processes                          # SmolLM2: two processes against two threads
+    python -m benchmarks.scale vocabulary --candidates 16         # divergences over 262,144 tokens: one head or two
 
 Each prints one JSON line. `memory` runs `score`, `refine --effort 1` and `prune --repair` on random weights in the
 shape of Llama-3.1-8B's blocks; where control groups can be made, its processes are ended when they exceed the limit,
@@ -27,6 +28,7 @@ from typing import Any
 from benchmarks.on_disk import build
 from benchmarks.weights import smollm2
 
+VOCABULARY, BLOCKS = 262_144, 8
 GROUP = Path("/sys/fs/cgroup/memory/excise-benchmark")
 # Runs a verb, and tells how many bytes of weights it brought in, and its peak memory.
 CHILD = """
@@ -54,7 +56,8 @@ finally:
 def main() -> None:
     """Run a part of the benchmark and print its line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parser.add_argument("part", choices=("memory", "sweep", "processes"))
+    parts = {"memory": memory, "sweep": sweep, "processes": processes, "vocabulary": vocabulary}
+    parser.add_argument("part", choices=parts)
     parser.add_argument("--gigabytes", type=float, default=8.0)
     parser.add_argument("--limit", type=float, default=3.0, help="GiB that a process may take")
     parser.add_argument("--samples", type=int, default=8)
@@ -64,8 +67,7 @@ def main() -> None:
     parser.add_argument("--place", type=Path, help="where to build (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="excise-benchmark-", dir=options.place) as place:
-        part = {"memory": memory, "sweep": sweep, "processes": processes}[options.part]
-        print(json.dumps(part(options, Path(place))))
+        print(json.dumps(parts[options.part](options, Path(place))))
 
 
 def memory(options: argparse.Namespace, place: Path) -> dict[str, Any]:
@@ -181,6 +183,90 @@ def processes(options: argparse.Namespace, place: Path) -> dict[str, Any]:
         "seconds": {name: [round(s, 1) for s in values] for name, values in seconds.items()},
         "processes_to_threads": round(statistics.median(ratios), 3),
     }
+
+
+def vocabulary(options: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """Divergences of the same candidates, by turns: the original's head applied again for each, or kept of it."""
+    import numpy as np
+    import torch
+    from scipy.stats import spearmanr
+    from tests.random_samples import random_samples  # any tokens: the weights mean nothing
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from excise.context import Context
+    from excise.measuring.measure import measure
+    from excise.models.loading import Loaded
+
+    torch.manual_seed(0)
+    # The shape of Gemma 3 270M, whose vocabulary is most of it, with larger weights: streams then differ.
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=10,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    loaded = Loaded.of(LlamaForCausalLM(config))
+    samples = random_samples([options.tokens] * options.samples)
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, BLOCKS // 2, options.candidates)
+    removals = {tuple(sorted(generator.choice(BLOCKS, size, replace=False).tolist())) for size in sizes}
+    ordered = sorted(removals)
+
+    def kept(room: int) -> Any:
+        context = Context(loaded, distribution_bytes=room)
+        return measure(context, samples, ordered, statistic="divergence").losses
+
+    ways = {
+        "head twice": lambda: head_twice(loaded.stack, Context(loaded).batches(samples), ordered),
+        "kept whole": lambda: kept(1 << 62),
+        "kept top": lambda: kept(0),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    losses = {}
+    for _ in range(options.repetitions):
+        for name, run in ways.items():
+            started = time.perf_counter()
+            losses[name] = run()
+            seconds[name].append(time.perf_counter() - started)
+    return {
+        "vocabulary": VOCABULARY,
+        "candidates": len(removals),
+        "tokens": samples.tokens,
+        "seconds": {name: [round(s, 1) for s in values] for name, values in seconds.items()},
+        "to_head_twice": {
+            name: round(statistics.median(a / b for a, b in zip(seconds[name], seconds["head twice"], strict=True)), 3)
+            for name in ("kept whole", "kept top")
+        },
+        "largest_difference_whole": float(np.abs(losses["kept whole"] / losses["head twice"] - 1).max()),
+        "spearman_top": float(spearmanr(losses["kept top"], losses["head twice"]).statistic),
+    }
+
+
+def head_twice(stack: Any, batches: Any, removals: Any) -> Any:
+    """Mean divergences of removals, nats, with the original's probabilities taken anew for each of them."""
+    import numpy as np
+    import torch
+
+    from excise.data.batches import IGNORED
+    from excise.measuring.distributions import Whole
+    from excise.measuring.losses import positions_at_once
+    from excise.repair.walk import trie_of
+
+    sums, chunk, positions = np.zeros(len(removals)), positions_at_once(stack), 0
+    with torch.no_grad():
+        for batch in batches:
+            counted = batch.labels != IGNORED
+            positions += int(counted.sum())
+            intact = stack.hidden(batch.input_ids)[counted]
+            for candidate, hidden in trie_of(stack, removals).hidden(batch.input_ids):
+                for rows in (slice(start, start + chunk) for start in range(0, len(intact), chunk)):
+                    logits = stack.logits(hidden[counted][rows])
+                    sums[candidate] += float(Whole.of(stack, intact[rows]).divergence(slice(None), logits).sum())
+    return sums / positions
 
 
 def as_folder(place: Path) -> Path:

@@ -7,11 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from excise.context import Context
 from excise.data import load_samples
 from excise.ising.spectrum import Spectrum
 from excise.measuring.measure import measure
+from excise.measuring.score import score
+from excise.measuring.sweep import sweeps
 from excise.models.headers import read_checkpoint
 from excise.models.loading import load
+from excise.repair.measured import measure_repaired
+from excise.repair.several import repair_removals, write_removal
 from tests.contexts import context_of
 
 PLACE = Path(__file__).parents[1] / "examples" / "tiny-hybrid"
@@ -90,3 +95,26 @@ def test_what_is_left_is_still_a_language_model(trained):
     context = context_of(trained.stack)
     cheapest = min(MOE, key=lambda i: measure(context, samples[:4], [(i,)]).loss((i,)))
     assert measure(context, samples, [(cheapest,)]).loss((cheapest,)) < math.log(trained.stack.config.vocab_size) - 1
+
+
+@pytest.mark.slow
+def test_it_is_streamed_as_it_is_in_memory(trained, tmp_path):
+    both = {"resident": trained, "streamed": load(str(MODEL), placement="streamed")}
+    assert sweeps(both["streamed"].stack)
+    samples, removals = windows(trained, 12), [(3,), (4, 5), (7, 10), (9, 14, 15)]
+    fitting, judging = samples[:8], samples[8:]
+    seen: dict[str, list[np.ndarray]] = {}
+    written = {}
+    for name, loaded in both.items():
+        context = Context(loaded, batch_tokens=512)
+        gradients = score(context, judging)
+        seen[name] = [gradients.A / np.abs(gradients.A).max(), gradients.losses]
+        for statistic in ("loss", "divergence"):
+            seen[name].append(measure(context, judging, removals, statistic=statistic).losses)
+            seen[name].append(measure_repaired(context, fitting, judging, removals, statistic=statistic).losses)
+        repairs = repair_removals(context, [(7, 10)], fitting, judging)
+        write_removal(loaded, (7, 10), repairs, tmp_path / name)
+        written[name] = {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.safetensors")}
+    for resident, streamed in zip(*seen.values(), strict=True):
+        np.testing.assert_allclose(streamed, resident, rtol=1e-6, atol=1e-6)
+    assert written["streamed"] == written["resident"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from excise.data.batches import Batch, default_batch_tokens, make_batches
 from excise.data.fit import require_fit
 from excise.data.samples import Samples
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded
+from excise.models.room import DISTRIBUTIONS_SHARE, free_memory
 from excise.models.stack import Stack
 from excise.progress import Progress
 from excise.store import Store
@@ -26,6 +28,8 @@ class Context:
         progress: shows progress.
         batch_tokens: padded tokens per batch; None for what keeps the device busy.
         team: the processes among which passes are divided.
+        distribution_bytes: that the intact model's distributions may take, where others are compared with them; None
+            for a share of what is free.
 
     """
 
@@ -34,6 +38,7 @@ class Context:
     progress: Progress = field(default_factory=Progress)
     batch_tokens: int | None = None
     team: Team = field(default_factory=joined)
+    distribution_bytes: int | None = None
 
     @property
     def stack(self) -> Stack:
@@ -49,6 +54,15 @@ class Context:
     def tokens_per_batch(self) -> int:
         """Padded tokens that go through the model at once."""
         return self.batch_tokens or default_batch_tokens(self.stack)
+
+    @cached_property
+    def distribution_room(self) -> int:
+        """Bytes that distributions of the intact model may take; asked once, as the answer decides what is measured."""
+        if self.distribution_bytes is not None:
+            return self.distribution_bytes
+        head = self.stack.model.get_output_embeddings().weight.device
+        # Processes on one machine take from the same memory.
+        return self.team.once(lambda: int(DISTRIBUTIONS_SHARE * free_memory(head) / self.team.size))
 
     def batches(self, samples: Samples) -> list[Batch]:
         """The samples in batches, the same ones each time.

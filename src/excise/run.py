@@ -651,7 +651,9 @@ def _panel(
                 results = [asked(context.of(without), str(folder / CHECKPOINT), original)]
             if healed:
                 place = str(folder / healed["checkpoint"])
-                results.append(asked(context.of(load(place, **settings.loading())), place, original))
+                # In memory as the original is, of which no block waits; a device map names its blocks, not these.
+                how = {**settings.loading(), "placement": "auto"}
+                results.append(asked(context.of(load(place, **how)), place, original))
             panel_of(original, results).save(folder / FILE)
     # What does not generate, or cannot be asked, can be pruned all the same.
     except (ArchitectureError, InputError) as error:

@@ -25,6 +25,7 @@ import dataclasses
 import difflib
 import importlib
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
@@ -55,6 +56,7 @@ REPAIR_TOKENS = 16_384
 MOST_SEED = 2**32 - 1
 
 _KEY = "option"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGTkmgt]i?B|B)")
 _WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
 
 T = TypeVar("T")
@@ -429,6 +431,43 @@ def from_plain(cls: type[T], recipe: Values, source: str = "recipe") -> T:
     return make(cls, values_of(cls, recipe, source))
 
 
+def limits(text: str, called: str) -> tuple[str, ...]:
+    """Read how much of each device may be taken.
+
+    Args:
+        text: GPUs' numbers or "cpu", each with a size after "=", separated by commas.
+        called: what messages call the option.
+
+    Raises:
+        InputError: something else stands in it, or a device twice.
+
+    Examples:
+        >>> limits("cuda:0=20GiB, cpu=60GB", "--max-memory")
+        ('0=20GiB', 'cpu=60GB')
+
+    """
+    found: dict[str, str] = {}
+    for part in names(text, called):
+        device, _, size = (piece.strip() for piece in part.partition("="))
+        device = device.removeprefix("cuda:")
+        if device in found or not (device == "cpu" or device.isdecimal()) or not _SIZE.fullmatch(size):
+            raise InputError(f"{called} expects each device once, such as 0=20GiB,cpu=60GiB, got '{part}'")
+        found[device] = size
+    return tuple(f"{device}={size}" for device, size in found.items())
+
+
+def bytes_of(size: str) -> int:
+    """Bytes of a size such as 20GiB.
+
+    Examples:
+        >>> bytes_of("1.5GB"), bytes_of("2KiB")
+        (1500000000, 2048)
+
+    """
+    number, unit = _SIZE.fullmatch(size).groups()  # type: ignore[union-attr]
+    return int(float(number) * (1024 if "i" in unit else 1000) ** "BKMGT".index(unit[0].upper()))
+
+
 def indices(text: str, called: str) -> tuple[int, ...]:
     """Read a list of integers and ranges.
 
@@ -540,8 +579,8 @@ class Placement(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loading(Placement):
-    """Which model is loaded, and how."""
+class Naming(Placement):
+    """Which model, and in what precision it computes."""
 
     model: str = option(..., "A checkpoint folder, a .gguf file, or a hub id.", argument=True, reads="path")
     dtype: str = option(
@@ -550,20 +589,48 @@ class Loading(Placement):
         group="Machine",
         choices=DTYPES,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Naming):
+    """Which model is loaded, and where its weights go."""
+
     placement: str = option(
         "auto",
         "resident: all weights in memory; streamed: a block at a time from the disk (docs/scale.md); auto: as it fits.",
         group="Machine",
         choices=PLACEMENTS,
     )
+    max_memory: tuple[str, ...] = option(
+        (),
+        "Weights by device, such as 0=20GiB,cpu=60GiB; blocks beyond wait on the disk.",
+        group="Machine",
+        parse=limits,
+    )
+    device_map: Path | None = option(
+        None, "JSON file: where each module's weights go, a GPU's number, cpu or disk.", group="Machine", reads="path"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ways = {
+            "--placement": self.placement != "auto",
+            "--max-memory": self.max_memory,
+            "--device-map": self.device_map,
+        }
+        if len(given := [flag for flag, value in ways.items() if value]) > 1:
+            raise InputError(f"expected one of {', '.join(given)}: each says where the weights go")
+        # Once more, for the lists of a recipe.
+        limits(",".join(self.max_memory), "--max-memory")
 
     def loading(self) -> Facts:
         """Arguments of `excise.models.loading.load` besides the model."""
+        by_device = {device: bytes_of(size) for device, size in (part.split("=") for part in self.max_memory)}
         return {
             "dtype": self.dtype,
             "device": self.device,
             "trust_remote_code": self.trust_remote_code,
-            "placement": self.placement,
+            "placement": self.device_map or by_device or self.placement,
         }
 
 

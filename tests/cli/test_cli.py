@@ -171,6 +171,12 @@ def test_solve_takes_any_matrix(excise, tmp_path):
         (("run", "x", "--remove", "2", "--out", "y", "--heal-lr", "0"), "--heal-lr expects"),
         (("run", "x", "--remove", "2", "--out", "y", "--protect", "a"), "--protect expects indices"),
         (("score", "x", "--placement", "nowhere"), "expected --placement in auto, resident, streamed"),
+        (("score", "x", "--max-memory", "cpu=much"), "--max-memory expects each device once, such as 0=20GiB"),
+        (
+            ("score", "x", "--max-memory", "cpu=1GB", "--device-map", "m.json"),
+            "expected one of --max-memory, --device-map",
+        ),
+        (("heal", "x", "--out", "y", "--teacher", "z", "--teacher-placement", "streamed"), "pass --offline FOLDER too"),
         (("refine", "x", "--remove", "2", "--out", "y", "--effort", "0"), "--effort expects a finite number, above 0"),
         (("compare", "x", "--remove", "4..2", "--out", "y"), "--remove expects a range"),
         (("compare", "x", "--remove", "2", "--out", "y", "--methods", "best"), "expected --methods 'all' or some of"),

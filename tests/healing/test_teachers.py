@@ -7,13 +7,17 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from excise.artefacts import read_arrays
+from excise.context import Context
 from excise.data.batches import make_batches
 from excise.errors import InputError, OutputError
 from excise.healing.losses import vocabulary_loss
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, load_teacher, record_teacher
+from excise.measuring.sweep import sweeps
 from excise.models.stack import find_stack, first
 from tests.contexts import context_of
 from tests.random_samples import random_samples
@@ -54,6 +58,28 @@ def test_the_whole_vocabulary_on_disk_teaches_what_memory_does(teacher, tmp_path
     order = range(len(make_batches(samples, 30)))
     expected = losses_by(OnlineTeacher(teacher, temperature), samples, order)
     torch.testing.assert_close(losses_by(offline, samples, order), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["llama", pytest.param("nemotron_h", marks=pytest.mark.slow)])
+def test_a_streamed_teacher_records_what_one_in_memory_does(model_type, tmp_path):
+    samples, folder = random_samples(LENGTHS), str(tiny_folder(tmp_path / "model", model_type, 4))
+    contexts = {
+        placement: Context(load_teacher(folder, placement=placement), batch_tokens=12)
+        for placement in ("resident", "streamed")
+    }
+    assert sweeps(contexts["streamed"].stack)
+    facts = {name: record_teacher(context, samples, tmp_path / name, k=8) for name, context in contexts.items()}
+    assert facts["streamed"] == facts["resident"]
+    for shard in (tmp_path / "resident").glob("batch-*.safetensors"):
+        recorded, _ = read_arrays(shard)
+        streamed, _ = read_arrays(tmp_path / "streamed" / shard.name)
+        for name, array in recorded.items():
+            np.testing.assert_allclose(streamed[name], array, rtol=1e-6)
+
+
+def test_a_quantised_teacher_is_not_streamed(tmp_path):
+    with pytest.raises(InputError, match="stays in memory"):
+        load_teacher(str(tmp_path), "nf4", placement="streamed")
 
 
 def test_more_tokens_come_nearer_and_the_kept_mass_is_what_it_says(teacher, tmp_path):

@@ -26,7 +26,7 @@ def little_memory(monkeypatch):
     def refused(*_, **__):
         pytest.fail("a model was loaded that does not fit")
 
-    monkeypatch.setattr(check, "memory_free", lambda: 1000)
+    monkeypatch.setattr(check, "free_everywhere", lambda: 1000)
     monkeypatch.setattr(check, "load", refused)
 
 

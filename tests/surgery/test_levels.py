@@ -170,7 +170,7 @@ def test_nan_in_what_is_removed_is_no_failure_of_what_is_left(excise, tmp_path):
 def test_nan_fails_where_the_model_does_not_fit_too(monkeypatch, tmp_path):
     source = tiny_folder(tmp_path / "model", "llama", layers=3)
     change_weights(source, poison("model.layers.2.mlp.up_proj.weight"))
-    monkeypatch.setattr("excise.surgery.check.memory_free", lambda: 1000)
+    monkeypatch.setattr("excise.surgery.check.free_everywhere", lambda: 1000)
     with pytest.raises(SelfTestError, match="not finite"):
         prune_folder(source, [1], tmp_path / "out", test=lambda place: check_pruned(source, [1], place))
     assert not (tmp_path / "out").exists()

@@ -55,6 +55,7 @@ class Damages:
         errors: [candidates], standard errors of `values` over samples (questions), nats.
         costs: [candidates], tokens through the whole intact stack. The intact model's is that of the removal (),
             once for these samples.
+        distributions: see `excise.measuring.measure.Measurements`; of the last term that compares distributions.
 
     """
 
@@ -62,6 +63,7 @@ class Damages:
     values: Float[np.ndarray, " candidates"]
     errors: Float[np.ndarray, " candidates"]
     costs: Float[np.ndarray, " candidates"]
+    distributions: Facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +234,8 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     damage = means[worst, np.arange(len(worst))]
     errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
     keep = [rows.index(removed) for removed in asked]
-    return Damages(tuple(asked), term.weight * damage[keep], term.weight * errors[keep], costs[keep])
+    weighted = (term.weight * damage[keep], term.weight * errors[keep])
+    return Damages(tuple(asked), *weighted, costs[keep], measured.distributions)
 
 
 def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], mean: float) -> float:
@@ -245,7 +248,8 @@ def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], m
 
 def _add(a: Damages, b: Damages) -> Damages:
     # As if errors were independent; those of two terms on the same samples are not, so a mixture's may be off.
-    return Damages(a.removals, a.values + b.values, np.hypot(a.errors, b.errors), a.costs + b.costs)
+    errors, distributions = np.hypot(a.errors, b.errors), b.distributions or a.distributions
+    return Damages(a.removals, a.values + b.values, errors, a.costs + b.costs, distributions)
 
 
 def parse_objective(

@@ -69,6 +69,8 @@ class Refined:
         forward_tokens: cost, in tokens through the whole intact stack.
         seconds: wall time of this call.
         plan: how the effort was spent.
+        distributions: from which divergences of the finalists were taken, see
+            `excise.measuring.measure.Measurements`; empty where the objective has none.
 
     """
 
@@ -81,6 +83,7 @@ class Refined:
     forward_tokens: float
     seconds: float
     plan: Plan
+    distributions: Facts
 
     def energy(self) -> Energy:
         """The fitted energy, in nats."""
@@ -107,6 +110,7 @@ class Refined:
             "forward_tokens": self.forward_tokens,
             "seconds": self.seconds,
             "plan": asdict(self.plan),
+            "distributions": self.distributions,
         }
 
 
@@ -164,9 +168,11 @@ def refine(
     few = objective.first_tokens(spent.slice_tokens)
     state = _State.of(context, few, problem, brief, prior, alone)
     cost: dict[tuple[int, Removal], float] = {}
+    distributions: Facts = {}
 
     def measured(samples: Objective, removals: Sequence[Removal]) -> Measured:
         damages = samples.damages(context, [(), *removals])
+        distributions.update(damages.distributions)
         for removed, tokens_taken in zip(damages.removals, damages.costs.tolist(), strict=True):
             # What a removal costs depends on what it is measured with: the first time counts, the next ones are free.
             cost.setdefault((samples.tokens, removed), tokens_taken)
@@ -202,6 +208,7 @@ def refine(
         sum(cost.values()),
         time.perf_counter() - started,
         spent,
+        distributions,
     )
 
 
@@ -226,7 +233,8 @@ class _State:
             "prior": None if prior is None else digest([prior.h.tolist(), prior.J.tolist()]),
             "alone": alone,
         }
-        if kept := context.store.found(SEARCHES, key):
+        # Told by the first: of processes that find one and others that do not, some would ask for what is known alone.
+        if kept := context.team.once(lambda: context.store.found(SEARCHES, key)):
             rounds = [[tuple(removed) for removed in proposed] for proposed in kept["rounds"]]
             return _State(context, key, [tuple(removed) for removed in kept["known"]], rounds)
         fixed = {*problem.protected}

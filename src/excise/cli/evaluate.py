@@ -12,7 +12,7 @@ import typer
 from excise.artefacts import json_text, read_json
 from excise.errors import InputError
 from excise.plain import Facts
-from excise.settings import Loading, Placement, Printing, Replacing, changed, option
+from excise.settings import Naming, Placement, Printing, Replacing, changed, option
 
 if TYPE_CHECKING:
     from excise.evaluation.panel.panel import Panel
@@ -50,7 +50,7 @@ class EvaluateSettings(Replacing, Printing, Placement):
         None, "scores.json; by default in the run's folder, or here.", group="Output", writes="update"
     )
     card: bool = option(True, "Add the scores to the model cards.", group="Output")
-    dtype: str = changed(Loading, "dtype")
+    dtype: str = changed(Naming, "dtype")
 
     def __post_init__(self) -> None:
         super().__post_init__()

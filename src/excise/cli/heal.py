@@ -17,7 +17,7 @@ from excise.cli.healing import preset_of, print_healed, print_race, training_bar
 from excise.errors import InputError
 from excise.healing.settings import Settings
 from excise.plain import Facts
-from excise.settings import Placement, Printing, Replacing, Sampling, borrowing, changed, names_in, option
+from excise.settings import PLACEMENTS, Placement, Printing, Replacing, Sampling, borrowing, changed, names_in, option
 
 if TYPE_CHECKING:
     from excise.data import Samples
@@ -47,6 +47,11 @@ class HealSettings(Replacing, Printing, Placement):
         "auto, float32, bfloat16, or int8 or nf4 through bitsandbytes.",
         choices=names_in("excise.healing.teachers:PRECISIONS"),
     )
+    teacher_placement: str = option(
+        "auto",
+        "With --offline: streamed records the teacher a block at a time from the disk; auto: as it fits.",
+        choices=PLACEMENTS,
+    )
     preset: str = option(
         "small",
         "small, paper-llama or paper-qwen; options change it.",
@@ -63,6 +68,8 @@ class HealSettings(Replacing, Printing, Placement):
         super().__post_init__()
         if not self.teacher and self.offline is None:
             raise InputError("expected --teacher ORIGINAL, --offline FOLDER, or both")
+        if self.teacher_placement == "streamed" and self.offline is None:
+            raise InputError("a streamed teacher is recorded before training: pass --offline FOLDER too")
 
     def plan(self) -> Preset:
         """The preset, changed by what was given."""
@@ -160,7 +167,14 @@ def _teacher(settings: HealSettings, plan: Preset, device: str, student: Loaded,
     if not source:
         raise InputError(f"{offline} holds no finished recording; pass --teacher ORIGINAL to make one")
     with status(f"loading {source}"):
-        loaded = load_teacher(source, plan.teacher, device=device, trust_remote_code=settings.trust_remote_code)
+        loaded = load_teacher(
+            source,
+            plan.teacher,
+            device=device,
+            trust_remote_code=settings.trust_remote_code,
+            # One that teaches step by step is wanted whole at every step.
+            placement=settings.teacher_placement if offline is not None else "resident",
+        )
     require_same_vocabulary(student.stack, loaded.stack)
     online = OnlineTeacher(loaded.stack, temperature, plan.teacher)
     # Refuses a wrong one before it is recorded.

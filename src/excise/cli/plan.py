@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from excise.artefacts import json_text
-from excise.settings import REPAIR_TOKENS, Batching, Loading, Objecting, Printing, Sampling, option
+from excise.settings import REPAIR_TOKENS, Batching, Naming, Objecting, Printing, Sampling, option
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanSettings(Printing, Batching, Objecting, Sampling, Loading):
+class PlanSettings(Printing, Batching, Objecting, Sampling, Naming):
     """Settings of `excise plan`."""
 
     remove: int = option(..., "Number M of blocks to remove.", group="What to remove", least=1)
@@ -96,8 +96,7 @@ class _Model:
         from excise.data import split_samples
         from excise.data.batches import batch_tokens_of
         from excise.forecast import Work
-        from excise.measuring.sweep import STREAMS_SHARE
-        from excise.models.room import free_memory
+        from excise.models.room import STREAMS_SHARE, free_memory
 
         calibration, apart = (
             (settings.samples * settings.tokens, settings.held_out * settings.tokens)

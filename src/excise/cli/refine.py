@@ -61,7 +61,7 @@ def refine(settings: RefineSettings) -> None:
     from excise.data import Fit, load_samples, own_answers
     from excise.models.portable import pattern_of
     from excise.progress import Progress
-    from excise.report.refinement import finalists_table, trust_line, write_refinement_figures
+    from excise.report.refinement import distributions_line, finalists_table, trust_line, write_refinement_figures
     from excise.settings import to_plain
     from excise.store import Store
 
@@ -100,4 +100,6 @@ def refine(settings: RefineSettings) -> None:
     for budget, result in sorted(found.items()):
         output.print(finalists_table(result, budget, damage.title))
         output.print(trust_line(result))
+        if line := distributions_line(result):
+            output.print(line)
     output.print(f"{out / 'candidates.json'}   {out / 'figures'}")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from excise.choosing.plan import ANCHORS, BATCH, SHARED, plan
 from excise.forecast.shape import Shape
 from excise.forecast.speed import Speed
+from excise.measuring.distributions import TOP_K
+from excise.measuring.divergence import ITEM
 from excise.measuring.losses import CHUNK_ELEMENTS
 from excise.repair.folds import WIDEST_INPUT
 from excise.repair.several import REPAIRED
-from excise.repair.walk import KEPT_ELEMENTS
 
 # Bytes and seconds of Python, PyTorch and transformers, before any weight.
 PROGRAM, START = 5.3e8, 7.0
@@ -50,7 +51,8 @@ class Work:
         batch_tokens: tokens that go through the model at once.
         item: bytes of a number in the computation.
         stored: bytes of a number in the files.
-        room: bytes that streams may take in memory between blocks; what is beyond waits on disk.
+        room: bytes that streams may take in memory between blocks, beyond which they wait on disk, and that the
+            intact model's distributions may.
 
     """
 
@@ -167,7 +169,7 @@ class _Sizes:
         spent = plan(blocks, work.removed, work.effort * work.calibration)
         fitted = FITTED * spent.race_tokens[-1]
         judged = spent.race_tokens[-1] - fitted
-        kept = 4.0 * min(KEPT_ELEMENTS, judged * self.shape.vocabulary)
+        kept = self._distributions(judged)
         # K of the dual form: fitted × fitted, its factor, and a row for every token.
         duals = 4.0 * (2 * fitted**2 + fitted * spent.race_tokens[-1])
         memory = LOGITS + kept + duals + self._streams(spent.race_tokens[-1], BRANCHES)
@@ -217,6 +219,11 @@ class _Sizes:
         waiting = self._streams(work.calibration, len(shape.blocks) + 1) if self.streamed else 0.0
         waiting = min(waiting, work.room)
         return LOGITS + float(work.batch_tokens * kept * work.item) + waiting
+
+    def _distributions(self, positions: float) -> float:
+        """The intact model's: whole, or the most probable tokens and their numbers."""
+        whole = ITEM * positions * self.shape.vocabulary
+        return whole if whole <= self.work.room else positions * TOP_K * 2 * ITEM
 
     def _streams(self, tokens: float, count: int) -> float:
         return float(tokens * count * self.shape.width * self.work.item)

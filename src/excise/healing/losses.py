@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from excise.data.batches import IGNORED
 from excise.errors import ArchitectureError
+from excise.measuring.distributions import top_divergence
 from excise.measuring.losses import CHUNK_ELEMENTS, GPU_CHUNKS
 from excise.models.stack import Stack
 
@@ -95,13 +96,10 @@ class SparseTargets:
         q = log_q.exp()
         others = q.scatter(1, tokens, 0.0)
         q_rest = others.sum(dim=-1)
-        # A bucket empty on one side would give log 0 or a division by 0; at k = vocabulary it always is.
-        open_ = (rest > 0) & (q_rest > 0)
-        ratio = torch.where(open_, rest / q_rest.where(open_, torch.ones_like(q_rest)), 0.0)
-        p = log_p.exp()
-        kl = torch.linalg.vecdot(p, log_p - log_q.gather(1, tokens)) + rest * ratio.where(open_, 1.0).log()
-        target = others.mul_(ratio.unsqueeze(1)).scatter_(1, tokens, p)
-        return kl, q.sub_(target)
+        # Where nothing is left of q there is nothing to share out: no division by 0.
+        ratio = torch.where(q_rest > 0, rest / q_rest.where(q_rest > 0, 1.0), 0.0)
+        target = others.mul_(ratio.unsqueeze(1)).scatter_(1, tokens, log_p.exp())
+        return top_divergence(log_p, rest, log_q.gather(1, tokens), q_rest.log()), q.sub_(target)
 
 
 @dataclass(frozen=True, eq=False)

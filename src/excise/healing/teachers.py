@@ -16,13 +16,14 @@ from safetensors import safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from excise.artefacts import check_types, read_arrays, read_json, write_artefact
+from excise.artefacts import Arrays, check_types, read_arrays, read_json, write_artefact
 from excise.context import Context
+from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import InputError, MissingExtraError, reading
 from excise.healing.losses import DenseTargets, SparseTargets, Targets, counted_rows
-from excise.measuring.losses import CHUNK_ELEMENTS
-from excise.measuring.passes import over_batches
+from excise.measuring.distributions import Top
+from excise.measuring.passes import final_states
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded, load
 from excise.models.stack import Stack
@@ -236,6 +237,7 @@ def _opened(folder: Path, samples: Samples) -> OfflineTeacher:
     return OfflineTeacher(folder, facts, tuple(places[sample] for sample in range(len(samples))))
 
 
+@torch.no_grad()
 def record_teacher(
     context: Context, samples: Samples, folder: str | Path, *, k: int = 64, temperature: float = 1.0
 ) -> Facts:
@@ -263,7 +265,7 @@ def record_teacher(
     vocabulary = stack.model.config.get_text_config().vocab_size
     if not 1 <= k <= vocabulary or temperature <= 0:
         raise InputError(f"expected k between 1 and {vocabulary} and a temperature > 0, got {k} and {temperature}")
-    folder = Path(folder)
+    folder, numbers = Path(folder), range(len(context.batches(samples)))
     facts = {
         "format": FORMAT,
         "model_hash": context.identity,
@@ -272,23 +274,17 @@ def record_teacher(
         "temperature": temperature,
         # Other batches can be as many: an interrupted recording must not mix the two.
         "batch_tokens": context.tokens_per_batch,
-        "shards": len(context.batches(samples)),
+        "shards": len(numbers),
     }
     journal = Journal(folder, {"stage": "teacher", **facts})
-    rests = []
-    for number, batch in over_batches(context, samples, "recording the teacher"):
-        shard = journal.get(number)
-        if shard is None:
-            with torch.no_grad():
-                hidden = stack.hidden(batch.input_ids)[counted_rows(batch.labels)]
-            tokens, log_probs, rest = _top(stack, hidden, k, temperature)
-            counts = (batch.labels >= 0).sum(dim=1)
-            arrays = {"tokens": tokens, "log_probs": log_probs, "rest": rest, "counts": counts}
-            shard = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-            journal.write(number, **shard, samples=np.array(batch.indices))
-        # Of a recording that may be larger than memory only this is kept.
-        rests.append(shard["rest"])
-    remainders = np.concatenate(rests)
+    # Of a recording that may be larger than memory only the remainders are kept.
+    rests = {n: shard["rest"] for n in numbers if (shard := journal.get(n)) is not None}
+    missing = [number for number in numbers if number not in rests]
+    for number, batch, hidden in final_states(context, samples, "recording the teacher", missing):
+        shard = _recorded(batch, Top.of(stack, hidden[counted_rows(batch.labels)], k, temperature))
+        journal.write(number, **shard)
+        rests[number] = shard["rest"]
+    remainders = np.concatenate([rests[number] for number in sorted(rests)])
     kept_mass = float(1 - remainders.mean(dtype=np.float64))
     index = {**facts, "anatomy": anatomy(stack), "positions": len(remainders), "kept_mass": kept_mass}
     write_artefact(folder / INDEX, index)
@@ -313,20 +309,15 @@ def anatomy(stack: Stack) -> Facts:
     }
 
 
-@torch.no_grad()
-def _top(stack: Stack, hidden: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens [positions, k], their log-probabilities and the mass of the others [positions], a few rows at a time."""
-    hidden = hidden.to(stack.model.get_output_embeddings().weight.device)
-    chunk = max(1, CHUNK_ELEMENTS // stack.model.config.get_text_config().vocab_size)
-    pieces: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, len(hidden), chunk):
-        log_p = torch.log_softmax(stack.logits(hidden[start : start + chunk]) / temperature, dim=-1)
-        values, tokens = log_p.topk(k)
-        # Summed, not 1 − kept: small masses survive.
-        rest = log_p.exp().scatter_(1, tokens, 0.0).sum(dim=-1)
-        # 8k + 4 bytes per position; every vocabulary fits 32 bits.
-        pieces.append((tokens.int(), values.float(), rest.float()))
-    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))  # type: ignore[return-value]
+def _recorded(batch: Batch, top: Top) -> Arrays:
+    """What is written of a batch: 8k + 4 bytes a position, and which samples they belong to."""
+    return {
+        "tokens": top.tokens.cpu().numpy(),
+        "log_probs": top.log_probs.float().cpu().numpy(),
+        "rest": top.rest.float().cpu().numpy(),
+        "counts": (batch.labels >= 0).sum(dim=1).cpu().numpy(),
+        "samples": np.array(batch.indices),
+    }
 
 
 def _shard(folder: Path, number: int) -> Path:
@@ -334,7 +325,12 @@ def _shard(folder: Path, number: int) -> Path:
 
 
 def load_teacher(
-    source: str, precision: str = "auto", *, device: str = "auto", trust_remote_code: bool = False
+    source: str,
+    precision: str = "auto",
+    *,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    placement: str = "resident",
 ) -> Loaded:
     """Load the original as a teacher.
 
@@ -344,17 +340,20 @@ def load_teacher(
             loading (nf4 as in the paper: 4 bits a weight, computing in bfloat16 on a GPU and float32 on a CPU).
         device: as for `load`.
         trust_remote_code: as for `load`.
+        placement: as for `load`; of a quantised one, resident.
 
     Raises:
-        InputError: unknown precision.
+        InputError: unknown precision, or a quantised teacher that is not to stay in memory.
         MissingExtraError: bitsandbytes is wanted and not installed.
 
     """
     if precision not in PRECISIONS:
         raise InputError(f"expected a teacher precision in {', '.join(PRECISIONS)}, got '{precision}'")
     if precision in ("int8", "nf4"):
+        if placement == "streamed":
+            raise InputError(f"a teacher in {precision} stays in memory; stream one in bfloat16 or float32")
         return _quantised(source, precision, device, trust_remote_code)
-    return load(source, dtype=precision, device=device, trust_remote_code=trust_remote_code)
+    return load(source, dtype=precision, device=device, trust_remote_code=trust_remote_code, placement=placement)
 
 
 def _quantised(source: str, precision: str, device: str, trust_remote_code: bool) -> Loaded:

@@ -1,28 +1,67 @@
-"""KL divergence of a pruned model's next-token distributions from the intact model's, over a large vocabulary."""
+"""What a candidate is judged by on a batch: its losses, or the KL divergence from the intact model's distributions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from excise.data.batches import IGNORED
-from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.context import Context
+from excise.data.batches import IGNORED, Batch
+from excise.measuring.distributions import TOP_K, Distributions, Top, Whole
+from excise.measuring.losses import positions_at_once, sample_losses
 from excise.models.stack import Stack
+from excise.plain import Facts
 
-# Intact probabilities kept from candidate to candidate (128 MiB of float32), so that the head's product for the intact
-# model is paid once per batch and not once per candidate.
-KEPT_ELEMENTS = 1 << 25
+# Of a probability that is kept: float32.
+ITEM = 4
+
+
+class Evaluation(Protocol):
+    """A function of a candidate's final hidden states on one batch."""
+
+    @property
+    def rest(self) -> Float64[Tensor, " batch"]:
+        """The intact model's probability of tokens that are not told apart [batch], summed over counted positions."""
+        ...
+
+    def __call__(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, " batch"]:
+        """Sums over the counted positions of each sample [batch], nats."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """Cross-entropy of the next token; see `Evaluation`.
+
+    Attributes:
+        stack: gives the vocabulary head.
+        labels: [batch, tokens], `IGNORED` where a position does not count.
+
+    """
+
+    stack: Stack
+    labels: Int[Tensor, "batch tokens"]
+
+    @property
+    def rest(self) -> Float64[Tensor, " batch"]:
+        """All 0: no distribution of the intact model is looked at."""
+        return torch.zeros(len(self.labels), dtype=torch.float64)
+
+    def __call__(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, " batch"]:
+        """See `Evaluation`."""
+        return sample_losses(self.stack, hidden, self.labels).sums
 
 
 class Divergence:
     """KL(intact ‖ pruned) of one batch, a function of the pruned model's final hidden states.
 
-    The intact model runs once. Positions go through the vocabulary head in chunks; what belongs to the intact model is
-    kept from call to call where it is small, and computed anew, chunk by chunk, where it is not, so that
-    [batch, tokens, vocabulary] never exists for a large batch.
+    The intact model runs once, and its distributions are kept; a call costs one application of the vocabulary head.
+    Positions go through it in chunks, so that the logits [batch, tokens, vocabulary] of a large batch never exist.
 
     Args:
         stack: the model, intact while this is created.
@@ -30,7 +69,7 @@ class Divergence:
         labels: [batch, tokens], `IGNORED` where a position does not count.
         intact: [positions, width], the attribute `intact` of an earlier one for the same batch; None runs the model.
         hidden: final hidden states of the intact model, instead of running it.
-        keep: most elements of the intact model's probabilities that are kept.
+        top_k: tokens told apart at each position, see `told_apart`; None for all.
 
     Attributes:
         intact: [positions, width], the intact model's final hidden states that predict a counted token.
@@ -46,7 +85,7 @@ class Divergence:
         intact: Float[Tensor, "positions width"] | None = None,
         *,
         hidden: Float[Tensor, "batch tokens width"] | None = None,
-        keep: int = KEPT_ELEMENTS,
+        top_k: int | None = None,
     ) -> None:
         self._stack, self._samples = stack, labels.shape[0]
         self._device = stack.model.get_output_embeddings().weight.device
@@ -55,36 +94,65 @@ class Divergence:
         if intact is None:
             intact = self._counted(stack.hidden(input_ids) if hidden is None else hidden)
         self.intact = intact
-        vocabulary = stack.model.config.get_text_config().vocab_size
-        self._chunk = max(1, CHUNK_ELEMENTS // vocabulary)
-        self._kept = list(self._intact_chunks()) if len(self._rows) * vocabulary <= keep else None
+        self._kept: Distributions = Whole.of(stack, intact) if top_k is None else Top.of(stack, intact, top_k)
+
+    @property
+    def rest(self) -> Float64[Tensor, " batch"]:
+        """See `Evaluation`."""
+        return self._by_sample(slice(None), self._kept.rest)
 
     @torch.no_grad()
     def __call__(self, hidden: Float[Tensor, "batch tokens width"]) -> Float64[Tensor, " batch"]:
-        """Sums over the counted positions of each sample [batch], nats.
-
-        Args:
-            hidden: [batch, tokens, width], final hidden states of the pruned model.
-
-        """
-        states = self._counted(hidden)
-        # The terms added below cancel where both models agree, so what is left is summed in float64.
+        """See `Evaluation`."""
+        states, chunk = self._counted(hidden), positions_at_once(self._stack)
         sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
-        for start, p, negative_entropy in self._kept or self._intact_chunks():
-            logits = self._stack.logits(states[start : start + self._chunk])
-            expected = torch.einsum("tv,tv->t", p, logits)
-            # Written with logsumexp, the pruned model's log-probabilities need no [chunk, vocabulary] of their own.
-            divergence = negative_entropy - expected + torch.logsumexp(logits, dim=-1)
-            sums.index_add_(0, self._rows[start : start + self._chunk].to(self._device), divergence.double())
+        for start in range(0, len(states), chunk):
+            rows = slice(start, start + chunk)
+            sums += self._by_sample(rows, self._kept.divergence(rows, self._stack.logits(states[rows])))
         return sums
 
     def _counted(self, hidden: Tensor) -> Tensor:
         """States [positions, width] that predict a counted token."""
         return hidden[self._rows.to(hidden.device), self._positions.to(hidden.device)].to(self._device)
 
-    def _intact_chunks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Start of each chunk, the intact model's probabilities [chunk, vocabulary] and Σ p log p [chunk]."""
-        for start in range(0, len(self.intact), self._chunk):
-            log_p = torch.log_softmax(self._stack.logits(self.intact[start : start + self._chunk]), dim=-1)
-            p = log_p.exp()
-            yield start, p, torch.einsum("tv,tv->t", p, log_p)
+    def _by_sample(self, rows: slice, values: Tensor) -> Tensor:
+        """Sums [batch] of values at some positions."""
+        # The terms of a divergence cancel where both models agree, so what is left is summed in float64.
+        sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
+        return sums.index_add_(0, self._rows[rows].to(self._device), values.double())
+
+
+def counted_positions(batch: Batch) -> int:
+    """How many positions of a batch predict a counted token."""
+    return int((batch.labels != IGNORED).sum())
+
+
+def told_apart(context: Context, batches: Iterable[Batch]) -> int | None:
+    """How many tokens are told apart in the intact model's distributions at the counted positions of some batches.
+
+    Args:
+        context: whose `distribution_room` all their probabilities must not exceed.
+        batches: those whose distributions are held at once.
+
+    Returns:
+        None for all tokens of the vocabulary; else `TOP_K`, all others being one.
+
+    """
+    vocabulary = context.stack.model.config.get_text_config().vocab_size
+    whole = ITEM * vocabulary * sum(map(counted_positions, batches))
+    return None if whole <= context.distribution_room or vocabulary <= TOP_K else TOP_K
+
+
+def distribution_facts(top_k: int | None, rest: float, positions: float) -> Facts:
+    """What is told of the distributions that divergences were measured from.
+
+    Args:
+        top_k: see `told_apart`.
+        rest: probability of tokens not told apart, summed over positions.
+        positions: how many.
+
+    Returns:
+        `top_k` and `kept_mass`, the mean probability of the tokens told apart.
+
+    """
+    return {"top_k": top_k, "kept_mass": 1 - rest / max(positions, 1)}

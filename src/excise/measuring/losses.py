@@ -38,6 +38,13 @@ class SampleLosses:
         return self.sums / self.counts.clamp(min=1)
 
 
+def positions_at_once(stack: Stack) -> int:
+    """How many positions go through the vocabulary head together."""
+    on_cpu = stack.model.get_output_embeddings().weight.device.type == "cpu"
+    elements = CHUNK_ELEMENTS * (1 if on_cpu else GPU_CHUNKS)
+    return max(1, elements // stack.model.config.get_text_config().vocab_size)
+
+
 def sample_losses(
     stack: Stack, hidden: Float[Tensor, "batch tokens width"], labels: Int[Tensor, "batch tokens"]
 ) -> SampleLosses:
@@ -69,8 +76,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         wants_gradient = hidden.requires_grad
         states = hidden.detach()[rows.to(hidden.device), positions.to(hidden.device)].to(head_device)
         gradient = torch.empty_like(states) if wants_gradient else None
-        elements = CHUNK_ELEMENTS * (1 if head_device.type == "cpu" else GPU_CHUNKS)
-        chunk = max(1, elements // stack.model.config.get_text_config().vocab_size)
+        chunk = positions_at_once(stack)
         losses = []
         for start in range(0, len(targets), chunk):
             piece, target = states[start : start + chunk], targets[start : start + chunk]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -21,8 +21,14 @@ from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.ising.problem import Removal
-from excise.measuring.divergence import Divergence
-from excise.measuring.losses import sample_losses
+from excise.measuring.divergence import (
+    Divergence,
+    Evaluation,
+    Losses,
+    counted_positions,
+    distribution_facts,
+    told_apart,
+)
 from excise.measuring.passes import Rows, each_batch, pass_key
 from excise.measuring.sweep import Streams
 from excise.measuring.trie import Trie
@@ -31,7 +37,7 @@ from excise.plain import Facts
 from excise.store import Ledger
 
 Statistic = Literal["loss", "divergence"]
-MEASUREMENTS, UNFINISHED = "measurements", "measuring"
+MEASUREMENTS, UNFINISHED, DISTRIBUTIONS = "measurements", "measuring", "distributions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +51,8 @@ class Measurements:
         costs: [candidates], tokens through the whole intact stack (blocks computed × tokens ÷ blocks), as if all of
             them were measured now; what candidates share is the cost of the first of them. The one pass of the intact
             model that divergences on some samples take is not among them.
+        distributions: of the intact model, as divergences were taken from them: `top_k` tokens told apart, None for
+            all, and `kept_mass`, their mean probability; empty for losses.
 
     """
 
@@ -52,6 +60,7 @@ class Measurements:
     sums: Float[np.ndarray, "candidates samples"]
     counts: Num[np.ndarray, " samples"]
     costs: Float[np.ndarray, " candidates"]
+    distributions: Facts = field(default_factory=dict)
 
     @property
     def forward_tokens(self) -> float:
@@ -103,7 +112,7 @@ def measure(
     stack = context.stack
     indices = _gate_indices if sublayers else removable_indices
     distinct = tuple(dict.fromkeys(indices(stack, removed) for removed in removals))
-    kind = {"sublayers": sublayers, "statistic": statistic}
+    kind = _kind(context, samples, sublayers, statistic)
     known = _ledger(context, samples, kind)
     new = context.team.once(lambda: tuple(removed for removed in distinct if removed not in known))
     with context.progress.stage(UNFINISHED, samples.tokens * len(distinct)) as advance:
@@ -119,6 +128,7 @@ def measure(
         context.team.once(lambda: np.array([known[removed] for removed in distinct])),
         np.array([sample.targets for sample in samples]),
         computed * samples.tokens / len(stack.blocks),
+        context.team.once(lambda: context.store.found(DISTRIBUTIONS, pass_key(context, samples, kind)) or {}),
     )
 
 
@@ -126,7 +136,17 @@ def known_removals(
     context: Context, samples: Samples, *, sublayers: bool = False, statistic: Statistic = "loss"
 ) -> tuple[Removal, ...]:
     """Removals that the store holds for these samples; arguments as for `measure`."""
-    return tuple(_ledger(context, samples, {"sublayers": sublayers, "statistic": statistic}))
+    return tuple(_ledger(context, samples, _kind(context, samples, sublayers, statistic)))
+
+
+def _kind(context: Context, samples: Samples, sublayers: bool, statistic: Statistic) -> Facts:
+    """What measurements depend on beside the model, the samples and the removals."""
+    kind = {"sublayers": sublayers, "statistic": statistic}
+    if statistic == "loss":
+        return kind
+    # Batch after batch, so that of one at a time all distributions are held.
+    largest = max(context.batches(samples), key=counted_positions)
+    return {**kind, "top_k": told_apart(context, [largest])}
 
 
 def _ledger(context: Context, samples: Samples, kind: Facts) -> Ledger:
@@ -143,10 +163,10 @@ def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal]
 
     def sums_of(number: int, batch: Batch) -> Rows:
         sums = np.zeros((len(batch.indices), len(removals)))
-        evaluate = _evaluation(context, batch, statistic, (*intact.values(), number))
+        evaluate = _evaluation(context, batch, kind, (*intact.values(), number))
         for candidate, hidden in trie.hidden(batch.input_ids):
             sums[:, candidate] = evaluate(hidden).double().cpu().numpy()
-        return {"sums": sums}
+        return {"sums": sums, "rest": evaluate.rest.cpu().numpy()}
 
     def swept(batches: Mapping[int, Batch], after: Callable[[int], None]) -> Iterator[tuple[int, Rows]]:
         # Divergences are from the intact model, which then leads.
@@ -157,11 +177,12 @@ def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal]
             for number, of_batch in itertools.groupby(leaves, key=itemgetter(0)):
                 batch, place = batches[number], (*intact.values(), number)
                 sums = np.zeros((len(lead) + len(removals), len(batch.indices)))
-                evaluate = None if lead else _evaluation(context, batch, statistic, place)
+                evaluate = None
                 for _, candidate, hidden in of_batch:
-                    evaluate = evaluate or _evaluation(context, batch, statistic, place, hidden)
+                    evaluate = evaluate or _evaluation(context, batch, kind, place, hidden)
                     sums[candidate] = evaluate(hidden).double().cpu().numpy()
-                yield number, {"sums": sums[len(lead) :].T}
+                assert evaluate is not None
+                yield number, {"sums": sums[len(lead) :].T, "rest": evaluate.rest.cpu().numpy()}
 
     # A column of the rows is a candidate: batches of an interrupted pass fit only the same candidates in the same
     # order.
@@ -170,20 +191,30 @@ def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal]
     # The sums go on to the ledger, by removal; the pass as such is of no further use.
     context.team.wait()
     context.store.journal(UNFINISHED, pass_key(context, samples, key)).delete()
+    if statistic == "divergence":
+        facts = distribution_facts(kind["top_k"], float(rows["rest"].sum()), sum(sample.targets for sample in samples))
+        context.team.once(lambda: context.store.keep(DISTRIBUTIONS, pass_key(context, samples, kind), facts))
     return rows["sums"].T
 
 
 def _evaluation(
-    context: Context, batch: Batch, statistic: Statistic, place: tuple[Any, ...], hidden: Tensor | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Function from final hidden states [batch, tokens, width] to sums [batch] of one batch.
+    context: Context, batch: Batch, kind: Facts, place: tuple[Any, ...], hidden: Tensor | None = None
+) -> Evaluation:
+    """How candidates are judged on a batch.
 
-    `hidden` are those of the intact model, where they are known.
+    Args:
+        context: the model, and the memory of the intact one's states.
+        batch: on its device.
+        kind: see `_kind`.
+        place: in that memory.
+        hidden: final hidden states of the intact model, where they are known.
+
     """
     stack, memory = context.stack, context.store.memory
-    if statistic == "loss":
-        return lambda hidden: sample_losses(stack, hidden, batch.labels).sums
-    divergence = Divergence(stack, batch.input_ids, batch.labels, memory.get(place), hidden=hidden)
+    if kind["statistic"] == "loss":
+        return Losses(stack, batch.labels)
+    known = memory.get(place)
+    divergence = Divergence(stack, batch.input_ids, batch.labels, known, hidden=hidden, top_k=kind["top_k"])
     memory.keep(place, divergence.intact)
     return divergence
 

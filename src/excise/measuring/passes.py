@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.interrupts import stop_if_told
-from excise.measuring.sweep import sweeps
+from excise.measuring.sweep import Streams, sweeps
+from excise.measuring.trie import Trie
 from excise.plain import Facts, Values
 from excise.store import Journal
 
@@ -45,6 +46,31 @@ def over_batches(
             stop_if_told()
             yield number, batch.to(context.stack.device)
             advance(batch.tokens * weight)
+
+
+def final_states(
+    context: Context, samples: Samples, name: str, numbers: Container[int]
+) -> Iterator[tuple[int, Batch, Tensor]]:
+    """Some batches with the model's final hidden states [batch, tokens, width], one after the other; nothing is kept.
+
+    Args:
+        context: the model and how progress is shown.
+        samples: what to pass over.
+        name: of the stage, shown with its progress.
+        numbers: of the batches wanted.
+
+    """
+    stack = context.stack
+    if not sweeps(stack):
+        for number, batch in over_batches(context, samples, name):
+            if number in numbers:
+                yield number, batch, stack.hidden(batch.input_ids)
+        return
+    batches = {n: b.to(stack.device) for n, b in enumerate(context.batches(samples)) if n in numbers}
+    intact = Trie.of(stack, np.zeros((1, len(stack.sublayers)), dtype=bool))
+    with context.progress.stage(name, sum(batch.tokens for batch in batches.values())) as advance, Streams() as streams:
+        after = _after_blocks(context, batches, advance, 1)
+        yield from ((n, batches[n], hidden) for n, _, hidden in intact.swept(batches, streams, after))
 
 
 def each_batch(
@@ -110,6 +136,18 @@ def _swept(
     """Rows of batches that go through the blocks together; all are kept at the end, when the first of them is made."""
     if not batches:
         return {}
+    after = _after_blocks(context, batches, advance, weight)
+    started, pieces = time.perf_counter(), {}
+    for number, rows in swept(batches, after):
+        seconds = (time.perf_counter() - started) / len(batches)
+        pieces[number] = _written(journal, number, rows, seconds)
+    return pieces
+
+
+def _after_blocks(
+    context: Context, batches: Mapping[int, Batch], advance: Callable[[int], None], weight: int
+) -> Callable[[int], None]:
+    """What to call after each block that all batches went through."""
     # Bars count tokens: a block's share of those of all batches.
     total, blocks = sum(batch.tokens for batch in batches.values()) * weight, len(context.stack.blocks)
 
@@ -117,11 +155,7 @@ def _swept(
         stop_if_told()
         advance(total * (block + 1) // blocks - total * block // blocks)
 
-    started, pieces = time.perf_counter(), {}
-    for number, rows in swept(batches, after):
-        seconds = (time.perf_counter() - started) / len(batches)
-        pieces[number] = _written(journal, number, rows, seconds)
-    return pieces
+    return after
 
 
 def pass_key(context: Context, samples: Samples, key: Values) -> Facts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from excise.models.residency import held, is_offloaded
-from excise.models.room import free_memory
+from excise.models.room import STREAMS_SHARE, free_memory
 from excise.models.stack import (
     Stack,
     block_input,
@@ -30,9 +30,6 @@ from excise.models.stack import (
     replace_first,
 )
 from excise.plain import Facts
-
-# Of the memory that is free when a sweep begins; the block in hand and the page cache want some too.
-STREAMS_SHARE = 0.25
 
 Through = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,6 +81,39 @@ def alone(stack: Stack, index: int) -> Iterator[Through]:
         handle.remove()
 
 
+def run_blocks(
+    stack: Stack,
+    input_ids: Int[Tensor, "batch tokens"],
+    start: int,
+    stop: int,
+    stream: Float[Tensor, "batch tokens width"] | None = None,
+    removed: Collection[int] = (),
+) -> Float[Tensor, "batch tokens width"]:
+    """Run blocks `start` to `stop` − 1, without those removed, and then the final norm.
+
+    Args:
+        stack: the model.
+        input_ids: [batch, tokens], on the stack's device.
+        start: first block.
+        stop: block to stop before.
+        stream: residual stream [batch, tokens, width] before block `start`; not asked for at block 0, where it is the
+            embedding's.
+        removed: original indices.
+
+    Returns:
+        Final hidden states [batch, tokens, width].
+
+    """
+    through = pass_through(stack)
+    skipped = [b for b in stack.blocks if not start <= b.index < stop or b.index in removed]
+    replacements: dict[Any, Callable[..., Any]] = {block.module: through for block in skipped}
+    if start > 0 and stream is not None:
+        replacements[stack.blocks[start - 1].module] = lambda *_, **__: block_output(stack, stream)
+    # The model's own forward still runs, for masks and positions of each kind of block.
+    with override_forward(replacements):
+        return stack.hidden(input_ids)
+
+
 def embedded(stack: Stack, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
     """The residual stream before block 0."""
     kept: list[Tensor] = []
@@ -93,8 +123,7 @@ def embedded(stack: Stack, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tens
 
     handle = stack.blocks[0].module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        with override_forward({block.module: pass_through(stack) for block in stack.blocks}):
-            stack.hidden(input_ids)
+        run_blocks(stack, input_ids, 0, 0)
     finally:
         handle.remove()
     return kept[0]
@@ -104,10 +133,7 @@ def finished(
     stack: Stack, input_ids: Int[Tensor, "batch tokens"], stream: Float[Tensor, "batch tokens width"]
 ) -> Float[Tensor, "batch tokens width"]:
     """Final hidden states of a residual stream after the last block."""
-    replacements: dict[Any, Callable[..., Any]] = {b.module: pass_through(stack) for b in stack.blocks[:-1]}
-    replacements[stack.blocks[-1].module] = lambda *_, **__: block_output(stack, stream)
-    with override_forward(replacements):
-        return stack.hidden(input_ids)
+    return run_blocks(stack, input_ids, len(stack.blocks), len(stack.blocks), stream)
 
 
 class Streams:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ from excise.models.claims import require_honest, require_honest_gguf
 from excise.models.gguf_header import require_sound_gguf
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
+from excise.models.places import limited_map, own_map, streamed_map
 from excise.models.quantised import find_format, load_dequantised
-from excise.models.residency import hold_when_called, offload_folder, streamed_map
+from excise.models.residency import hold_when_called, offload_folder
 from excise.models.room import fits
 from excise.models.stack import Stack, find_stack
 from excise.plain import Facts
@@ -43,6 +44,8 @@ OTHER_WEIGHTS = [
 ]  # fmt: skip
 TOKENIZER_FILES = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece", "tekken", "tokenization")
 DEVICES = "auto, cpu, cuda, cuda:0, …"
+# A name of `PLACEMENTS`, a file with a device map, or bytes of weights by device.
+Placement = str | Path | Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    placement: str = "resident",
+    placement: Placement = "resident",
     quantisation: Any = None,
     reading: bool = True,
 ) -> Loaded:
@@ -106,7 +109,8 @@ def load(
         trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
         placement: "resident" holds all weights in memory; "streamed" holds one block's at a time and reads the others
             from the checkpoint's files when they run (see `excise.models.residency`); "auto" streams what would not
-            leave room to work in.
+            leave room to work in. Bytes of weights by device (a GPU's number, "cpu") fill these in turn and leave the
+            other blocks on the disk; a file is the user's own device map (see `excise.models.places`).
         quantisation: a quantisation config of transformers, to quantise plain weights while loading (a teacher's).
         reading: whether text is to be read; where not, a tokenizer that does not load is None.
 
@@ -137,7 +141,7 @@ def load_unread(
     device: str = "auto",
     trust_remote_code: bool = False,
     known: bool = False,
-    placement: str = "resident",
+    placement: Placement = "resident",
     quantisation: Any = None,
     reading: bool = True,
 ) -> tuple[Any, Any, torch.dtype]:
@@ -163,8 +167,10 @@ def load_unread(
 
     """
     place = device_map(dtype, device)
-    if placement not in PLACEMENTS:
+    if isinstance(placement, str) and placement not in PLACEMENTS:
         raise InputError(f"expected a placement in {', '.join(PLACEMENTS)}, got '{placement}'")
+    if not isinstance(placement, str) and device != "auto":
+        raise InputError(f"a device map, or memory by device, says where weights go; leave out --device {device}")
     folder = checkpoint_folder(source)
     arguments: Facts = {"trust_remote_code": trust_remote_code}
     if folder is not None:
@@ -203,10 +209,10 @@ def load_unread(
         }
         if headers is not None and placement == "auto":
             placement = "resident" if fits(headers, compute, "cuda" if place == "auto" else place) else "streamed"
-        if placement == "streamed":
+        if placement not in ("auto", "resident"):
             _require_streamable(source, folder, config, float8 is not None, quantisation)
-        with _offloading(config, place, placement == "streamed") as (streaming, blocks_of):
-            options |= streaming
+        with _placed(config, place, placement, compute) as (placing, blocks_of):
+            options |= placing
             if folder is None or float8 is None:
                 given = {} if quantisation is None else {"quantization_config": quantisation}
                 model, report = AutoModelForCausalLM.from_pretrained(**arguments, config=config, **options, **given)
@@ -271,24 +277,29 @@ def _require_streamable(
 
 
 @contextlib.contextmanager
-def _offloading(
-    config: PretrainedConfig, place: str, streamed: bool
+def _placed(
+    config: PretrainedConfig, place: str, placement: Placement, dtype: torch.dtype
 ) -> Iterator[tuple[Facts, Callable[[PreTrainedModel], Sequence[nn.Module]]]]:
-    """Options of `from_pretrained` that leave the blocks on disk, and the blocks of what it gives; none if resident."""
-    if not streamed:
+    """Options of `from_pretrained` that let blocks wait, and the blocks of what it gives; none if all are resident."""
+    if placement in ("auto", "resident"):
         yield {}, lambda model: ()
         return
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config)
     record = architecture_of(skeleton.config.model_type)
-    device = "cuda:0" if place == "auto" else place
+    if isinstance(placement, Path):
+        places = own_map(skeleton, record.stack, placement)
+    elif isinstance(placement, Mapping):
+        places = limited_map(skeleton, record.stack, dtype, placement)
+    else:
+        places = streamed_map(skeleton, record.stack, "cuda:0" if place == "auto" else place)
     with offload_folder() as (folder, tie):
 
         def blocks_of(model: PreTrainedModel) -> Sequence[nn.Module]:
             tie(model)
             return list(model.get_submodule(record.stack).children())
 
-        yield {"device_map": streamed_map(skeleton, record.stack, device), "offload_folder": folder}, blocks_of
+        yield {"device_map": places, "offload_folder": folder}, blocks_of
 
 
 def checkpoint_folder(source: str) -> Path | None:

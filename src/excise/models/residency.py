@@ -20,29 +20,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DISK = "disk"
-
 _REPLACED: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
-
-
-def streamed_map(model: nn.Module, stack: str, device: str) -> dict[str, str]:
-    """Device map of a model whose blocks wait on disk, and whose embedding, norms and head do not.
-
-    Args:
-        model: on the meta device, as a skeleton.
-        stack: path of the list of blocks inside it.
-        device: of everything else, and of every block while it runs.
-
-    """
-    # Everything by name: with a default beside what waits, accelerate takes the whole model for one module.
-    places: dict[str, str] = {}
-    module, path = model, ""
-    for step in stack.split("."):
-        beside = [name for name, _ in module.named_children() if name != step]
-        own = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
-        places |= {f"{path}{name}": device for name in (*beside, *own)}
-        module, path = module.get_submodule(step), f"{path}{step}."
-    return {**places, **{f"{path}{name}": DISK for name, _ in module.named_children()}}
 
 
 @contextlib.contextmanager

@@ -12,6 +12,9 @@ from excise.models.headers import Checkpoint
 
 # Of the memory that is free; the rest is for activations, candidates' streams and the vocabulary's logits.
 WEIGHTS_SHARE = 0.6
+# Of what is free when a pass begins: for streams that wait between blocks, and for distributions others are compared
+# with. The block in hand, logits, fits and the page cache want some too.
+STREAMS_SHARE = DISTRIBUTIONS_SHARE = 0.25
 # Files of control groups, versions 2 and 1: the limit, what is used, and the cached files among it.
 CGROUP_FILES = (
     (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
@@ -21,10 +24,17 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be taken: of the GPUs together, or of this process's share of the machine's memory."""
-    if torch.device(device).type == "cuda":
-        return sum(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+    """Bytes that can still be taken: of one GPU, of all ("cuda"), or of this process's share of memory."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        indices = range(torch.cuda.device_count()) if place.index is None else (place.index,)
+        return sum(torch.cuda.mem_get_info(index)[0] for index in indices)
     return max(0, min(psutil.virtual_memory().available, _left_in_cgroup(), _left_by_limit()))
+
+
+def free_everywhere() -> int:
+    """Bytes that can still be taken, of this process's share of the machine's memory and of all GPUs."""
+    return free_memory() + free_memory("cuda")
 
 
 def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:

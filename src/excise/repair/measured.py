@@ -18,17 +18,18 @@ from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import ArchitectureError
 from excise.ising.problem import Removal
-from excise.measuring.measure import Measurements, Statistic, measure
+from excise.measuring.divergence import told_apart
+from excise.measuring.measure import DISTRIBUTIONS, Measurements, Statistic, measure
 from excise.measuring.passes import pass_key
 from excise.measuring.sweep import sweeps
 from excise.measuring.trie import Trie
 from excise.models.stack import Stack, removable_indices
+from excise.plain import Facts
 from excise.repair.cuts import folds_of
 from excise.repair.folds import Fold
 from excise.repair.openings import RIDGE
 from excise.repair.swept_walk import SweptWalk
 from excise.repair.walk import Walk, trie_of
-from excise.store import Ledger
 
 # Where a map folds into does not depend on what the weights are, and each round of a search asks.
 _FOLDS: WeakKeyDictionary[Stack, dict[int, Fold]] = WeakKeyDictionary()
@@ -48,7 +49,7 @@ def repairable_folds(stack: Stack) -> dict[int, Fold]:
 
 def known_repaired(context: Context, fitting: Samples, judging: Samples, statistic: Statistic) -> tuple[Removal, ...]:
     """Removals that the store holds already; arguments as for `measure_repaired`."""
-    return tuple(_ledger(context, fitting, judging, statistic))
+    return tuple(context.store.ledger(MEASUREMENTS, _key(context, fitting, judging, statistic)))
 
 
 def measure_repaired(
@@ -81,7 +82,8 @@ def measure_repaired(
     """
     stack = context.stack
     distinct = tuple(dict.fromkeys(removable_indices(stack, removed) for removed in removals))
-    known = _ledger(context, fitting, judging, statistic)
+    key = _key(context, fitting, judging, statistic)
+    known = context.store.ledger(MEASUREMENTS, key)
     new = context.team.once(lambda: [removed for removed in distinct if removed not in known])
     # Asked only where something is to be measured: searches ask again and again for what is known.
     folds = repairable_folds(stack) if new else {}
@@ -96,6 +98,9 @@ def measure_repaired(
             for removed, sums in walk.measured(mine) if mine else ():
                 known.add([removed], sums[None])
                 advance(judging.tokens)
+            # A process without candidates of its own took no divergence.
+            if told := next(filter(None, context.team.gather(walk.distributions)), None):
+                context.team.once(lambda: context.store.keep(DISTRIBUTIONS, key, told))
             for theirs in context.team.gather([(removed, known[removed]) for removed in mine]):
                 for removed, sums in theirs:
                     if removed not in known:
@@ -106,6 +111,7 @@ def measure_repaired(
         context.team.once(lambda: np.array([known[removed] for removed in distinct])),
         np.array([sample.targets for sample in judging]),
         _costs(trie, fitting.tokens, judging.tokens) / len(stack.blocks),
+        context.team.once(lambda: context.store.found(DISTRIBUTIONS, key) or {}),
     )
 
 
@@ -116,9 +122,11 @@ def _mine(context: Context, removals: Sequence[Removal]) -> list[Removal]:
     return [removals[candidate] for candidate in trie.order[slice(*bounds)]]
 
 
-def _ledger(context: Context, fitting: Samples, judging: Samples, statistic: Statistic) -> Ledger:
+def _key(context: Context, fitting: Samples, judging: Samples, statistic: Statistic) -> Facts:
+    """What measurements depend on beside the removals."""
     key = {**pass_key(context, judging, {}), "fitting": fitting.hash, "statistic": statistic, "ridge": RIDGE}
-    return context.store.ledger(MEASUREMENTS, key)
+    # A candidate is judged on all batches before the next is, so that the distributions of all are held.
+    return key if statistic == "loss" else {**key, "top_k": told_apart(context, context.batches(judging))}
 
 
 def _costs(trie: Trie, fitting: int, judging: int) -> np.ndarray:

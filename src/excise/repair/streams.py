@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from excise.data.batches import Batch
 from excise.measuring.losses import sample_losses
 from excise.measuring.score import frozen
+from excise.measuring.sweep import run_blocks
 from excise.models.residency import replaced, waits
 from excise.models.stack import (
     Stack,
     block_input,
-    block_output,
     first,
     override_forward,
     pass_through,
@@ -96,34 +96,6 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def run_blocks(
-    stack: Stack, batch: Batch, start: int, stop: int, state: Tensor | None, removed: Collection[int] = ()
-) -> Tensor:
-    """Run blocks `start` to `stop` − 1, without those removed, and then the final norm.
-
-    Args:
-        stack: the model.
-        batch: on the stack's device.
-        start: first block.
-        stop: block to stop before.
-        state: residual stream [batch, tokens, width] before block `start`; nothing is asked of it at block 0, where
-            the stream is the embedding's.
-        removed: original indices.
-
-    Returns:
-        Final hidden states [batch, tokens, width].
-
-    """
-    through = pass_through(stack)
-    skipped = [b for b in stack.blocks if not start <= b.index < stop or b.index in removed]
-    replacements: dict[Any, Callable[..., Any]] = {block.module: through for block in skipped}
-    if start > 0 and state is not None:
-        replacements[stack.blocks[start - 1].module] = lambda *_, **__: block_output(stack, state)
-    # The model's own forward still runs, for masks and positions of each kind of block.
-    with override_forward(replacements):
-        return stack.hidden(batch.input_ids)
-
-
 def student_streams(
     stack: Stack, batch: Batch, start: int, state: Tensor | None, removed: Sequence[int], fold: Fold
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -156,7 +128,7 @@ def student_streams(
     ]
     try:
         with torch.no_grad(), recorded_at(fold) as found:
-            run_blocks(stack, batch, start, block.index + 1, state, removed)
+            run_blocks(stack, batch.input_ids, start, block.index + 1, state, removed)
     finally:
         for handle in handles:
             handle.remove()

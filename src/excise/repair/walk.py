@@ -16,19 +16,23 @@ from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.interrupts import stop_if_told
 from excise.ising.problem import Removal
-from excise.measuring.divergence import Divergence
-from excise.measuring.losses import sample_losses
+from excise.measuring.divergence import (
+    Divergence,
+    Evaluation,
+    Losses,
+    counted_positions,
+    distribution_facts,
+    told_apart,
+)
 from excise.measuring.measure import Statistic
 from excise.measuring.passes import over_batches
-from excise.measuring.sweep import embedded, finished
+from excise.measuring.sweep import embedded, finished, run_blocks
 from excise.measuring.trie import Trie, branch_points
 from excise.models.stack import Stack
+from excise.plain import Facts
 from excise.repair.folds import Fold
 from excise.repair.openings import Gains, Opening, closed, features_at, opening_of
-from excise.repair.streams import Scratch, original_streams, recorded_at, recorded_streams, run_blocks
-
-# Intact probabilities kept over all judging batches (1 GiB of float32).
-KEPT_ELEMENTS = 1 << 28
+from excise.repair.streams import Scratch, original_streams, recorded_at, recorded_streams
 
 
 def trie_of(stack: Stack, removals: Sequence[Removal]) -> Trie:
@@ -47,6 +51,9 @@ class Judging:
         statistic: see `excise.measuring.measure.measure`.
         folds: by block, what its repair folds into.
 
+    Attributes:
+        distributions: see `excise.measuring.measure.Measurements`; empty until divergences were taken.
+
     """
 
     def __init__(
@@ -60,11 +67,12 @@ class Judging:
         of_fitting, of_judging = context.batches(fitting), context.batches(judging)
         self.context, self.fitting, self.judging = context, fitting, judging
         self.statistic, self.folds = statistic, folds
+        self.distributions: Facts = {}
         self.batches = [batch.to(context.stack.device) for batch in (*of_fitting, *of_judging)]
         self.fits = [i < len(of_fitting) for i in range(len(self.batches))]
 
-    def evaluations(self, hidden_of: Callable[[int], Tensor] | None = None) -> dict[int, Callable[[Tensor], Tensor]]:
-        """Number of each judging batch → function from final hidden states to sums [batch].
+    def evaluations(self, hidden_of: Callable[[int], Tensor] | None = None) -> dict[int, Evaluation]:
+        """Number of each judging batch → how candidates are judged on it.
 
         Args:
             hidden_of: number of a batch → final hidden states of the intact model; None runs it where they are needed.
@@ -72,20 +80,17 @@ class Judging:
         """
         stack, judged = self.context.stack, {n: b for n, b in enumerate(self.batches) if not self.fits[n]}
         if self.statistic == "loss":
-            return {
-                n: lambda hidden, labels=batch.labels: sample_losses(stack, hidden, labels).sums  # type: ignore[misc]
-                for n, batch in judged.items()
-            }
-        keep = KEPT_ELEMENTS // max(1, len(judged))
-        hidden = {n: None if hidden_of is None else hidden_of(n) for n in judged}
-        return {
-            n: Divergence(stack, batch.input_ids, batch.labels, hidden=hidden[n], keep=keep)
-            for n, batch in judged.items()
-        }
+            return {n: Losses(stack, batch.labels) for n, batch in judged.items()}
+        top_k = told_apart(self.context, judged.values())
+        found: dict[int, Evaluation] = {}
+        for n, batch in judged.items():
+            hidden = None if hidden_of is None else hidden_of(n)
+            found[n] = Divergence(stack, batch.input_ids, batch.labels, hidden=hidden, top_k=top_k)
+        rest = sum(float(each.rest.sum()) for each in found.values())
+        self.distributions = distribution_facts(top_k, rest, sum(map(counted_positions, judged.values())))
+        return found
 
-    def judged(
-        self, stream_of: Callable[[int], Tensor], evaluations: Mapping[int, Callable[[Tensor], Tensor]]
-    ) -> np.ndarray:
+    def judged(self, stream_of: Callable[[int], Tensor], evaluations: Mapping[int, Evaluation]) -> np.ndarray:
         """Sums [judging samples] of a candidate.
 
         Args:
@@ -206,5 +211,5 @@ class Walk(Judging):
 def _through(stack: Stack, batch: Batch, stream: Tensor, start: int, stop: int) -> Tensor:
     """The stream [batch, tokens, width] after block `stop` − 1."""
     with recorded_streams(stack, [stop - 1]) as streams:
-        run_blocks(stack, batch, start, stop, stream)
+        run_blocks(stack, batch.input_ids, start, stop, stream)
     return streams[stop - 1]

@@ -45,6 +45,17 @@ def trust_line(refined: Refined) -> str:
     )
 
 
+def distributions_line(refined: Refined) -> str:
+    """How divergences were taken where not over all tokens of the vocabulary; empty where they were, or none was."""
+    facts = refined.distributions
+    if not facts.get("top_k"):
+        return ""
+    return (
+        f"kl over the {facts['top_k']:,} tokens that the original finds most probable, {facts['kept_mass']:.1%} of its "
+        f"probability, and all others as one: memory does not hold the whole vocabulary for all positions"
+    )
+
+
 def write_refinement_figures(refined: Refined, budget: int, folder: str | Path) -> dict[str, str]:
     """Draw measured damage against the damage predicted before; nothing where nothing was predicted.
 

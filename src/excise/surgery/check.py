@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from excise.artefacts import read_json
 from excise.errors import ExciseError, MissingExtraError, UntestableError
 from excise.models.headers import read_checkpoint
-from excise.models.loading import device_map, load
+from excise.models.loading import Placement, device_map, load
 from excise.models.quantised import find_format, is_scale
 from excise.models.residency import is_offloaded
+from excise.models.room import free_everywhere
 from excise.models.stack import Stack
 from excise.surgery.config import kept_blocks
 from excise.surgery.files_test import wrong_files
@@ -50,7 +50,7 @@ def check_pruned(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
-    placement: str = "auto",
+    placement: Placement = "auto",
 ) -> Report:
     """Test a checkpoint that was pruned from file to file, as well as it can be here.
 
@@ -61,8 +61,8 @@ def check_pruned(
         dtype: of the computation, as for `excise.models.loading.load`.
         device: where to compute, likewise.
         trust_remote_code: run Python code that comes with the checkpoint.
-        placement: "streamed" compares logits of models that do not fit in memory, reading each several times; what does
-            not fit is otherwise compared by names.
+        placement: "streamed", a device map or memory by device compares logits of models that do not fit in memory,
+            reading each several times; what does not fit is otherwise compared by names.
 
     Returns:
         What `excise.surgery.self_test.self_test` does. Where a fresh process cannot load the format, the model was
@@ -75,8 +75,8 @@ def check_pruned(
     """
     device_map(dtype, device)
     source, out = Path(source).expanduser(), Path(out)
-    needed, free = 2 * memory_needed(source), memory_free()
-    placement = "streamed" if placement == "streamed" else "resident"
+    needed, free = 2 * memory_needed(source), free_everywhere()
+    placement = "resident" if placement == "auto" else placement
     if needed > free and placement == "resident":
         return names_test(source, removed, out, _too_large("original and pruned model take", needed, free))
     try:
@@ -121,7 +121,7 @@ def check_loaded(
     out = Path(out)
     streamed = any(is_offloaded(block.module) for block in stack.blocks)
     try:
-        needed, free = 0 if streamed else memory_needed(out), memory_free()
+        needed, free = 0 if streamed else memory_needed(out), free_everywhere()
         reload = out.is_file() or _float8(out) is not None
     except ExciseError as error:
         return Proof(failed=[f"its files do not read back ({error})"]).report()
@@ -140,12 +140,6 @@ def memory_needed(source: Path) -> int:
 
         return int(BYTES_PER_PARAMETER * sum(int(tensor.n_elements) for tensor in gguf.GGUFReader(source).tensors))
     return int(BYTES_PER_PARAMETER * sum(tensor.elements for tensor in read_checkpoint(source).tensors))
-
-
-def memory_free() -> int:
-    """Bytes free in main memory and on all GPUs."""
-    on_gpus = sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
-    return int(psutil.virtual_memory().available + on_gpus)
 
 
 def _too_large(what: str, needed: int, free: int) -> str:

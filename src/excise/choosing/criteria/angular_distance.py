@@ -10,20 +10,22 @@ removable blocks; the distance is then across the whole reach.
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from excise.choosing.brief import Brief
-from excise.choosing.criteria.statistics import block_hooks
 from excise.choosing.proposal import Cost, Proposal
 from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
-from excise.measuring.passes import Rows, each_batch
-from excise.models.stack import Stack
+from excise.measuring.passes import Rows
+from excise.measuring.watched import block_hooks, watched
+from excise.models.stack import Block
 
 
 def angular_distance(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
@@ -36,12 +38,9 @@ def angular_distance(context: Context, samples: Samples, brief: Brief) -> list[P
     stack, budget, candidates = context.stack, brief.budget, brief.candidates(context.stack)
     windows = [candidates[i : i + budget] for i in range(len(candidates) - budget + 1)]
 
-    def angles_of(number: int, batch: Batch) -> Rows:
-        streams = _last_token_streams(stack, batch)
-        angles = [_angles(streams[window[0]], streams[window[-1] + 1]).cpu().numpy() for window in windows]
-        return {"angles": np.stack(angles, axis=1)}
-
-    rows = each_batch(context, samples, "angular distance", {"windows": windows}, angles_of)
+    rows = watched(
+        context, samples, "angular distance", {"windows": windows}, lambda batch: _LastTokens(batch, windows)
+    )
     distances = rows["angles"].sum(axis=0) / len(samples)
     # NaN, from a stream that overflowed, would win argmin.
     chosen = windows[int(np.argmin(np.where(np.isnan(distances), np.inf, distances)))]
@@ -54,19 +53,26 @@ def angular_distance(context: Context, samples: Samples, brief: Brief) -> list[P
     return [Proposal("angular-distance", tuple(chosen), tuple(scores), cost=cost, note=note)]
 
 
-@torch.no_grad()
-def _last_token_streams(stack: Stack, batch: Batch) -> dict[int, Tensor]:
-    """Residual stream [batch, width] at the last token: before each block, and after the last under index N."""
-    streams: dict[int, Tensor] = {}
-    with block_hooks(stack.blocks, partial(_keep_last_token, streams, batch.lengths - 1)):
-        stack.hidden(batch.input_ids)
-    return streams
+@dataclass(frozen=True, eq=False)
+class _LastTokens:
+    """Residual streams [batch, width] at the last token: before each block, and after the last under index N."""
 
+    batch: Batch
+    windows: Sequence[Sequence[int]]
+    streams: dict[int, Tensor] = field(default_factory=dict)
 
-def _keep_last_token(streams: dict[int, Tensor], last: Tensor, block: int, x_in: Tensor, x_out: Tensor) -> None:
-    rows = torch.arange(len(last))
-    for place, x in ((block, x_in), (block + 1, x_out)):
-        streams[place] = x[rows.to(x.device), last.to(x.device)].double()
+    def at(self, blocks: Sequence[Block]) -> AbstractContextManager[None]:
+        return block_hooks(blocks, self._record)
+
+    def rows(self) -> Rows:
+        ends = [(self.streams[window[0]], self.streams[window[-1] + 1]) for window in self.windows]
+        return {"angles": np.stack([_angles(*pair).cpu().numpy() for pair in ends], axis=1)}
+
+    def _record(self, block: int, x_in: Tensor, x_out: Tensor) -> None:
+        last = self.batch.lengths - 1
+        rows = torch.arange(len(last))
+        for place, x in ((block, x_in), (block + 1, x_out)):
+            self.streams[place] = x[rows.to(x.device), last.to(x.device)].double()
 
 
 def _angles(a: Tensor, b: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ architectures), x of the feed-forward is taken after the attention, in the order
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from excise.choosing.brief import Brief
-from excise.choosing.criteria.statistics import block_hooks
 from excise.choosing.proposal import Cost, Proposal, ranking, sublayer_budget, sublayer_proposal
 from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
-from excise.measuring.passes import Rows, each_batch
-from excise.models.stack import SCALE, Stack, first
+from excise.measuring.passes import Rows
+from excise.measuring.watched import block_hooks, watched
+from excise.models.stack import SCALE, Block, Stack, Sublayer, first
 
 # bfloat16 streams add up to about 1 %; a missing factor shows as tens of per cent.
 SUM_TOLERANCE = 0.05
@@ -76,47 +76,58 @@ def sublayer_cosines(context: Context, samples: Samples) -> np.ndarray:
 
     """
     stack = context.stack
-
-    @torch.no_grad()
-    def sums_of(number: int, batch: Batch) -> Rows:
-        sums = np.zeros((len(batch.indices), len(stack.sublayers)))
-        outputs: dict[int, Tensor] = {}
-        record = partial(_record_cosines, sums, stack, outputs, batch.real)
-        with _kept_outputs(stack, outputs), block_hooks(stack.blocks, record):
-            stack.hidden(batch.input_ids)
-        return {"cosines": sums}
-
-    return each_batch(context, samples, "sublayer cosines", {}, sums_of)["cosines"].sum(axis=0) / samples.tokens
+    rows = watched(context, samples, "sublayer cosines", {}, lambda batch: _Cosines.of(stack, batch))
+    return rows["cosines"].sum(axis=0) / samples.tokens
 
 
-def _record_cosines(
-    sums: np.ndarray, stack: Stack, outputs: dict[int, Tensor], real: Tensor, block: int, x_in: Tensor, x_out: Tensor
-) -> None:
-    real = real.to(x_in.device)
-    # Granite scales what it adds.
-    factor = getattr(stack.config, "residual_multiplier", 1.0)
-    x = x_in.double()
-    for sublayer in stack.blocks[block].sublayers:
-        added = sublayer.share * outputs.pop(sublayer.gate).reshape(x_in.shape).double()
-        after = x + (added if sublayer.kind == SCALE else factor * added)
-        cosines = torch.nn.functional.cosine_similarity(x, after, dim=-1)
-        sums[:, sublayer.gate] = cosines.where(real, 0.0).sum(dim=-1).cpu().numpy()
-        x = after
-    end = x_out[real].double()
-    # Padding is left out: what stands there is nobody's business and may be anything.
-    if (x[real] - end).norm() > SUM_TOLERANCE * end.norm():
-        raise ArchitectureError(
-            f"block {block} of this {stack.model.config.model_type} is not its input plus the outputs of its "
-            f"sublayers, so LLM-Drop's cosines cannot be taken; choose a criterion over whole blocks"
-        )
+@dataclass(frozen=True, eq=False)
+class _Cosines:
+    """Sums [batch, gates] of cosines over the real tokens of each sample."""
+
+    stack: Stack
+    batch: Batch
+    sums: np.ndarray
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(stack: Stack, batch: Batch) -> _Cosines:
+        return _Cosines(stack, batch, np.zeros((len(batch.indices), len(stack.sublayers))))
+
+    @contextlib.contextmanager
+    def at(self, blocks: Sequence[Block]) -> Iterator[None]:
+        sublayers = [sublayer for block in blocks for sublayer in block.sublayers]
+        with _kept_outputs(sublayers, self.outputs), block_hooks(blocks, self._record):
+            yield
+
+    def rows(self) -> Rows:
+        return {"cosines": self.sums}
+
+    def _record(self, block: int, x_in: Tensor, x_out: Tensor) -> None:
+        real = self.batch.real.to(x_in.device)
+        # Granite scales what it adds.
+        factor = getattr(self.stack.config, "residual_multiplier", 1.0)
+        x = x_in.double()
+        for sublayer in self.stack.blocks[block].sublayers:
+            added = sublayer.share * self.outputs.pop(sublayer.gate).reshape(x_in.shape).double()
+            after = x + (added if sublayer.kind == SCALE else factor * added)
+            cosines = torch.nn.functional.cosine_similarity(x, after, dim=-1)
+            self.sums[:, sublayer.gate] = cosines.where(real, 0.0).sum(dim=-1).cpu().numpy()
+            x = after
+        end = x_out[real].double()
+        # Padding is left out: what stands there is nobody's business and may be anything.
+        if (x[real] - end).norm() > SUM_TOLERANCE * end.norm():
+            raise ArchitectureError(
+                f"block {block} of this {self.stack.model.config.model_type} is not its input plus the outputs of its "
+                f"sublayers, so LLM-Drop's cosines cannot be taken; choose a criterion over whole blocks"
+            )
 
 
 @contextlib.contextmanager
-def _kept_outputs(stack: Stack, outputs: dict[int, Tensor]) -> Iterator[None]:
+def _kept_outputs(sublayers: Sequence[Sublayer], outputs: dict[int, Tensor]) -> Iterator[None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor, gate: int) -> None:
         outputs[gate] = first(output)
 
-    handles = [s.module.register_forward_hook(partial(hook, gate=s.gate)) for s in stack.sublayers]
+    handles = [s.module.register_forward_hook(partial(hook, gate=s.gate)) for s in sublayers]
     try:
         yield
     finally:

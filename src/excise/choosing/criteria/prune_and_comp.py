@@ -10,21 +10,23 @@ drop one block, compensate, and score again. Here the scalars only choose; what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from excise.choosing.brief import Brief
 from excise.choosing.criteria.block_influence import one_by_one
-from excise.choosing.criteria.statistics import block_hooks, compensated
 from excise.choosing.proposal import Proposal
 from excise.context import Context
 from excise.data.batches import Batch
 from excise.data.samples import Samples
-from excise.measuring.passes import total
+from excise.measuring.passes import Rows
+from excise.measuring.watched import block_hooks, watched
+from excise.models.stack import Block
 
 
 def prune_and_comp(context: Context, samples: Samples, brief: Brief) -> list[Proposal]:
@@ -34,19 +36,26 @@ def prune_and_comp(context: Context, samples: Samples, brief: Brief) -> list[Pro
 
 def _factor(context: Context, samples: Samples, block: int, factors: Mapping[int, float]) -> float:
     """The scalar that makes up for a block, in the model compensated so far."""
-    stack = context.stack
+    watch = [context.stack.blocks[block]]
+    rows = watched(context, samples, "compensation", {"block": block}, _Channels, blocks=watch, factors=factors)
+    before, after = (rows[name].sum(axis=0) for name in ("before", "after"))
+    return float(np.mean(after / np.maximum(before, 1e-30)))
 
-    @torch.no_grad()
-    def terms_of(number: int, batch: Batch) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
 
-        def record(index: int, x_in: Tensor, x_out: Tensor) -> None:
-            for name, stream in (("before", x_in), ("after", x_out)):
-                found[name] = stream[batch.real.to(stream.device)].double().abs().sum(dim=0)
+@dataclass(frozen=True, eq=False)
+class _Channels:
+    """‖·‖₁ of each channel [batch, width] before and after a block, over the real tokens of each sample."""
 
-        with compensated(stack, factors), block_hooks([stack.blocks[block]], record):
-            stack.model.base_model(input_ids=batch.input_ids, use_cache=False)
-        return found
+    batch: Batch
+    sums: Rows = field(default_factory=dict)
 
-    sums = total(context, samples, "compensation", terms_of)
-    return float(np.mean((sums["after"] / sums["before"].clamp(min=1e-30)).cpu().numpy()))
+    def at(self, blocks: Sequence[Block]) -> AbstractContextManager[None]:
+        return block_hooks(blocks, self._record)
+
+    def rows(self) -> Rows:
+        return self.sums
+
+    def _record(self, block: int, x_in: Tensor, x_out: Tensor) -> None:
+        for name, stream in (("before", x_in), ("after", x_out)):
+            real = self.batch.real.to(stream.device).unsqueeze(-1)
+            self.sums[name] = stream.double().abs().where(real, 0.0).sum(dim=1).cpu().numpy()

@@ -20,13 +20,12 @@ from excise.data.batches import IGNORED, Batch
 from excise.data.samples import Sample, Samples
 from excise.evaluation.panel.answers import Answer
 from excise.evaluation.panel.questions import Question
-from excise.measuring.losses import CHUNK_ELEMENTS
+from excise.measuring.distributions import top_divergence
+from excise.measuring.losses import positions_at_once
 from excise.measuring.passes import Rows, each_batch
 from excise.models.stack import Stack
 
 KEPT = 64
-# Less than any probability that float32 tells from 0 beside others.
-LEAST = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,13 +141,10 @@ def _compared(log_q: Tensor, top: Tensor, log_p: Tensor, rest: Tensor) -> dict[s
     log_kept = log_q.gather(1, top).float()
     other = _rest(log_q, top).float()
     variation = ((log_p.exp() - log_kept.exp()).abs().sum(dim=-1) + (rest - other).abs()) / 2
-    # A token that a model rules out has −∞ on both sides.
-    kept = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_kept), 0.0)
-    divergence = kept.sum(dim=-1) + rest * (rest.clamp_min(LEAST) / other.clamp_min(LEAST)).log()
     return {
         "top1": (log_q.argmax(dim=-1) == top[:, 0]).float(),
         "acceptance": 1 - variation,
-        "kl": divergence.clamp_min(0),
+        "kl": top_divergence(log_p, rest, log_kept, other.log()).clamp_min(0),
     }
 
 
@@ -165,7 +161,7 @@ def _counted(stack: Stack, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tenso
     places = (counted.cumsum(dim=1) - 1)[rows, positions].cpu()
     states = stack.hidden(batch.input_ids)[rows, positions]
     states = states.to(stack.model.get_output_embeddings().weight.device)
-    chunk = max(1, CHUNK_ELEMENTS // stack.model.config.get_text_config().vocab_size)
+    chunk = positions_at_once(stack)
     for start in range(0, len(states), chunk):
         part = slice(start, start + chunk)
         yield rows[part].cpu(), places[part], torch.log_softmax(stack.logits(states[part]), dim=-1)
