@@ -189,7 +189,7 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
         """Whom the run follows: as asked, or by what the objective is."""
         if self.select is not None:
             return self.select
-        plain = all(term.kind != "choices" and term.domains == "mean" for term in objective.terms)
+        plain = all(term.kind in ("kl", "loss") and term.domains == "mean" for term in objective.terms)
         return "measured" if plain or not self.effort else "refined"
 
 

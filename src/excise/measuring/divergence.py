@@ -1,8 +1,8 @@
-"""KL divergence of a pruned model's next-token distributions from the intact model's, over a large vocabulary."""
+"""How far a pruned model's next-token distributions are from the intact model's, over a large vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -16,9 +16,34 @@ from excise.models.stack import Stack
 # model is paid once per batch and not once per candidate.
 KEPT_ELEMENTS = 1 << 25
 
+# (the intact model's probabilities p [tokens, vocabulary], Σ p log p [tokens], the pruned model's logits
+# [tokens, vocabulary]) → [tokens].
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def kl(p: Tensor, negative_entropy: Tensor, logits: Tensor) -> Tensor:
+    """KL(intact ‖ pruned) of each token, nats."""
+    expected = torch.einsum("tv,tv->t", p, logits)
+    # Written with logsumexp, the pruned model's log-probabilities need no [tokens, vocabulary] of their own.
+    return negative_entropy - expected + torch.logsumexp(logits, dim=-1)
+
+
+def rejection(p: Tensor, negative_entropy: Tensor, logits: Tensor) -> Tensor:
+    """Total variation distance of each token: the probability that speculative sampling rejects the pruned model's.
+
+    A token drawn from q is kept with probability min(1, p / q), hence Σ min(p, q) of all (Leviathan et al., 2023,
+    theorem 3.5). `negative_entropy` has no part in it.
+    """
+    q = torch.softmax(logits, dim=-1)
+    # What p has more than q sums to 1 − Σ min(p, q), and to exactly 0 where both agree.
+    return torch.sub(p, q, out=q).clamp_(min=0).sum(dim=-1)
+
+
+DISTANCES: dict[str, Distance] = {"divergence": kl, "rejection": rejection}
+
 
 class Divergence:
-    """KL(intact ‖ pruned) of one batch, a function of the pruned model's final hidden states.
+    """Distance of the pruned model from the intact one on a batch, a function of the former's final hidden states.
 
     The intact model runs once. Positions go through the vocabulary head in chunks; what belongs to the intact model is
     kept from call to call where it is small, and computed anew, chunk by chunk, where it is not, so that
@@ -30,6 +55,7 @@ class Divergence:
         labels: [batch, tokens], `IGNORED` where a position does not count.
         intact: [positions, width], the attribute `intact` of an earlier one for the same batch; None runs the model.
         hidden: final hidden states of the intact model, instead of running it.
+        distance: of two distributions over the next token.
         keep: most elements of the intact model's probabilities that are kept.
 
     Attributes:
@@ -46,9 +72,10 @@ class Divergence:
         intact: Float[Tensor, "positions width"] | None = None,
         *,
         hidden: Float[Tensor, "batch tokens width"] | None = None,
+        distance: Distance = kl,
         keep: int = KEPT_ELEMENTS,
     ) -> None:
-        self._stack, self._samples = stack, labels.shape[0]
+        self._stack, self._samples, self._distance = stack, labels.shape[0], distance
         self._device = stack.model.get_output_embeddings().weight.device
         # Only counted positions go through the head: with padding and template tokens left out, that is much less.
         self._rows, self._positions = torch.nonzero(labels != IGNORED, as_tuple=True)
@@ -61,21 +88,19 @@ class Divergence:
 
     @torch.no_grad()
     def __call__(self, hidden: Float[Tensor, "batch tokens width"]) -> Float64[Tensor, " batch"]:
-        """Sums over the counted positions of each sample [batch], nats.
+        """Sums over the counted positions of each sample [batch], nats or, of rejections, tokens.
 
         Args:
             hidden: [batch, tokens, width], final hidden states of the pruned model.
 
         """
         states = self._counted(hidden)
-        # The terms added below cancel where both models agree, so what is left is summed in float64.
+        # The terms of a divergence cancel where both models agree, so what is left is summed in float64.
         sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
         for start, p, negative_entropy in self._kept or self._intact_chunks():
             logits = self._stack.logits(states[start : start + self._chunk])
-            expected = torch.einsum("tv,tv->t", p, logits)
-            # Written with logsumexp, the pruned model's log-probabilities need no [chunk, vocabulary] of their own.
-            divergence = negative_entropy - expected + torch.logsumexp(logits, dim=-1)
-            sums.index_add_(0, self._rows[start : start + self._chunk].to(self._device), divergence.double())
+            distances = self._distance(p, negative_entropy, logits)
+            sums.index_add_(0, self._rows[start : start + self._chunk].to(self._device), distances.double())
         return sums
 
     def _counted(self, hidden: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.ising.problem import Removal
-from excise.measuring.divergence import Divergence
+from excise.measuring.divergence import DISTANCES, Divergence
 from excise.measuring.losses import sample_losses
 from excise.measuring.passes import Rows, each_batch, pass_key
 from excise.measuring.sweep import Streams
@@ -30,21 +30,22 @@ from excise.models.stack import Stack, removable_indices
 from excise.plain import Facts
 from excise.store import Ledger
 
-Statistic = Literal["loss", "divergence"]
+Statistic = Literal["loss", "divergence", "rejection"]
 MEASUREMENTS, UNFINISHED = "measurements", "measuring"
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Negative log-likelihoods (or divergences from the intact model) of removals on the same samples.
+    """Negative log-likelihoods (or distances from the intact model) of removals on the same samples.
 
     Attributes:
         removals: [candidates], sorted original indices each, of blocks or of sublayers; () is the intact model.
-        sums: [candidates, samples], nats summed over the counted tokens; NaN or infinite where the model overflowed.
+        sums: [candidates, samples], nats (of rejections, tokens) summed over the counted tokens; NaN or infinite where
+            the model overflowed.
         counts: [samples], counted tokens.
         costs: [candidates], tokens through the whole intact stack (blocks computed × tokens ÷ blocks), as if all of
             them were measured now; what candidates share is the cost of the first of them. The one pass of the intact
-            model that divergences on some samples take is not among them.
+            model that distances on some samples take is not among them.
 
     """
 
@@ -89,8 +90,9 @@ def measure(
         samples: held-out samples.
         removals: block indices of each candidate; duplicates are measured once.
         sublayers: `removals` are gate indices instead: those sublayers add nothing to the residual stream.
-        statistic: "loss", the cross-entropy of the next token; or "divergence", KL(intact ‖ pruned) of the
-            distributions over the next token, which costs one pass more for the intact model, once for the samples.
+        statistic: "loss", the cross-entropy of the next token; or of the distributions over the next token
+            "divergence", KL(intact ‖ pruned), or "rejection", their total variation distance. These two cost one pass
+            more for the intact model, once for the samples.
 
     Returns:
         Losses in the order of the distinct removals.
@@ -149,8 +151,8 @@ def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal]
         return {"sums": sums}
 
     def swept(batches: Mapping[int, Batch], after: Callable[[int], None]) -> Iterator[tuple[int, Rows]]:
-        # Divergences are from the intact model, which then leads.
-        lead = [()] if statistic == "divergence" else []
+        # Distances are from the intact model, which then leads.
+        lead = [()] if statistic in DISTANCES else []
         all_of_them = Trie.of(stack, _gates_off(stack, [*lead, *removals], kind["sublayers"]))
         with Streams() as streams:
             leaves = all_of_them.swept(batches, streams, after)
@@ -183,9 +185,10 @@ def _evaluation(
     stack, memory = context.stack, context.store.memory
     if statistic == "loss":
         return lambda hidden: sample_losses(stack, hidden, batch.labels).sums
-    divergence = Divergence(stack, batch.input_ids, batch.labels, memory.get(place), hidden=hidden)
-    memory.keep(place, divergence.intact)
-    return divergence
+    distance = DISTANCES[statistic]
+    found = Divergence(stack, batch.input_ids, batch.labels, memory.get(place), hidden=hidden, distance=distance)
+    memory.keep(place, found.intact)
+    return found
 
 
 def _gate_indices(stack: Stack, removed: Sequence[int]) -> Removal:

@@ -16,7 +16,7 @@ from excise.data.batches import Batch
 from excise.data.samples import Samples
 from excise.interrupts import stop_if_told
 from excise.ising.problem import Removal
-from excise.measuring.divergence import Divergence
+from excise.measuring.divergence import DISTANCES, Divergence
 from excise.measuring.losses import sample_losses
 from excise.measuring.measure import Statistic
 from excise.measuring.passes import over_batches
@@ -76,10 +76,10 @@ class Judging:
                 n: lambda hidden, labels=batch.labels: sample_losses(stack, hidden, labels).sums  # type: ignore[misc]
                 for n, batch in judged.items()
             }
-        keep = KEPT_ELEMENTS // max(1, len(judged))
+        keep, distance = KEPT_ELEMENTS // max(1, len(judged)), DISTANCES[self.statistic]
         hidden = {n: None if hidden_of is None else hidden_of(n) for n in judged}
         return {
-            n: Divergence(stack, batch.input_ids, batch.labels, hidden=hidden[n], keep=keep)
+            n: Divergence(stack, batch.input_ids, batch.labels, hidden=hidden[n], distance=distance, keep=keep)
             for n, batch in judged.items()
         }
 
