@@ -42,7 +42,7 @@ def sdist(source):
 
 
 def test_the_sdist_holds_everything_that_the_tests_read(source, sdist):
-    folders = ("src/excise", "tests", "docs", "examples", "benchmarks")
+    folders = ("src/excise", "tests", "docs", "examples", "benchmarks", "recipes")
     paths = [path for folder in folders for path in (source / folder).rglob("*") if path.is_file()]
     wanted = {str(path.relative_to(source)) for path in paths}
     wanted |= {

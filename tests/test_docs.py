@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "recipes/README.md",
     *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs/log.md"}),
 ]
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -339,6 +339,8 @@ def test_the_panel_asks_what_was_written_and_the_original(tmp_path):
     answers = ask(written, prompts)
     assert [e.said[1].text for e in panel.exchanges] == [answer.text for answer in answers.values()]
     assert panel.exchanges[0].said[0].text != panel.exchanges[0].said[1].text
+    card = (out / "model" / "README.md").read_text()
+    assert card.index("## Capabilities") < card.index("## Spectrum") < card.index("## Use")
 
 
 def test_a_model_that_does_not_generate_is_pruned_all_the_same(tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
         """Whom the run follows: as asked, or by what the objective is."""
         if self.select is not None:
             return self.select
-        plain = all(term.kind != "choices" and term.domains == "mean" for term in objective.terms)
+        plain = all(term.kind in ("kl", "loss") and term.domains == "mean" for term in objective.terms)
         return "measured" if plain or not self.effort else "refined"
 
 
@@ -356,6 +356,7 @@ def run(
     facts["healed"] = _heal(healing, context, judging, folder, won, clock) if healing else None
     if settings.panel:
         team.once(lambda: _panel(context, chosen, repairs, facts["healed"], settings, folder, clock))
+        team.once(lambda: _panel_in_cards(folder, facts["healed"], proposed.spectra[energy], energy))
     with clock.stage("solve"):
         team.once(lambda: _save_other_budgets(context, brief, energy, proposed, settings, folder))
     result = RunResult(**facts, figures={}, seconds=clock.seconds)
@@ -658,6 +659,16 @@ def _panel(
     # What does not generate, or cannot be asked, can be pruned all the same.
     except (ArchitectureError, InputError) as error:
         warnings.warn(f"no panel (--no-panel leaves it out): {error}", stacklevel=3)
+
+
+def _panel_in_cards(folder: Path, healed: Facts | None, spectrum: Spectrum, energy: str) -> None:
+    from excise.evaluation.panel.panel import known_panel
+    from excise.evaluation.scores import Scores
+    from excise.surgery.card_scores import update_card
+
+    for name in (CHECKPOINT, *([healed["checkpoint"]] if healed else [])):
+        if panel := known_panel(str(folder / name), [folder]):
+            update_card(folder / name, Scores(), "", spectrum, energy, panel)
 
 
 def _save_other_budgets(

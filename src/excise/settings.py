@@ -767,7 +767,8 @@ class Objecting(Checked):
     objective: str = option(
         # Transfers better than the loss, to text and to other chats (log, 2026-11-24, loss or divergence).
         "kl",
-        "Damage to keep low: kl, loss, choices (needs --questions), or a mixture: kl:0.7,choices:0.3.",
+        "Damage to keep low: kl, loss, acceptance (of a draft by the original), choices (needs --questions), or a "
+        "mixture: kl:0.7,choices:0.3.",
         group="How it chooses",
     )
     questions: Path | None = option(
@@ -807,7 +808,7 @@ class Objecting(Checked):
             )
 
 
-OBJECTIVES = ("loss", "kl", "choices")
+OBJECTIVES = ("loss", "kl", "acceptance", "choices")
 
 
 def weighted_kinds(objective: str) -> list[tuple[str, float]]:

@@ -156,7 +156,7 @@ class Journal:
 
 
 class Ledger:
-    """Every removal ever measured on some samples: sums [samples], in nats over the counted tokens of each.
+    """Every removal ever measured on some samples: sums [samples] of a statistic over the counted tokens of each.
 
     Args:
         folder: where the measurements go; None keeps them in memory.

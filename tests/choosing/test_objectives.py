@@ -14,7 +14,7 @@ from excise.errors import InputError
 from excise.models.loading import Loaded
 from excise.models.stack import find_stack
 from excise.settings import Objecting
-from tests.choosing.criteria.naive import divergence, log_probabilities, token_losses, without
+from tests.choosing.criteria.naive import divergence, log_probabilities, rejection, token_losses, without
 from tests.contexts import context_of
 from tests.random_samples import random_samples
 from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
@@ -53,6 +53,28 @@ def test_kl_is_the_mean_divergence(model):
     found = parse_objective("kl", samples).damages(context_of(find_stack(model)), REMOVALS)
     expected = [divergence(model, without(model, r), samples) for r in REMOVALS]
     np.testing.assert_allclose(found.values, expected, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("repaired", [False, True])
+def test_acceptance_is_the_mean_probability_of_rejection(model, repaired):
+    samples, context = random_samples(seed=1), context_of(find_stack(model))
+    objective = parse_objective("acceptance", samples, repaired=repaired)
+    # Without block 0 no cut has a block below it whose matrix could be refitted.
+    removals = [(0,)] if repaired else REMOVALS
+    found = objective.damages(context, [(), *removals])
+    expected = [rejection(model, without(model, r), objective.terms[0].samples) for r in removals]
+    np.testing.assert_allclose(found.values, [0.0, *expected], rtol=TOLERANCE, atol=1e-12)
+    assert (found.errors[1:] > 0).all()
+    assert objective.title == ("rejection after repair" if repaired else "rejection")
+
+
+def test_acceptance_is_not_taken_for_the_divergence_in_the_store(model, tmp_path):
+    context, samples = context_of(find_stack(model), tmp_path), random_samples(seed=1)
+    parse_objective("kl", samples).damages(context, REMOVALS)
+    acceptance = parse_objective("acceptance", samples)
+    assert not acceptance.known(context)
+    assert (acceptance.damages(context, REMOVALS).values < 1).all()
+    assert acceptance.known(context_of(find_stack(model), tmp_path)) == sorted(REMOVALS)
 
 
 def questions_file(path, rows):
@@ -175,7 +197,7 @@ def test_questions_without_end_are_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("accuracy", "an objective of loss, kl, choices"),
+        ("accuracy", "an objective of loss, kl, acceptance, choices"),
         ("kl:-1", "weight of kl must be a number above 0"),
         ("kl:much", "weight of kl must be a number above 0"),
         ("choices", "needs questions"),

@@ -53,6 +53,13 @@ def test_the_panel_of_a_checkpoint_is_beside_its_original_and_made_once(excise, 
         assert (tmp_path / "panel.json").stat().st_mtime_ns > made
         made = (tmp_path / "panel.json").stat().st_mtime_ns
     assert {path.name for path in tmp_path.iterdir()} == {"original", "pruned", "panel.json"}
+    # The card says so at once, and goes on saying so when scores are added.
+    assert "## Capabilities" in (pruned / "README.md").read_text()
+    (tmp_path / "text.txt").write_text("A stack of blocks loses a few of them and still speaks. " * 9)
+    scored = ("--perplexity", tmp_path / "text.txt", "--window", 32, "--out", tmp_path / "scores.json")
+    assert excise("evaluate", pruned, *scored)[0] == 0
+    card = (pruned / "README.md").read_text()
+    assert card.count("## Capabilities") == card.count("## Scores") == 1
 
 
 def test_a_panel_needs_an_original(excise, tmp_path):
@@ -98,6 +105,16 @@ def test_tables_and_page_answer_in_json(excise, tmp_path):
     assert found["report"] == str(tmp_path / "report.html")
     assert found["figures"]["capabilities"] == "figures/capabilities.svg"
     assert found["cards"] == []
+
+
+def test_published_numbers_stand_beside_a_run(excise, tmp_path):
+    run_folder(tmp_path, budget=8, name="meta-llama/Llama-3.1-8B-Instruct")
+    code, out, err = excise("table", tmp_path, "--beside", "paper")
+    assert code == 0, err
+    assert "| 8 | meta-llama/Llama-3.1-8B-Instruct | CBO: 0 | fisher:0 | 0.64 |  |" in out
+    found = json.loads(excise("table", tmp_path, "--beside", "paper", "--json")[1])["beside"]
+    assert {"BI (Men et al., 2025)", "CBO: 0"} <= {pair["paper"]["method"] for pair in found if pair["paper"]}
+    assert "--beside" in excise("table", tmp_path, "--beside", "journal")[2]
 
 
 def test_a_page_of_others_stops_a_run_before_it_begins(excise, tmp_path):

@@ -56,12 +56,13 @@ def outcomes(p, tokens):
 @pytest.mark.parametrize(
     ("k", "dtype"), [(None, "float32"), (FEW, "float32"), (FEW, "float64"), (VOCABULARY, "float64")]
 )
-def test_divergences_are_the_naive_ones(model_type, k, dtype):
+def test_distances_are_the_naive_ones(model_type, k, dtype):
     dtype = getattr(torch, dtype)
     stack = find_stack(tiny_model(model_type, dtype=dtype, initializer_range=0.2))
     intact, pruned = states(0, dtype), states(1, dtype)
     kept = Whole.of(stack, intact) if k is None else Top.of(stack, intact, k)
     found = kept.divergence(slice(2, 7), stack.logits(pruned[2:7]))
+    rejected = kept.rejection(slice(2, 7), stack.logits(pruned[2:7]))
     p, q = probabilities(stack, intact), probabilities(stack, pruned)
     if k is not None:
         assert torch.equal(kept.tokens.long(), p.topk(k).indices)
@@ -69,6 +70,9 @@ def test_divergences_are_the_naive_ones(model_type, k, dtype):
     expected = torch.where(p > 0, p * (p.clamp(min=1e-300) / q.clamp(min=1e-300)).log(), 0.0).sum(dim=-1)[2:7]
     tolerance = 1e-6 if dtype == torch.float32 else 1e-11
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        rejected.double(), 1 - torch.minimum(p, q).sum(dim=-1)[2:7], rtol=tolerance, atol=tolerance
+    )
     torch.testing.assert_close(kept.rest.double(), torch.zeros(9) if k is None else p[:, -1], check_dtype=False)
 
 
@@ -118,11 +122,12 @@ def test_the_mass_told_is_that_of_the_most_probable_tokens(stack, few):
     assert measured.distributions["kept_mass"] == pytest.approx(torch.cat(kept).mean().item(), abs=1e-6)
 
 
-def test_a_streamed_model_is_measured_from_the_same(few, tmp_path):
+@pytest.mark.parametrize("statistic", ["divergence", "rejection"])
+def test_a_streamed_model_is_measured_from_the_same(statistic, few, tmp_path):
     folder = str(tiny_folder(tmp_path / "model", "llama", 5, initializer_range=0.2))
     stacks = [load(folder, placement=placement).stack for placement in ("resident", "streamed")]
     found = [
-        measure(context_of(s, batch_tokens=24, distribution_bytes=0), SAMPLES, REMOVALS[:3], statistic="divergence")
+        measure(context_of(s, batch_tokens=24, distribution_bytes=0), SAMPLES, REMOVALS[:3], statistic=statistic)
         for s in stacks
     ]
     np.testing.assert_allclose(found[1].sums, found[0].sums, rtol=1e-6, atol=1e-6)

@@ -43,7 +43,7 @@ def test_no_weight_of_a_block_stays_in_memory(both):
     torch.testing.assert_close(streamed.hidden(ids), resident.hidden(ids), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("statistic", ["loss", "divergence"])
+@pytest.mark.parametrize("statistic", ["loss", "divergence", "rejection"])
 def test_losses_are_the_same(both, statistic):
     pair = [i for i in removable_pair(both[0].config.model_type) if i not in both[0].fixed]
     removals = [(), pair, pair[:1], pair[1:]]

@@ -33,7 +33,7 @@ def contexts(both):
     return [context_of(loaded.stack, batch_tokens=24) for loaded in both]
 
 
-@pytest.mark.parametrize("statistic", ["loss", "divergence"])
+@pytest.mark.parametrize("statistic", ["loss", "rejection"])
 def test_damage_after_repair_is_the_same(both, statistic):
     pair = removable_pair(both[0].stack.config.model_type)
     others = [(1,), (2,), (1, 2), (2, 3, 5), (3, 5), (4, 5), (0, 1)]

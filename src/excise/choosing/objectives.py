@@ -1,7 +1,8 @@
-"""The damage to predict, which is the user's choice: loss, divergence from the intact model, or questions answered.
+"""The damage to predict, which is the user's choice: loss, distance from the intact model, or questions answered.
 
-Damage is always relative to the intact model, per token (loss, kl) or per question (choices), in nats. A mixture weighs
-several of them; each may be taken by domain (`Sample.category`), as the mean or the worst domain.
+Damage is always relative to the intact model: in nats per token (loss, kl) or question (choices), or the share of
+tokens that the intact model would reject from a draft (acceptance). A mixture weighs several of them; each may be
+taken by domain (`Sample.category`), as the mean or the worst domain.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ DOMAINS = ("mean", "worst")
 LONGEST_QUESTION = 4096
 # Of five samples, those by which damage after repair is judged.
 JUDGED = (1, 3)
+# What is measured of the kinds that compare with the intact model.
+DISTANCE_OF: dict[str, Statistic] = {"kl": "divergence", "acceptance": "rejection"}
 Floats = NDArray[np.float64]
 
 
@@ -51,8 +54,8 @@ class Damages:
 
     Attributes:
         removals: [candidates], distinct.
-        values: [candidates], nats.
-        errors: [candidates], standard errors of `values` over samples (questions), nats.
+        values: [candidates], nats; of acceptance, the share rejected.
+        errors: [candidates], standard errors of `values` over samples (questions).
         costs: [candidates], tokens through the whole intact stack. The intact model's is that of the removal (),
             once for these samples.
         distributions: see `excise.measuring.measure.Measurements`; of the last term that compares distributions.
@@ -71,8 +74,9 @@ class Term:
     """One objective on its samples.
 
     Attributes:
-        kind: "loss" (cross-entropy), "kl" (KL(intact ‖ pruned) over the next token) or "choices" (how surprised the
-            model is by the right option among a question's options).
+        kind: "loss" (cross-entropy), "kl" (KL(intact ‖ pruned) over the next token), "acceptance" (1 − Σ min(p, q) of
+            both over the next token, the share that speculative sampling rejects) or "choices" (how surprised the model
+            is by the right option among a question's options).
         samples: for "choices", one an option, those of a question side by side and the right one first
             (see `load_questions`).
         weight: in a mixture.
@@ -110,7 +114,7 @@ class Term:
         """Contributions [candidates, items] and weights [items] whose ratio of sums is the objective.
 
         Args:
-            sums: [candidates, samples], nats over the counted tokens.
+            sums: [candidates, samples], of the measured statistic over the counted tokens.
             counts: [samples], counted tokens.
 
         """
@@ -150,8 +154,10 @@ class Objective:
 
     @property
     def title(self) -> str:
-        """The name, and whether it is of repaired removals."""
-        return f"{self.name} after repair" if self.repaired else self.name
+        """What the damage is called, and whether it is of repaired removals."""
+        # What is measured and kept low is the share that is not accepted.
+        damage = self.name.replace("acceptance", "rejection")
+        return f"{damage} after repair" if self.repaired else damage
 
     @property
     def identity(self) -> Facts:
@@ -194,7 +200,7 @@ class Objective:
 
 
 def _statistic(term: Term) -> Statistic:
-    return "divergence" if term.kind == "kl" else "loss"
+    return DISTANCE_OF.get(term.kind, "loss")
 
 
 def _known(term: Term, context: Context) -> tuple[Removal, ...]:
@@ -214,8 +220,8 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     rows = [(), *(removed for removed in asked if removed)]
     run = partial(_run, term, context)
     fitting = float(term.fitting.tokens) if term.fitting else 0.0
-    # The divergence of the intact model from itself is 0, and not measured.
-    if term.kind == "kl":
+    # The distance of the intact model from itself is 0, and not measured.
+    if term.kind in DISTANCE_OF:
         measured = run(rows[1:])
         sums = np.concatenate([np.zeros((1, len(measured.counts))), measured.sums.reshape(-1, len(measured.counts))])
         costs = np.append(term.samples.tokens + fitting, measured.costs)
@@ -259,7 +265,7 @@ def parse_objective(
 
     Args:
         text: kinds, each with a weight after a colon where there are several.
-        samples: for `loss` and `kl`; with `repaired`, two of five of them, and the others to fit repairs on.
+        samples: for all kinds but `choices`; with `repaired`, two of five of them, and the others to fit repairs on.
         questions: for `choices`.
         domains: see `Term`.
         repaired: measure damage after repair.
@@ -295,7 +301,7 @@ def load_objective(asked: Objecting, samples: Samples, loaded: Loaded, seed: int
 
     Args:
         asked: settings of a verb.
-        samples: for `loss` and `kl`, and to repair on.
+        samples: for all kinds but `choices`, and to repair on.
         loaded: the model.
         seed: of the draw of questions.
 

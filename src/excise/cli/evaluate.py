@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 
     destination, accelerator = settings.out or default_out(settings.models), processes()
     shown: Facts = {}
-    if settings.scores:
-        _judge(settings, destination, accelerator)
+    hashes = _judge(settings, destination, accelerator) if settings.scores else {}
     if accelerator is not None and not accelerator.is_main_process:
         return
     if settings.scores:
@@ -93,18 +93,20 @@ def evaluate(settings: EvaluateSettings) -> None:
         if not settings.as_json:
             output.print(panel_table(panel))
             output.print(f"panel: {place}")
+    cards = _updated_cards(settings, destination, hashes) if settings.card else []
     if settings.as_json:
         typer.echo(json_text(shown))
+    elif cards:
+        output.print(*(f"model card: {card}" for card in cards))
 
 
-def _judge(settings: EvaluateSettings, destination: Path, accelerator: Any) -> None:
-    """Benchmarks, perplexity and speed, divided among processes."""
+def _judge(settings: EvaluateSettings, destination: Path, accelerator: Any) -> dict[str, str]:
+    """Benchmarks, perplexity and speed, divided among processes; returns the fingerprint of each model."""
     from excise.cli.terminal import console, output
     from excise.evaluation import harness
-    from excise.evaluation.evaluate import Plan, checkpoints, chosen_from
+    from excise.evaluation.evaluate import Plan, checkpoints
     from excise.evaluation.evaluate import evaluate as judge
     from excise.report.scores import scores_table
-    from excise.surgery.card_scores import update_card
 
     plan = Plan(
         harness.task_names(settings.tasks),
@@ -134,16 +136,30 @@ def _judge(settings: EvaluateSettings, destination: Path, accelerator: Any) -> N
         again=settings.force,
         announce=announce,
     )
-    if accelerator is not None and not accelerator.is_main_process:
-        return
-    updated = [
-        source
-        for source in sources
-        if settings.card and update_card(source, scores, hashes[source], *chosen_from(source))
-    ]
-    if not settings.as_json:
+    if not settings.as_json and (accelerator is None or accelerator.is_main_process):
         output.print(scores_table(scores))
-        output.print(f"scores: {destination}", *(f"model card: {source}/README.md" for source in updated))
+        output.print(f"scores: {destination}")
+    return hashes
+
+
+def _updated_cards(settings: EvaluateSettings, destination: Path, hashes: Mapping[str, str]) -> list[Path]:
+    """Bring all that is known of the models into their cards; returns those that have one."""
+    from excise.evaluation.evaluate import checkpoints, chosen_from
+    from excise.evaluation.panel.panel import known_panel
+    from excise.evaluation.scores import Scores, name_of
+    from excise.surgery.card_scores import update_card
+
+    scores, changed = Scores.load(destination) if destination.exists() else Scores(), []
+    for source in checkpoints(settings.models, settings.with_original):
+        # Asked for the panel alone, nobody worked out a fingerprint; scores of earlier calls are found by name.
+        judged = (model.hash for model in scores.models.values() if model.name == name_of(source))
+        fingerprint = hashes.get(source) or next(judged, "")
+        spectrum, energy = chosen_from(source) or (None, "")
+        # The card's section is made anew: what is left out here, it loses.
+        panel = known_panel(source, [destination.parent, Path(source).expanduser().resolve().parent])
+        if update_card(source, scores, fingerprint, spectrum, energy, panel):
+            changed.append(Path(source) / "README.md")
+    return changed
 
 
 def _panel(settings: EvaluateSettings, place: Path) -> Panel:

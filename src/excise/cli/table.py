@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from excise.artefacts import json_text
 from excise.errors import InputError
 from excise.settings import Printing, names_in, option
+
+if TYPE_CHECKING:
+    from excise.report.material import Material
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,11 @@ class TableSettings(Printing):
     )
     which: str = option("both", "1: scores; 2: blocks removed; both.", choices=("1", "2", "both"))
     metric: tuple[str, ...] = option((), "TASK=METRIC to show, such as hellaswag=acc; repeatable.")
+    beside: str | None = option(
+        None,
+        "Whose published numbers to put beside these: paper.",
+        choices=names_in("excise.report.beside:PUBLISHED"),
+    )
     random: bool = option(False, "List random removals in Table 2 too.")
 
     def __post_init__(self) -> None:
@@ -38,6 +48,9 @@ def table(settings: TableSettings) -> None:
     from excise.report.paper_tables import benchmark_rows, benchmark_table, removal_rows, removal_table
 
     found = [gather(folder) for folder in settings.folders]
+    if settings.beside:
+        _print_beside(settings.beside, found, metrics, settings)
+        return
     scores = benchmark_rows(found, metrics) if settings.which != "2" else []
     removals = removal_rows(found, random=settings.random) if settings.which != "1" else []
     if settings.as_json:
@@ -48,6 +61,18 @@ def table(settings: TableSettings) -> None:
     parts = [benchmark_table(scores, settings.format)] if scores else []
     parts += [removal_table(removals, settings.format)] if removals else []
     typer.echo("\n".join(parts), nl=False)
+
+
+def _print_beside(name: str, found: Sequence[Material], metrics: Mapping[str, str], settings: TableSettings) -> None:
+    from excise.report.beside import beside_rows, beside_table, published
+    from excise.report.paper_tables import benchmark_rows, removal_rows
+
+    scores = [row for row in benchmark_rows(found, metrics) if settings.random or not row.method.startswith("random")]
+    pairs = beside_rows(published(name), scores, removal_rows(found, random=settings.random))
+    if settings.as_json:
+        typer.echo(json_text({"beside": [pair.to_json() for pair in pairs]}))
+        return
+    typer.echo(beside_table(pairs, settings.format, settings.which), nl=False)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -32,6 +32,14 @@ class Distributions(Protocol):
         """KL(p ‖ q) [rows] at some positions, in nats, with `logits` those of q; they may be overwritten."""
         ...
 
+    def rejection(self, rows: slice, logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, " rows"]:
+        """Total variation distance [rows] likewise: the probability that speculative sampling rejects a draft's token.
+
+        A token drawn from q is kept with probability min(1, p / q), hence Σ min(p, q) of all (Leviathan et al., 2023,
+        theorem 3.5).
+        """
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Whole:
@@ -72,6 +80,13 @@ class Whole:
         expected = torch.linalg.vecdot(self.p[rows], logits)
         # Written with logsumexp, log-probabilities of q need no [rows, vocabulary] of their own.
         return self.negative_entropy[rows] - expected + torch.logsumexp(logits, dim=-1)
+
+    @torch.no_grad()
+    def rejection(self, rows: slice, logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, " rows"]:
+        """1 − Σ min(p, q); see `Distributions`."""
+        q = torch.softmax(logits, dim=-1)
+        # What p has more than q sums to 1 − Σ min(p, q), and to exactly 0 where both agree.
+        return torch.sub(self.p[rows], q, out=q).clamp_(min=0).sum(dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +131,23 @@ class Top:
     @torch.no_grad()
     def divergence(self, rows: slice, logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, " rows"]:
         """KL(p ‖ q) over k + 1 outcomes; see `Distributions`."""
+        return top_divergence(self.log_probs[rows], self.rest[rows], *self._other(rows, logits))
+
+    @torch.no_grad()
+    def rejection(self, rows: slice, logits: Float[Tensor, "rows vocabulary"]) -> Float[Tensor, " rows"]:
+        """1 − Σ min(p, q) over k + 1 outcomes, a lower bound of that over all tokens; see `Distributions`."""
+        log_q, log_q_rest = self._other(rows, logits)
+        more = (self.log_probs[rows].exp() - log_q.exp()).clamp_(min=0).sum(dim=-1)
+        return more + (self.rest[rows] - log_q_rest.exp()).clamp_(min=0)
+
+    def _other(self, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the k tokens [rows, k] and of all others together [rows] under q."""
         tokens = self.tokens[rows].to(torch.int64)
         of_top = logits.gather(1, tokens)
         # The others' own logsumexp, not the logarithm of 1 − kept: small masses survive.
         of_rest = torch.logsumexp(logits.scatter_(1, tokens, -torch.inf), dim=-1)
         total = torch.logaddexp(torch.logsumexp(of_top, dim=-1), of_rest)
-        return top_divergence(self.log_probs[rows], self.rest[rows], of_top - total.unsqueeze(1), of_rest - total)
+        return of_top - total.unsqueeze(1), of_rest - total
 
 
 def top_divergence(

@@ -1,8 +1,8 @@
-"""What a candidate is judged by on a batch: its losses, or the KL divergence from the intact model's distributions."""
+"""What a candidate is judged by on a batch: its losses, or how far its distributions are from the intact model's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +30,7 @@ class Evaluation(Protocol):
         ...
 
     def __call__(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, " batch"]:
-        """Sums over the counted positions of each sample [batch], nats."""
+        """Sums over the counted positions of each sample [batch], nats or, of rejections, tokens."""
         ...
 
 
@@ -57,8 +57,16 @@ class Losses:
         return sample_losses(self.stack, hidden, self.labels).sums
 
 
+# (the intact model's distributions, some of their positions, the pruned model's logits there) → [positions].
+Distance = Callable[[Distributions, slice, Tensor], Tensor]
+DISTANCES: dict[str, Distance] = {
+    "divergence": lambda kept, rows, logits: kept.divergence(rows, logits),
+    "rejection": lambda kept, rows, logits: kept.rejection(rows, logits),
+}
+
+
 class Divergence:
-    """KL(intact ‖ pruned) of one batch, a function of the pruned model's final hidden states.
+    """Distance of the pruned model from the intact one on a batch, a function of the former's final hidden states.
 
     The intact model runs once, and its distributions are kept; a call costs one application of the vocabulary head.
     Positions go through it in chunks, so that the logits [batch, tokens, vocabulary] of a large batch never exist.
@@ -69,6 +77,7 @@ class Divergence:
         labels: [batch, tokens], `IGNORED` where a position does not count.
         intact: [positions, width], the attribute `intact` of an earlier one for the same batch; None runs the model.
         hidden: final hidden states of the intact model, instead of running it.
+        distance: of two distributions over the next token, one of `DISTANCES`.
         top_k: tokens told apart at each position, see `told_apart`; None for all.
 
     Attributes:
@@ -85,9 +94,10 @@ class Divergence:
         intact: Float[Tensor, "positions width"] | None = None,
         *,
         hidden: Float[Tensor, "batch tokens width"] | None = None,
+        distance: str = "divergence",
         top_k: int | None = None,
     ) -> None:
-        self._stack, self._samples = stack, labels.shape[0]
+        self._stack, self._samples, self._distance = stack, labels.shape[0], DISTANCES[distance]
         self._device = stack.model.get_output_embeddings().weight.device
         # Only counted positions go through the head: with padding and template tokens left out, that is much less.
         self._rows, self._positions = torch.nonzero(labels != IGNORED, as_tuple=True)
@@ -108,7 +118,7 @@ class Divergence:
         sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
         for start in range(0, len(states), chunk):
             rows = slice(start, start + chunk)
-            sums += self._by_sample(rows, self._kept.divergence(rows, self._stack.logits(states[rows])))
+            sums += self._by_sample(rows, self._distance(self._kept, rows, self._stack.logits(states[rows])))
         return sums
 
     def _counted(self, hidden: Tensor) -> Tensor:

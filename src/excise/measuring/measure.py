@@ -22,6 +22,7 @@ from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.ising.problem import Removal
 from excise.measuring.divergence import (
+    DISTANCES,
     Divergence,
     Evaluation,
     Losses,
@@ -36,22 +37,23 @@ from excise.models.stack import Stack, removable_indices
 from excise.plain import Facts
 from excise.store import Ledger
 
-Statistic = Literal["loss", "divergence"]
+Statistic = Literal["loss", "divergence", "rejection"]
 MEASUREMENTS, UNFINISHED, DISTRIBUTIONS = "measurements", "measuring", "distributions"
 
 
 @dataclass(frozen=True, eq=False)
 class Measurements:
-    """Negative log-likelihoods (or divergences from the intact model) of removals on the same samples.
+    """Negative log-likelihoods (or distances from the intact model) of removals on the same samples.
 
     Attributes:
         removals: [candidates], sorted original indices each, of blocks or of sublayers; () is the intact model.
-        sums: [candidates, samples], nats summed over the counted tokens; NaN or infinite where the model overflowed.
+        sums: [candidates, samples], nats (of rejections, tokens) summed over the counted tokens; NaN or infinite where
+            the model overflowed.
         counts: [samples], counted tokens.
         costs: [candidates], tokens through the whole intact stack (blocks computed × tokens ÷ blocks), as if all of
             them were measured now; what candidates share is the cost of the first of them. The one pass of the intact
-            model that divergences on some samples take is not among them.
-        distributions: of the intact model, as divergences were taken from them: `top_k` tokens told apart, None for
+            model that distances on some samples take is not among them.
+        distributions: of the intact model, as distances were taken from them: `top_k` tokens told apart, None for
             all, and `kept_mass`, their mean probability; empty for losses.
 
     """
@@ -98,8 +100,9 @@ def measure(
         samples: held-out samples.
         removals: block indices of each candidate; duplicates are measured once.
         sublayers: `removals` are gate indices instead: those sublayers add nothing to the residual stream.
-        statistic: "loss", the cross-entropy of the next token; or "divergence", KL(intact ‖ pruned) of the
-            distributions over the next token, which costs one pass more for the intact model, once for the samples.
+        statistic: "loss", the cross-entropy of the next token; or of the distributions over the next token
+            "divergence", KL(intact ‖ pruned), or "rejection", their total variation distance. These two cost one pass
+            more for the intact model, once for the samples.
 
     Returns:
         Losses in the order of the distinct removals.
@@ -169,8 +172,8 @@ def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal]
         return {"sums": sums, "rest": evaluate.rest.cpu().numpy()}
 
     def swept(batches: Mapping[int, Batch], after: Callable[[int], None]) -> Iterator[tuple[int, Rows]]:
-        # Divergences are from the intact model, which then leads.
-        lead = [()] if statistic == "divergence" else []
+        # Distances are from the intact model, which then leads.
+        lead = [()] if statistic in DISTANCES else []
         all_of_them = Trie.of(stack, _gates_off(stack, [*lead, *removals], kind["sublayers"]))
         with Streams() as streams:
             leaves = all_of_them.swept(batches, streams, after)
@@ -191,7 +194,7 @@ def _measure_all(context: Context, samples: Samples, removals: Sequence[Removal]
     # The sums go on to the ledger, by removal; the pass as such is of no further use.
     context.team.wait()
     context.store.journal(UNFINISHED, pass_key(context, samples, key)).delete()
-    if statistic == "divergence":
+    if statistic in DISTANCES:
         facts = distribution_facts(kind["top_k"], float(rows["rest"].sum()), sum(sample.targets for sample in samples))
         context.team.once(lambda: context.store.keep(DISTRIBUTIONS, pass_key(context, samples, kind), facts))
     return rows["sums"].T
@@ -213,10 +216,11 @@ def _evaluation(
     stack, memory = context.stack, context.store.memory
     if kind["statistic"] == "loss":
         return Losses(stack, batch.labels)
-    known = memory.get(place)
-    divergence = Divergence(stack, batch.input_ids, batch.labels, known, hidden=hidden, top_k=kind["top_k"])
-    memory.keep(place, divergence.intact)
-    return divergence
+    known, distance, top_k = memory.get(place), kind["statistic"], kind["top_k"]
+    ids, labels = batch.input_ids, batch.labels
+    found = Divergence(stack, ids, labels, known, hidden=hidden, distance=distance, top_k=top_k)
+    memory.keep(place, found.intact)
+    return found
 
 
 def _gate_indices(stack: Stack, removed: Sequence[int]) -> Removal:

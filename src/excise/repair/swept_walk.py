@@ -45,7 +45,7 @@ class SweptWalk(Judging):
     def measured(self, removals: Sequence[Removal]) -> list[tuple[Removal, np.ndarray]]:
         """Each removal with its sums [judging samples]."""
         stack = self.context.stack
-        # The intact model goes along: it is what repairs aim at, and what divergences are from.
+        # The intact model goes along: it is what repairs aim at, and what distances are from.
         trie = trie_of(stack, [(), *removals])
         numbers = itertools.count()
         with Streams() as streams:

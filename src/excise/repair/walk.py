@@ -85,7 +85,8 @@ class Judging:
         found: dict[int, Evaluation] = {}
         for n, batch in judged.items():
             hidden = None if hidden_of is None else hidden_of(n)
-            found[n] = Divergence(stack, batch.input_ids, batch.labels, hidden=hidden, top_k=top_k)
+            ids, labels = batch.input_ids, batch.labels
+            found[n] = Divergence(stack, ids, labels, hidden=hidden, distance=self.statistic, top_k=top_k)
         rest = sum(float(each.rest.sum()) for each in found.values())
         self.distributions = distribution_facts(top_k, rest, sum(map(counted_positions, judged.values())))
         return found

@@ -175,18 +175,19 @@ def removal_rows(found: Sequence[Material], *, random: bool = False) -> list[tup
 def _removals(material: Material) -> Iterator[tuple[int, str, str]]:
     """Number of blocks, method, and what it removes."""
     for row in material.compare.get("rows", ()):
-        blocks = _merged(row["removed"]) if row.get("merge") else _spaced(row["removed"])
+        blocks = _merged(row["removed"]) if row.get("merge") else removed_text(row["removed"])
         yield row["remove"], row["method"], ", ".join(row.get("sublayers", ())) or blocks
     for every in material.measured.values():
         for measured in every:
             for method in measured.methods:
-                yield len(measured.removed), method, _spaced(measured.removed)
+                yield len(measured.removed), method, removed_text(measured.removed)
     for model in material.scores.models.values():
         if model.method and ", " not in model.method:
-            yield len(model.removed), model.method, _spaced(model.removed)
+            yield len(model.removed), model.method, removed_text(model.removed)
 
 
-def _spaced(removed: Sequence[int]) -> str:
+def removed_text(removed: Sequence[int]) -> str:
+    """Blocks as the tables write them, such as `3, 12-17`."""
     return ranges(removed).replace(",", ", ")
 
 
@@ -194,7 +195,7 @@ def _merged(removed: Sequence[int]) -> str:
     from excise.surgery.merge import runs_of
 
     groups = [sorted((run.kept, *run.removed)) for run in runs_of(removed)]
-    return ", ".join(f"[{_spaced(group)}]" for group in groups)
+    return ", ".join(f"[{removed_text(group)}]" for group in groups)
 
 
 def benchmark_table(rows: Sequence[Row], style: str) -> str:
@@ -244,17 +245,22 @@ def _text(row: Row, column: str, marked: Mapping[tuple[str, int, str], str | Non
     cell = row.cells.get(column)
     if cell is None:
         return ""
+    text = cell_text(cell)
+    bold = marked[row.model, row.removed, column] == row.method
+    if style == "latex":
+        return f"\\textbf{{{_tex(text)}}}" if bold else _tex(text)
+    return f"**{text}**" if bold else text
+
+
+def cell_text(cell: Cell) -> str:
+    """A number with its error or interval."""
     digits = 2 if cell.value >= 10 else 3
     text = f"{cell.value:.{digits}f}"
     if cell.error is not None:
         text += f" ± {cell.error:.{digits}f}"
     elif cell.interval is not None:
         text += f" [{cell.interval[0]:.{digits}f}, {cell.interval[1]:.{digits}f}]"
-    text = text.replace("-", "−")
-    bold = marked[row.model, row.removed, column] == row.method
-    if style == "latex":
-        return f"\\textbf{{{_tex(text)}}}" if bold else _tex(text)
-    return f"**{text}**" if bold else text
+    return text.replace("-", "−")
 
 
 def removal_table(rows: Sequence[tuple[int, str, str, str]], style: str) -> str:
@@ -268,14 +274,27 @@ def removal_table(rows: Sequence[tuple[int, str, str, str]], style: str) -> str:
         InputError: another style.
 
     """
+    return table_text(["# br", "model", "method", "blocks removed"], [[str(n), *rest] for n, *rest in rows], style)
+
+
+def table_text(head: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
+    """A table of texts, which come from files.
+
+    Args:
+        head: one text a column.
+        rows: of as many.
+        style: markdown, latex or csv.
+
+    Raises:
+        InputError: another style.
+
+    """
     _check(style)
-    head = ["# br", "model", "method", "blocks removed"]
-    texts = [[str(count), *rest] for count, *rest in rows]
     if style == "latex":
-        return _latex(head, [list(map(_tex, row)) for row in texts])
+        return _latex(head, [list(map(_tex, row)) for row in rows])
     if style == "csv":
-        return _csv(head, texts)
-    return _markdown(head, [list(map(markdown_text, row)) for row in texts])
+        return _csv(head, rows)
+    return _markdown(head, [list(map(markdown_text, row)) for row in rows])
 
 
 def _check(style: str) -> None:

@@ -69,8 +69,18 @@ def perplexity(model, samples):
 
 def divergence(model, pruned, samples):
     """Mean over counted tokens of KL(model ‖ pruned)."""
+    return mean_distance(model, pruned, samples, lambda p, q: (np.exp(p) * (p - q)).sum(axis=1))
+
+
+def rejection(model, pruned, samples):
+    """Mean over counted tokens of 1 − Σ min(p, q)."""
+    return mean_distance(model, pruned, samples, lambda p, q: 1 - np.minimum(np.exp(p), np.exp(q)).sum(axis=1))
+
+
+def mean_distance(model, pruned, samples, distance):
+    """Mean over counted tokens of a distance of two log-probabilities [tokens, vocabulary]."""
     terms = []
     for sample in samples:
         p, q = log_probabilities(model, sample), log_probabilities(pruned, sample)
-        terms.append((np.exp(p) * (p - q)).sum(axis=1)[sample.counted[1:]])
+        terms.append(distance(p, q)[sample.counted[1:]])
     return float(np.mean(np.concatenate(terms)))

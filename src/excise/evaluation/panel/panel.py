@@ -18,7 +18,7 @@ from excise.evaluation.panel.checks import passes
 from excise.evaluation.panel.figures import rows_of
 from excise.evaluation.panel.questions import Question, first_questions, hash_of
 from excise.evaluation.panel.rows import Row
-from excise.evaluation.scores import Model, describe
+from excise.evaluation.scores import Model, describe, name_of
 from excise.plain import Facts
 
 FILE = "panel.json"
@@ -98,6 +98,22 @@ class Panel(Artefact):
         if not whole or any(len(r.figures) != count or len(r.differences) not in (0, count - 1) for r in panel.rows):
             raise InputError(f"{path} has figures or answers that are not one for each of its {count} models")
         return panel
+
+
+def known_panel(source: str, folders: Sequence[Path]) -> Facts | None:
+    """Contents of the first panel in some folders that has answers of a checkpoint; None where none has.
+
+    Args:
+        source: the checkpoint, as it was named.
+        folders: where panels are looked for.
+
+    Raises:
+        InputError: a file of that name is no panel.
+
+    """
+    name = name_of(source)
+    found = (Panel.load(folder / FILE) for folder in dict.fromkeys(folders) if (folder / FILE).exists())
+    return next((panel.to_json() for panel in found if name in [model.name for model in panel.models[1:]]), None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ Pairs = list[tuple[float, float]]
 
 
 def predictions(facts: Values) -> tuple[Pairs, Pairs]:
-    """(predicted, measured) damage of what the loop proposed, and of random removals, in nats.
+    """(predicted, measured) damage of what the loop proposed, and of random removals.
 
     Args:
         facts: one budget of candidates.json.
@@ -59,7 +59,7 @@ def trust_chart(facts: Values, budget: int) -> Chart | None:
         shown = [(predicted, measured) for predicted, measured in every if measured <= most]
         x_of = partial(axis, [predicted for predicted, _ in shown], zero=most == math.inf)
         y_of = partial(axis, [measured for _, measured in shown], zero=most == math.inf)
-        on = plane(width, x_of, y_of, "predicted damage, nats", "measured, nats")
+        on = plane(width, x_of, y_of, "predicted damage", "measured")
         low, high = max(on.x.low, on.y.low), min(on.x.high, on.y.high)
         if low < high:
             on.parts.append(line(on.x(low), on.y(low), on.x(high), on.y(high), "reference"))
