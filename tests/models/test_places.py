@@ -7,13 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import attach_align_device_hook_on_blocks
+from accelerate.utils import OffloadedWeightsLoader
 
 from excise.errors import InputError
 from excise.measuring.measure import measure
 from excise.measuring.score import score
 from excise.measuring.sweep import sweeps
+from excise.models.identity import WeightFiles, loaded_from
 from excise.models.loading import load
 from excise.models.places import limited_map, own_map, waiting_places
+from excise.models.residency import hold_when_called
 from excise.repair.measured import measure_repaired
 from excise.repair.several import repair_removals
 from excise.settings import Loading, limits
@@ -173,3 +177,24 @@ def test_the_command_line_prunes_and_repairs_by_a_map(excise, tmp_path):
     assert "self-test" in printed
     status, _, said = excise("score", model, "--max-memory", "cpu=1KB", "--out", tmp_path / "A.safetensors")
     assert (status, "must stay on cpu" in said) == (2, True)
+
+
+def test_weights_that_wait_in_memory_beside_their_device_are_measured_and_repaired_too(tmp_path):
+    folder = tiny_folder(tmp_path / "model", "llama", 4)
+    here, waits = (load(str(folder)).stack for _ in range(2))
+    # As accelerate does it for a map with a GPU and "cpu"; here the CPU computes as well.
+    names = ["model.embed_tokens", "model.norm", "lm_head", *(f"model.layers.{i}" for i in range(4))]
+    offload = {name: name.startswith("model.layers") for name in names}
+    stored = OffloadedWeightsLoader(state_dict={n: p.clone() for n, p in waits.model.state_dict().items()})
+    attach_align_device_hook_on_blocks(waits.model, dict.fromkeys(names, torch.device("cpu")), offload, stored)
+    hold_when_called([block.module for block in waits.blocks])
+    loaded_from(waits.model, WeightFiles(list(folder.glob("*.safetensors")), {}))
+    assert all(p.is_meta for block in waits.blocks for p in block.module.parameters())
+    contexts = [context_of(stack, batch_tokens=24) for stack in (here, waits)]
+    measured = [measure_repaired(c, SAMPLES, JUDGING, [(1,), (2, 3)], statistic="divergence") for c in contexts]
+    np.testing.assert_allclose(measured[1].sums, measured[0].sums, rtol=1e-6, atol=2e-6)
+    fits = [repair_removals(context, [(1, 2)], SAMPLES, JUDGING).fitted[1, 2] for context in contexts]
+    assert fits[1].losses.repaired == pytest.approx(fits[0].losses.repaired, rel=1e-6)
+    # A repair that was tried leaves nothing behind.
+    ids = torch.arange(9).unsqueeze(0)
+    torch.testing.assert_close(waits.hidden(ids), here.hidden(ids), rtol=0, atol=0)
