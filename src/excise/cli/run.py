@@ -23,7 +23,9 @@ def run(settings: RunSettings) -> None:
     --print-recipe shows the settings that stand here not.
     """
     check_folder(settings)
-    plan = _healing_plan(settings)
+    from excise.healing.trackers import Tracking
+
+    plan, tracking = _healing_plan(settings), Tracking(settings.heal_report_to, settings.out / "tensorboard")
 
     from excise.cli.terminal import load_model, tokens_progress
     from excise.data import Fit, own_answers, split_samples
@@ -44,7 +46,7 @@ def run(settings: RunSettings) -> None:
             own=own_answers(loaded),
             **settings.drawing(),
         )
-    healing = healing_of(plan, loaded, apart, settings, race=settings.heal_race or 1) if plan else None
+    healing = healing_of(plan, loaded, apart, settings, tracking, race=settings.heal_race or 1) if plan else None
     result = run_job(
         loaded,
         calibration,
