@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from excise.measuring.sweep import Streams, Through, alone, embedded, finished
 from excise.measuring.trie import Trie
 from excise.repair.openings import Gains, Opening, closed, features_at, opening_of
 from excise.repair.streams import recorded_at
-from excise.repair.walk import Evaluations, Judging, trie_of
+from excise.repair.walk import Judging, trie_of
+
+_Evaluations = Mapping[int, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +130,7 @@ class SweptWalk(Judging):
         return _Node(members, name, None if fold is None else opening_of(fold, features, self.fits))
 
     @torch.no_grad()
-    def _evaluations(self, intact: _Node, streams: Streams) -> Evaluations:
+    def _evaluations(self, intact: _Node, streams: Streams) -> _Evaluations:
         device = self.context.stack.device
 
         def hidden_of(number: int) -> Tensor:
@@ -138,7 +140,7 @@ class SweptWalk(Judging):
         return self.evaluations(hidden_of)
 
     @torch.no_grad()
-    def _leaf(self, node: _Node, intact: _Node, streams: Streams, evaluations: Evaluations) -> np.ndarray:
+    def _leaf(self, node: _Node, intact: _Node, streams: Streams, evaluations: _Evaluations) -> np.ndarray:
         """Sums [judging samples] of a node's candidates; with a large vocabulary the head takes its time."""
         after = dict(self._sent(node, intact, streams))
         return self.judged(after.__getitem__, evaluations)

@@ -30,9 +30,6 @@ from excise.repair.streams import Scratch, original_streams, recorded_at, record
 # Intact probabilities kept over all judging batches (1 GiB of float32).
 KEPT_ELEMENTS = 1 << 28
 
-# Number of a judging batch → function from final hidden states to sums [batch].
-Evaluations = Mapping[int, Callable[[Tensor], Tensor]]
-
 
 def trie_of(stack: Stack, removals: Sequence[Removal]) -> Trie:
     """The trie of removals of whole blocks."""
@@ -66,8 +63,8 @@ class Judging:
         self.batches = [batch.to(context.stack.device) for batch in (*of_fitting, *of_judging)]
         self.fits = [i < len(of_fitting) for i in range(len(self.batches))]
 
-    def evaluations(self, hidden_of: Callable[[int], Tensor] | None = None) -> Evaluations:
-        """How final hidden states are judged, by judging batch.
+    def evaluations(self, hidden_of: Callable[[int], Tensor] | None = None) -> dict[int, Callable[[Tensor], Tensor]]:
+        """Number of each judging batch → function from final hidden states to sums [batch].
 
         Args:
             hidden_of: number of a batch → final hidden states of the intact model; None runs it where they are needed.
@@ -86,7 +83,9 @@ class Judging:
             for n, batch in judged.items()
         }
 
-    def judged(self, stream_of: Callable[[int], Tensor], evaluations: Evaluations) -> np.ndarray:
+    def judged(
+        self, stream_of: Callable[[int], Tensor], evaluations: Mapping[int, Callable[[Tensor], Tensor]]
+    ) -> np.ndarray:
         """Sums [judging samples] of a candidate.
 
         Args:
