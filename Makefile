@@ -49,7 +49,7 @@ test-browser: $(READY)
 test-faults: $(READY)
 	$(BIN)/python -m tests.faults.kills --n $(N)
 	$(BIN)/python -m tests.faults.kills --n $(N) --signal SIGTERM
-	$(BIN)/python -m tests.faults.teams --n 4
+	$(BIN)/python -m tests.faults.teams --n 1
 	$(BIN)/python -m tests.faults.flips --n $(N)
 	$(BIN)/python -m tests.faults.full_disk --n 12
 	$(BIN)/python -m tests.faults.fuzz --n $$((20 * $(N)))

@@ -164,6 +164,15 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
         choices=names_in("excise.healing.settings:TRAIN"),
         hidden=True,
     )
+    heal_report_to: tuple[str, ...] = option(
+        (),
+        "Trackers that get the training's curve: tensorboard, wandb, trackio, mlflow and what else transformers knows, "
+        "separated by commas; each is set up by its own variables.",
+        group="Healing",
+        parse=names_of,
+        hidden=True,
+        recipe=False,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,7 +185,8 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
     @property
     def heals(self) -> bool:
         """Whether any option of healing was given."""
-        return self.heal or any(value is not None for value in (self.heal_race, self.heal_preset, *self.training()))
+        given = (self.heal_race, self.heal_preset, *self.training())
+        return self.heal or bool(self.heal_report_to) or any(value is not None for value in given)
 
     def training(self) -> tuple[object, ...]:
         """Options that change the preset of healing."""

@@ -50,7 +50,8 @@ MOST_UNITS = 100_000
 # (log, 2026-11-24, refinement's default effort); up to sixteen nothing more is gained (log, 2026-11-24, what was left
 # of selection).
 DEFAULT_EFFORT = 8.0
-# Of the calibration samples, for the closed-form repair.
+# Of the calibration samples, for the closed-form repair; more than 6,144 were never compared with fewer (log,
+# 2026-11-24, closed-form repair).
 REPAIR_TOKENS = 16_384
 # Beyond it NumPy's and transformers' generators refuse a seed.
 MOST_SEED = 2**32 - 1

@@ -94,6 +94,11 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_here() -> int:
+    """Number of processes on this machine, as the launcher says; 1 without one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def team() -> Team:
     """The processes that this one has joined; by itself until then."""
     return _JOINED[0] if _JOINED else Team()

@@ -27,16 +27,20 @@ EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate
 SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143}
 
 
+def is_change(event: str, arguments: tuple[Any, ...], folder: Path) -> bool:
+    """Whether what an audit hook was told of changes a file in a folder."""
+    if event not in EVENTS or not str(arguments[0]).startswith(str(folder)):
+        return False
+    return event != "open" or (isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)))
+
+
 def at_event(number: int, folder: Path, told: Path, sent: signal.Signals) -> Callable[[], None]:
     """A fault that sends this process a signal at its `number`-th change in a folder; 0 only counts them, in `told`."""
     seen = 0
-    inside = str(folder)
 
     def listen(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event not in EVENTS or not str(arguments[0]).startswith(inside):
-            return
-        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+        if not is_change(event, arguments, folder):
             return
         seen += 1
         if seen == number:

@@ -1,6 +1,6 @@
-"""Every verb that divides its work, by several processes: the same result as by one, also after one of them is killed.
+"""Every verb that divides its work, by several processes: the same result as by one, also after a kill in any stage.
 
-python -m tests.faults.teams --n 4 --seed 0
+python -m tests.faults.teams --n 1 --seed 0
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.faults.kills import at_event, undisturbed
+from tests.faults.kills import undisturbed
+from tests.faults.moments import counted, killed_at
 from tests.faults.verbs import DATA, Verb, contents, in_child, litter, verbs
 
 SIZES = (2, 3)
@@ -85,10 +88,12 @@ def _waited(children: Sequence[int]) -> list[int]:
     return [statuses[child] for child in children]
 
 
-def wrong_result(verb: Verb, folder: Path, size: int, expected: dict[str, Any]) -> str:
+def wrong_result(
+    verb: Verb, folder: Path, size: int, expected: dict[str, Any], faults: dict[int, Callable[[], None]] | None = None
+) -> str:
     """Run a command to its end by so many processes; returns what is wrong, empty where nothing is."""
     folder.mkdir(parents=True, exist_ok=True)
-    statuses = launched((*verb.arguments, "--out", folder / verb.out), folder, size)
+    statuses = launched((*verb.arguments, "--out", folder / verb.out), folder, size, faults)
     said = "".join((folder / f"log-{rank}").read_text(encoding="utf-8") for rank in range(size))
     if any(statuses):
         return f"{size} processes exit with {statuses}: {said[-1500:]}"
@@ -103,53 +108,81 @@ def wrong_result(verb: Verb, folder: Path, size: int, expected: dict[str, Any]) 
     return f"{size} processes: a traceback: {said[-1500:]}" if "Traceback" in said else ""
 
 
-def killed(verb: Verb, folder: Path, event: int, rank: int, sizes: tuple[int, int], expected: dict[str, Any]) -> str:
-    """Kill one process at one of its file events, then start the command again by another number of them."""
+@dataclass(frozen=True)
+class Moments:
+    """Of one process among several, how many moments it has in a stage."""
+
+    size: int
+    rank: int
+    count: int
+
+
+def by_stage(verb: Verb, folder: Path, size: int, expected: dict[str, Any]) -> tuple[str, dict[str, list[Moments]]]:
+    """Run a command by so many processes, undisturbed: what is wrong, and the moments of each process by stage."""
+    told = [folder.parent / f"moments-{size}-{rank}" for rank in range(size)]
     folder.mkdir(parents=True)
-    fault = at_event(event, folder, folder / "events", signal.SIGKILL)
+    wrong = wrong_result(verb, folder, size, expected, {r: counted(folder, file) for r, file in enumerate(told)})
+    stages: dict[str, list[Moments]] = {}
+    for rank, file in enumerate(told):
+        for stage, count in Counter(file.read_text(encoding="utf-8").splitlines()).items():
+            stages.setdefault(stage, []).append(Moments(size, rank, count))
+    return wrong, stages
+
+
+def killed(verb: Verb, folder: Path, stage: str, at: Moments, then: int, expected: dict[str, Any]) -> str:
+    """Kill one process at moment `at.count` of a stage, then start the command again by another number of them."""
+    folder.mkdir(parents=True)
     command = (*verb.arguments, "--out", folder / verb.out)
-    launched(command, folder, sizes[0], {rank: fault})
+    statuses = launched(command, folder, at.size, {at.rank: killed_at(folder, stage, at.count)})
+    where = f"{stage}: process {at.rank} of {at.size}, moment {at.count}"
+    if statuses[at.rank] != -signal.SIGKILL:
+        return f"{where}: it never came there, and exits with {statuses[at.rank]}"
     for log in folder.glob("log-*"):
         log.unlink()
-    wrong = wrong_result(verb, folder, sizes[1], expected)
-    return f"process {rank} of {sizes[0]} killed at event {event}, then {wrong}" if wrong else ""
+    wrong = wrong_result(verb, folder, then, expected)
+    return f"{where}, then {wrong}" if wrong else ""
 
 
-def campaign(names: set[str], kills: int, seed: int, place: Path) -> dict[str, Any]:
-    """Figures of each verb."""
+def campaign(names: set[str], only: set[str], kills: int, seed: int, place: Path) -> dict[str, Any]:
+    """Figures of each verb: how many kills in each of its stages, and what was wrong."""
     figures = {}
     for verb in divided(place / "inputs"):
         if names and verb.name not in names:
             continue
-        expected, events = undisturbed(verb, place / verb.name / "one")
-        sizes_of_it = SIZES_OF.get(verb.name, SIZES)
-        wrong = [wrong_result(verb, place / verb.name / str(size), size, expected) for size in sizes_of_it]
-        draw = random.Random(f"{seed} {verb.name}")
-        for number in range(0 if verb.name in TRAINS else kills):
-            sizes = draw.sample((1, *sizes_of_it), 2)
-            if sizes[0] == 1:
-                sizes.reverse()
-            folder = place / verb.name / f"kill-{number}"
-            event, rank = draw.randint(1, events), draw.randrange(sizes[0])
-            wrong.append(killed(verb, folder, event, rank, (sizes[0], sizes[1]), expected))
-            shutil.rmtree(folder, ignore_errors=True)
-        found = [reason for reason in wrong if reason]
-        figures[verb.name] = {"sizes": list(sizes_of_it), "kills": kills, "wrong": found}
-        print(f"{verb.name}: {figures[verb.name]}", file=sys.stderr)
+        expected, _ = undisturbed(verb, place / verb.name / "one")
+        sizes, wrong, stages = SIZES_OF.get(verb.name, SIZES), [], {}
+        for size in sizes:
+            found, moments = by_stage(verb, place / verb.name / str(size), size, expected)
+            wrong.append(found)
+            for stage, of_stage in moments.items():
+                stages.setdefault(stage, []).extend(of_stage)
+        draw, done = random.Random(f"{seed} {verb.name}"), {}
+        for stage in (stage for stage in stages if not only or stage in only):
+            for _ in range(kills):
+                at = draw.choice(stages[stage])
+                at = replace(at, count=draw.randint(1, at.count))
+                then = draw.choice([size for size in (1, *sizes) if size != at.size])
+                wrong.append(killed(verb, place / verb.name / "kill", stage, at, then, expected))
+                shutil.rmtree(place / verb.name / "kill", ignore_errors=True)
+                print(f"{verb.name}: {stage}: {wrong[-1] or 'well'}", file=sys.stderr, flush=True)
+            done[stage] = kills
+        figures[verb.name] = {"sizes": list(sizes), "kills": done, "wrong": [reason for reason in wrong if reason]}
+        print(f"{verb.name}: {figures[verb.name]}", file=sys.stderr, flush=True)
     return figures
 
 
 def main() -> None:
     """Parse the command line and print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=4, help="kills per verb")
+    parser.add_argument("--n", type=int, default=1, help="kills in each stage of a verb")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verb", action="append", default=[], help="only this one; repeatable")
+    parser.add_argument("--stage", action="append", default=[], help="kills in this one only; repeatable")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         os.environ["EXCISE_CACHE"] = str(Path(place) / "cache")
-        figures = campaign(set(arguments.verb), arguments.n, arguments.seed, Path(place))
+        figures = campaign(set(arguments.verb), set(arguments.stage), arguments.n, arguments.seed, Path(place))
     print(json.dumps({"seed": arguments.seed, "verbs": figures}, indent=1))
 
 

@@ -155,3 +155,12 @@ def test_two_processes_heal_to_the_checkpoint_of_one(models, tmp_path):
     for name, value in weights[1].items():  # stored in bfloat16
         torch.testing.assert_close(weights[2][name].float(), value.float(), rtol=2**-7, atol=1e-4)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("verb", [("heal", "--teacher", "none"), ("run", "--remove", 2)])
+def test_a_tracker_that_cannot_be_had_is_refused_before_anything_is_loaded(verb, excise, tmp_path):
+    flag = "--report-to" if verb[0] == "heal" else "--heal-report-to"
+    status, _, error = excise(verb[0], tmp_path / "no-model", *verb[1:], "--out", tmp_path / "out", flag, "tensorbord")
+    assert status == 2
+    assert "expected trackers among" in error
+    assert "got 'tensorbord'" in error

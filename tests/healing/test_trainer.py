@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from excise.errors import HealingError, InputError, OutputError
+from excise.errors import HealingError, InputError, MissingExtraError, OutputError
+from excise.healing.checkpoints import MARK
 from excise.healing.origin import Origin
 from excise.healing.settings import PRESETS, Settings
 from excise.healing.student import counterparts_of, cut_blocks, without_dropout
 from excise.healing.teachers import OfflineTeacher, OnlineTeacher, record_teacher
-from excise.healing.trainer import MARK, Watching, train
+from excise.healing.trackers import Tracking
+from excise.healing.trainer import Watching, train
 from excise.models.identity import model_identity
 from excise.models.stack import find_stack
 from excise.surgery.checkpoint import pruned
@@ -130,12 +134,49 @@ def test_tensorboard_gets_the_curve(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     teacher, student = teacher_and_student()
     settings = Settings(**{**vars(QUICK), "steps": 3})
-    watching = Watching(tensorboard=tmp_path / "board")
+    watching = Watching(tracking=Tracking(("tensorboard",), tmp_path / "board"))
     curve = train(student, teacher, random_samples(LENGTHS), tmp_path / "work", settings, watching=watching)
     board = events.EventAccumulator(str(tmp_path / "board"))
     board.Reload()
     written = [(event.step, event.value) for event in board.Scalars("train/loss")]
     assert written == [(entry["step"], pytest.approx(entry["loss"], rel=1e-5)) for entry in curve]
+
+
+class Noted(TrainerCallback):
+    """A tracker that needs no package."""
+
+    def __init__(self):
+        self.losses = []
+        NOTED.append(self)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            self.losses.append(logs["loss"])
+
+
+NOTED = []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_tracker_of_the_first_process_gets_the_curve(rank, tmp_path, monkeypatch):
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "noted", Noted)
+    teacher, student = teacher_and_student()
+    watching = Watching(tracking=Tracking(("noted",)))
+    NOTED.clear()
+    monkeypatch.setenv("RANK", str(rank))
+    curve = train(
+        student, teacher, random_samples(LENGTHS), tmp_path, Settings(**{**vars(QUICK), "steps": 2}), watching=watching
+    )
+    assert [tracker.losses for tracker in NOTED] == ([losses(curve)] if rank == 0 else [])
+
+
+def test_trackers_that_cannot_be_had_are_refused():
+    with pytest.raises(InputError, match=r"expected trackers among .*tensorboard.*wandb.*, got 'tensorbord'"):
+        Tracking(("tensorbord",))
+    missing = [name for name in ("wandb", "comet_ml", "neptune") if name not in get_available_reporting_integrations()]
+    if missing:
+        with pytest.raises(MissingExtraError, match=rf"reporting to {missing[0]} needs its package: .*pip install"):
+            Tracking((missing[0],))
 
 
 @pytest.mark.parametrize("kind", ["lora", "cuts", "refitted", "last"])

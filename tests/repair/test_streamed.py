@@ -9,7 +9,7 @@ import pytest
 
 from excise.models.loading import load
 from excise.models.stack import removable_indices
-from excise.repair.measured import measure_repaired
+from excise.repair.measured import known_repaired, measure_repaired
 from excise.repair.several import repair_removals, write_removal
 from excise.surgery.check import check_loaded
 from tests.contexts import context_of
@@ -67,3 +67,23 @@ def test_repairs_and_checkpoints_are_the_same(both, tmp_path):
         )
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
     assert written[0] == written[1]
+
+
+def test_a_sweep_that_is_stopped_keeps_every_candidate_that_was_measured(tmp_path):
+    stack = load(str(tiny_folder(tmp_path / "model", "llama", 6)), placement="streamed", dtype="float32").stack
+    removals = [(1,), (2,), (1, 2), (3, 5)]
+    expected = measure_repaired(context_of(stack), FITTING, JUDGING, removals)
+    place, measured = tmp_path / "store", []
+
+    def stop(tokens):
+        measured.append(tokens)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_repaired(context_of(stack, place, stop), FITTING, JUDGING, removals)
+    assert len(known_repaired(context_of(stack, place), FITTING, JUDGING, "loss")) == 2
+    again = []
+    found = measure_repaired(context_of(stack, place, again.append), FITTING, JUDGING, removals)
+    assert len(again) == 1 + 2
+    np.testing.assert_allclose(found.sums, expected.sums, rtol=1e-6)

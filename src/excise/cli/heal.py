@@ -17,6 +17,7 @@ from excise.cli.healing import preset_of, print_healed, print_race, training_bar
 from excise.errors import InputError
 from excise.healing.settings import Settings
 from excise.plain import Facts
+from excise.run import RunSettings
 from excise.settings import PLACEMENTS, Placement, Printing, Replacing, Sampling, borrowing, changed, names_in, option
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class HealSettings(Replacing, Printing, Placement):
     tokens: int | None = option(None, "Longest sample, in tokens.", group="Data", least=2)
     held_out: float | None = option(None, "Share of the samples kept apart.", group="Data", above=0, below=1)
     loss_on: str = changed(Sampling, "loss_on")
-    tensorboard: Path | None = option(None, "Folder for TensorBoard's event files.", group="Output")
+    report_to: tuple[str, ...] = changed(RunSettings, "heal_report_to", group="Output", hidden=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,9 +85,10 @@ def heal(settings: HealSettings) -> None:
     Of several pruned models, all train for a while, the worse half is dropped, and so on until one is left.
     """
     from excise.healing.heal import heal as heal_model
+    from excise.healing.trackers import Tracking
 
     pruned, out = settings.pruned, settings.out
-    plan = settings.plan()
+    plan, tracking = settings.plan(), Tracking(settings.report_to, out.with_name(f"{out.name}-tensorboard"))
     from excise.cli.terminal import load_model
     from excise.healing.trainer import Watching
     from excise.job import made_by
@@ -112,7 +114,7 @@ def heal(settings: HealSettings) -> None:
         student = open_student(result.winner.student)
         options["further"]["race"] = result.describe()
     with training_bar() as report:
-        watching = Watching(report, settings.tensorboard)
+        watching = Watching(report, tracking)
         facts = heal_model(student, said, drawn, apart, out, plan.settings, store=store, watching=watching, **options)
     if not facts:
         return

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from excise.data import Samples
     from excise.healing.heal_stage import Healing
     from excise.healing.settings import Preset
+    from excise.healing.trackers import Tracking
     from excise.models.loading import Loaded
     from excise.run import RunSettings
 
@@ -38,7 +39,9 @@ def preset_of(name: str, options: Values) -> Preset:
     return replace(PRESETS[name], settings=settings, **{k: v for k, v in given.items() if k in DATA})
 
 
-def healing_of(plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettings, *, race: int) -> Healing:
+def healing_of(
+    plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettings, tracking: Tracking, *, race: int
+) -> Healing:
     """How a run heals: on samples apart from those it holds out, taught by the model it has in memory if it may."""
     from functools import partial
 
@@ -71,6 +74,7 @@ def healing_of(plan: Preset, loaded: Loaded, held_out: Samples, asked: RunSettin
         partial(load_model, dtype="float32", **options),
         race,
         training_bar,
+        tracking,
     )
 
 

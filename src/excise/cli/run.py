@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from excise.plain import Facts
 from excise.run import MANIFEST, RunResult, RunSettings, check_folder
 
 if TYPE_CHECKING:
+    from excise.data import Fit, Samples
+    from excise.data.answers import Answer
+    from excise.forecast import Advice, Outline
     from excise.healing.settings import Preset
 
 
@@ -23,28 +26,29 @@ def run(settings: RunSettings) -> None:
     --print-recipe shows the settings that stand here not.
     """
     check_folder(settings)
-    plan = _healing_plan(settings)
+    from excise.healing.trackers import Tracking
+
+    plan, tracking = _healing_plan(settings), Tracking(settings.heal_report_to, settings.out / "tensorboard")
 
     from excise.cli.terminal import load_model, tokens_progress
-    from excise.data import Fit, own_answers, split_samples
+    from excise.data import Fit, own_answers
     from excise.job import made_by
     from excise.progress import Clock, Progress
     from excise.run import run as run_job
 
     clock = Clock()
-    with clock.stage("load"):
-        loaded = load_model(settings.model, **settings.loading())
     with clock.stage("data"):
-        calibration, apart = split_samples(
-            settings.data,
-            loaded.tokenizer,
-            held_out=settings.held_out,
-            held_out_data=settings.held_out_data,
-            fit=Fit.of(loaded.stack),
-            own=own_answers(loaded),
-            **settings.drawing(),
-        )
-    healing = healing_of(plan, loaded, apart, settings, race=settings.heal_race or 1) if plan else None
+        outline = _outline(settings)
+        drawn = _drawn_early(settings, outline)
+    with clock.stage("plan"):
+        advice = None if outline is None else _advice(settings, outline, drawn)
+    with clock.stage("load"):
+        loaded = load_model(settings.model, **settings.loading() | _placement(settings, advice))
+    if drawn is None:
+        with clock.stage("data"):
+            drawn = _split(settings, loaded.tokenizer, Fit.of(loaded.stack), own_answers(loaded))
+    calibration, apart = drawn
+    healing = healing_of(plan, loaded, apart, settings, tracking, race=settings.heal_race or 1) if plan else None
     result = run_job(
         loaded,
         calibration,
@@ -59,6 +63,62 @@ def run(settings: RunSettings) -> None:
         typer.echo(json_text(result.to_json()))
     else:
         _show(result, settings)
+
+
+def _outline(settings: RunSettings) -> Outline | None:
+    """What is known of the model before it is loaded; of a GGUF file, which is read whole, nothing is."""
+    from excise.forecast import Outline
+
+    return None if Path(settings.model).suffix == ".gguf" else Outline.of(settings)
+
+
+def _drawn_early(settings: RunSettings, outline: Outline | None) -> tuple[Samples, Samples] | None:
+    """Samples, where they can be drawn before the model is loaded: what they are decides what it takes."""
+    from excise.data import Fit
+    from excise.data.sources import asks_model
+
+    sources = (settings.data, settings.held_out_data)
+    if outline is None or outline.known.tokenizer is None or any(map(asks_model, filter(None, sources))):
+        return None
+    return _split(settings, outline.known.tokenizer, Fit.described(outline.known.config))
+
+
+def _split(settings: RunSettings, tokenizer: Any, fit: Fit, own: Answer | None = None) -> tuple[Samples, Samples]:
+    from excise.data import split_samples
+
+    return split_samples(
+        settings.data,
+        tokenizer,
+        held_out=settings.held_out,
+        held_out_data=settings.held_out_data,
+        fit=fit,
+        own=own,
+        **settings.drawing(),
+    )
+
+
+def _advice(settings: RunSettings, outline: Outline, drawn: tuple[Samples, Samples] | None) -> Advice:
+    """What the job will take, told before it is begun; of several processes the first sees how much is free."""
+    from excise.cli.plan import most_tokens
+    from excise.cli.terminal import console
+    from excise.team import team
+
+    tokens = most_tokens(settings) if drawn is None else (drawn[0].tokens, drawn[1].tokens)
+    work = outline.work(
+        settings,
+        remove=settings.remove,
+        tokens=tokens,
+        repair_tokens=settings.repair_tokens,
+        batch_tokens=settings.batch_tokens,
+    )
+    advice = team().once(lambda: outline.advice(work))
+    for line in advice.lines():
+        console.print(f"plan: {line}")
+    return advice
+
+
+def _placement(settings: RunSettings, advice: Advice | None) -> Facts:
+    return {"placement": advice.placement} if advice and settings.loading()["placement"] == "auto" else {}
 
 
 def _show(result: RunResult, settings: RunSettings) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from excise.errors import InputError
+from excise.models.architectures import Architecture, architecture_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,14 @@ class Fit:
     @staticmethod
     def of(stack: Any) -> Fit:
         """The limits of an `excise.models.stack.Stack`."""
-        positions = stack.config.max_position_embeddings if stack.architecture.learned_positions else None
-        return Fit(stack.model.get_input_embeddings().weight.shape[0], positions)
+        rows = stack.model.get_input_embeddings().weight.shape[0]
+        return Fit(rows, _positions(stack.config, stack.architecture))
+
+    @staticmethod
+    def described(config: PretrainedConfig) -> Fit:
+        """The limits of the model that a config describes, before it is loaded."""
+        text = config.get_text_config(decoder=True)
+        return Fit(text.vocab_size, _positions(text, architecture_of(config.model_type)))
 
     def refusal(self, input_ids: np.ndarray) -> str | None:
         """Why a model cannot take these ids [tokens]; None where it can."""
@@ -40,6 +50,10 @@ class Fit:
         if self.positions is not None and len(input_ids) > self.positions:
             return f"{len(input_ids)} tokens, and the model has learned {self.positions} positions; take shorter pieces"
         return None
+
+
+def _positions(config: PretrainedConfig, record: Architecture) -> int | None:
+    return config.max_position_embeddings if record.learned_positions else None
 
 
 def require_fit(samples: Iterable[Any], stack: Any) -> None:

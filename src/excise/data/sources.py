@@ -111,6 +111,11 @@ def prompts_of(data: str) -> str | None:
     return data.removeprefix(f"{OWN}=") if data.startswith(f"{OWN}=") else None
 
 
+def asks_model(data: str) -> bool:
+    """Whether a source has samples in the model's own words, so that nothing can be drawn before it is loaded."""
+    return any(prompts_of(place.data) is not None for place in places_of(data))
+
+
 def local_places(data: str) -> list[Path]:
     """Files and folders on this machine that an option names; what is shipped and what the hub holds are left out."""
     named = [prompts_of(place.data) or place.data for place in places_of(data)]

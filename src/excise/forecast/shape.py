@@ -50,15 +50,19 @@ class Shape:
         return sum(self.active)
 
     @staticmethod
-    def of(config: PretrainedConfig) -> Shape:
+    def of(config: PretrainedConfig, trust_remote_code: bool = False) -> Shape:
         """Sizes of the model that a config describes.
+
+        Args:
+            config: of the model.
+            trust_remote_code: run Python code that comes with it.
 
         Raises:
             ArchitectureError: a model type that excise does not know.
 
         """
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
         record = architecture_of(model.config.model_type)
         stack: Any = model.get_submodule(record.stack)
         text = model.config.get_text_config(decoder=True)

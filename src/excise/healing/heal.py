@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType, PartialState
-from accelerate.state import AcceleratorState
-from transformers import AutoModelForCausalLM
+from accelerate import PartialState
 
 from excise.artefacts import MADE_BY, digest, read_json, write_artefact
 from excise.artefacts.provenance import provenance
@@ -21,12 +19,13 @@ from excise.drawing.loss_curves import loss_curves
 from excise.errors import InputError, SelfTestError
 from excise.healing.origin import origin_of, recipe_of
 from excise.healing.settings import Settings
+from excise.healing.sharding import whole
 from excise.healing.teachers import OnlineTeacher, Teacher
-from excise.healing.trainer import Watching, last_whole, train, training_place
+from excise.healing.trainer import Watching, train, training_place
 from excise.measuring.measure import measure
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded
-from excise.models.stack import Stack, find_stack
+from excise.models.stack import Stack
 from excise.plain import Facts, Values
 from excise.store import Store
 from excise.surgery.card import model_card, original_metadata
@@ -105,7 +104,7 @@ def heal(
     if not PartialState().is_main_process:
         PartialState().wait_for_everyone()
         return {}
-    student = _whole(student, work)
+    student = whole(student, work)
     losses["healed"] = _loss(student, held_out)
     facts = {
         "job": job,
@@ -127,14 +126,6 @@ def heal(
     store.delete()
     PartialState().wait_for_everyone()
     return facts
-
-
-def _whole(student: Loaded, work: Path) -> Loaded:
-    """The student as trained; read back from the last checkpoint where its weights are spread over processes."""
-    if AcceleratorState().distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        return student
-    model = AutoModelForCausalLM.from_pretrained(str(last_whole(work)), dtype=torch.float32)
-    return replace(student, stack=find_stack(model))
 
 
 def job_of(student: Loaded, teacher: Teacher, samples: Samples, held_out: Samples, settings: Settings) -> str:
@@ -179,12 +170,12 @@ def _write(student: Loaded, recipe: Values, facts: Facts, out: Path, probe: torc
         )
         # One recipe tells of a pruning and of the healing after it; a second healing is another step.
         before = recipe if recipe and "healing" not in recipe else written
-        whole = {**before, "healing": healing, "dtype": written["dtype"], MADE_BY: facts.get(MADE_BY)}
-        if "zeroed_sublayers" in whole:
-            whole["zeroed_sublayers"] = _still_zero(student.stack, whole)
-        write_artefact(folder / RECIPE, whole)
+        after = {**before, "healing": healing, "dtype": written["dtype"], MADE_BY: facts.get(MADE_BY)}
+        if "zeroed_sublayers" in after:
+            after["zeroed_sublayers"] = _still_zero(student.stack, after)
+        write_artefact(folder / RECIPE, after)
         metadata = original_metadata(student.folder or student.source)
-        card = model_card(whole, name=out.name, original=metadata) + _section(facts)
+        card = model_card(after, name=out.name, original=metadata) + _section(facts)
         (folder / "README.md").write_text(card, encoding="utf-8")
         held_out = ", ".join(f"{name} {value:.3f}" for name, value in facts["losses"].items())
         if chart := loss_curves({out.name: facts["curve"]}, f"Held out, nats/token: {held_out}."):

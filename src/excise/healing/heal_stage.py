@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from excise.context import Context
@@ -15,6 +15,7 @@ from excise.healing.heal import finished, heal, job_of
 from excise.healing.race import Race, race, rungs_of
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
+from excise.healing.trackers import Tracking
 from excise.healing.trainer import Progress, Watching, planned_steps, require_divisible
 from excise.ising.problem import Removal
 from excise.models.loading import Loaded
@@ -45,6 +46,7 @@ class Healing:
         open_student: loads a checkpoint for training, in float32.
         race: how many of the best candidates are healed for a while, to heal the winner to the end.
         watch: opens a display, and gives what to call with the progress after every step and a name.
+        tracking: trackers that get the curve of what is healed to the end.
 
     """
 
@@ -54,6 +56,7 @@ class Healing:
     open_student: Callable[[str], Loaded]
     race: int = 1
     watch: Watch = unwatched
+    tracking: Tracking = field(default_factory=Tracking)
 
     def require_feasible(self) -> None:
         """Refuse early what training would refuse late.
@@ -154,7 +157,7 @@ def heal_pruned(
                 store=_trainings(store),
                 further={"race": won.describe()} if won else None,
                 force=True,
-                watching=Watching(lambda progress: report(progress, "healing")),
+                watching=Watching(lambda progress: report(progress, "healing"), healing.tracking),
             )
     # Only now: an interrupted run asks the race again, which would have to write its entrants anew.
     store.delete("entrants")

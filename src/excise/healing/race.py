@@ -19,6 +19,7 @@ from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.healing.origin import origin_of
 from excise.healing.settings import Settings
+from excise.healing.sharding import whole
 from excise.healing.teachers import Teacher
 from excise.healing.trainer import Progress, Watching, planned_steps, train, training_place
 from excise.measuring.measure import measure
@@ -123,6 +124,7 @@ def race(
                 place = training_place(store, student.stack, teacher, samples, settings)
                 watching = Watching(tell)
                 train(student.stack, teacher, samples, place, settings, origin=origin, until=step, watching=watching)
+                student = whole(student, place)
                 reached = {"loss": np.array(measure(Context(student), held_out, [()]).loss())}
                 record.write(entry, **reached)
             loss = reached["loss"].item()

@@ -9,39 +9,35 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from accelerate import PartialState
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from excise.artefacts import write_artefact
 from excise.data.batches import pad
 from excise.data.fit import require_fit
 from excise.data.samples import Sample, Samples
-from excise.errors import HealingError, InputError, OutputError
+from excise.errors import InputError
+from excise.healing.checkpoints import Mark, last_named, last_whole, step_of
 from excise.healing.origin import Origin
 from excise.healing.settings import Settings
+from excise.healing.sharding import require_sharded, sharding_options
 from excise.healing.student import counterparts_of, distilling, trainable, without_dropout
 from excise.healing.teachers import OfflineTeacher, Teacher
+from excise.healing.trackers import Tracking
 from excise.models.identity import model_identity
 from excise.models.stack import Stack
 from excise.plain import Facts
 from excise.store import Journal, Store
 from excise.team import launched
-
-MARK = "whole.json"
 
 
 @dataclass(frozen=True)
@@ -70,12 +66,12 @@ class Watching:
 
     Attributes:
         report: called after every optimiser step.
-        tensorboard: folder for TensorBoard's event files.
+        tracking: trackers that get the curve.
 
     """
 
     report: Callable[[Progress], None] | None = None
-    tensorboard: Path | None = None
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 def train(
@@ -119,9 +115,9 @@ def train(
     Journal(work, training_key(student, teacher, samples, settings))
     whole = samples[: len(samples) - len(samples) % settings.batch]
     counterparts = counterparts_of(origin.original_blocks, origin.teacher_blocks) if origin else ()
-    with _quiet(), _restored(student), _last_named(work), distilling(student, teacher, settings, counterparts):
+    with _quiet(), _restored(student), last_named(work), distilling(student, teacher, settings, counterparts):
         total, tokens_per_step = planned_steps(settings, len(samples)), whole.tokens / len(whole) * settings.batch
-        arguments = _arguments(student, work, settings, total, watching.tensorboard)
+        arguments = _arguments(student, work, settings, total, watching.tracking)
         blocks = (origin.original_blocks, origin.teacher_blocks) if origin else (None, len(student.blocks))
         model = trainable(student, settings, *blocks)
         trainer = Trainer(
@@ -129,18 +125,16 @@ def train(
             args=arguments,
             train_dataset=_Numbered(whole),
             data_collator=_side_by_side,
-            callbacks=[_Mark(), _Report(tokens_per_step, watching.report), _StopAfter(until)],
+            callbacks=[Mark(), _Report(tokens_per_step, watching.report), _StopAfter(until)],
         )
         # Without bars the trainer prints every log entry to standard output, where `--json` has its result.
         trainer.remove_callback(PrinterCallback)
-        # Checked after the trainer is made: only then is it known how accelerate was configured.
-        if settings.train == "lora" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            raise InputError("LoRA's updates cannot be merged into sharded weights; train all, or without sharding")
+        require_sharded(trainer, settings.train)
         # Others look only when the leftovers are gone, or two processes would start from different checkpoints.
         with arguments.main_process_first(desc="clearing what an interruption left"):
             last = last_whole(work, clear=arguments.process_index == 0)
         # At its end already: the trainer would take a step too many.
-        if last is not None and _step_of(last) >= (until or total):
+        if last is not None and step_of(last) >= (until or total):
             trainer._load_from_checkpoint(str(last))
             trainer.state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
         else:
@@ -200,14 +194,9 @@ def _check(student: Stack, teacher: Teacher, samples: Samples, settings: Setting
         )
 
 
-def _arguments(
-    student: Stack, work: Path, settings: Settings, total: int, tensorboard: Path | None
-) -> TrainingArguments:
+def _arguments(student: Stack, work: Path, settings: Settings, total: int, tracking: Tracking) -> TrainingArguments:
     share = settings.batch // launched()[1]
     micro = next(size for size in range(min(settings.micro_batch, share), 0, -1) if share % size == 0)
-    if tensorboard is not None:
-        # The only way transformers 5 takes it.
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)
     on_cpu = student.device.type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -245,7 +234,8 @@ def _arguments(
         # Pinning without a GPU is a warning per loader and no gain.
         dataloader_pin_memory=not on_cpu,
         disable_tqdm=True,
-        report_to="none" if tensorboard is None else "tensorboard",
+        report_to=tracking.opened(),
+        **sharding_options(),
     )
     # One process trains one model; more of them come with torchrun. DataParallel's copies would all run this one's
     # forward.
@@ -287,18 +277,6 @@ def _side_by_side(items: Sequence[tuple[int, Sample]]) -> dict[str, Tensor]:
     return {"input_ids": batch.input_ids, **labels, "samples": batch.lengths.new_tensor(numbers), "real": batch.real}
 
 
-class _Mark(TrainerCallback):
-    """Marks a checkpoint as whole when every process has written its part."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # Each process writes its random state by itself; the mark must come after the last of them.
-        PartialState().wait_for_everyone()
-        if state.is_world_process_zero:
-            write_artefact(
-                Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARK, {"step": state.global_step}
-            )
-
-
 class _Report(TrainerCallback):
     """Reports progress after every step; tokens are counted by the samples' mean length."""
 
@@ -326,46 +304,6 @@ class _StopAfter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.step is not None and state.global_step >= self.step:
             control.should_save = control.should_training_stop = True
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def last_whole(work: Path, *, clear: bool = False) -> Path | None:
-    """The newest checkpoint that carries the mark; others are deleted where `clear` is set."""
-    # By number: as text, 100 comes before 50.
-    found = sorted(work.glob("checkpoint-*"), key=_step_of)
-    for path in found if clear else ():
-        if not (path / MARK).exists():
-            shutil.rmtree(path)
-    return next((path for path in reversed(found) if (path / MARK).exists()), None)
-
-
-@contextlib.contextmanager
-def _last_named(work: Path) -> Iterator[None]:
-    """Turn what stops a training into an error that names the last whole checkpoint."""
-    try:
-        yield
-    except HealingError as error:
-        raise HealingError(
-            f"{error}; {_where(work)}. Heal that one, or begin again, with a lower learning rate and another --out"
-        ) from error
-    except (OSError, SafetensorError, OutputError, RuntimeError) as error:
-        # A full disk may come as a RuntimeError of torch's writer; all other RuntimeErrors are no matter of disks and
-        # go on up.
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise HealingError(
-            f"a checkpoint could not be written ({error}); {_where(work)}. Free some space: the same command goes on"
-        ) from error
-
-
-def _where(work: Path) -> str:
-    last = last_whole(work)
-    return (
-        "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}, a model like any other"
-    )
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from excise.models.identity import WeightFiles, loaded_from
 from excise.models.places import limited_map, own_map, streamed_map
 from excise.models.quantised import find_format, load_dequantised
 from excise.models.residency import hold_when_called, offload_folder
-from excise.models.room import fits
+from excise.models.room import free_memory, needed, placement_for
 from excise.models.stack import Stack, find_stack
 from excise.plain import Facts
 from excise.settings import DTYPES, PLACEMENTS
@@ -208,9 +208,11 @@ def load_unread(
             "output_loading_info": True,
         }
         if headers is not None and placement == "auto":
-            placement = "resident" if fits(headers, compute, "cuda" if place == "auto" else place) else "streamed"
-        if placement not in ("auto", "resident"):
-            _require_streamable(source, folder, config, float8 is not None, quantisation)
+            placement = placement_for(needed(headers, compute), free_memory("cuda" if place == "auto" else place))
+        if placement not in ("auto", "resident") and (
+            whole := _read_whole(source, folder, config, float8 is not None, quantisation)
+        ):
+            raise InputError(f"{whole}; use --placement resident")
         with _placed(config, place, placement, compute) as (placing, blocks_of):
             options |= placing
             if folder is None or float8 is None:
@@ -229,10 +231,30 @@ def load_unread(
     return model, tokenizer, stored
 
 
-def described(
-    source: str, dtype: str, place: str, trust_remote_code: bool
-) -> tuple[PretrainedConfig, Any, torch.dtype, torch.dtype, list[Path]]:
+@dataclass(frozen=True, eq=False)
+class Described:
     """What can be said of a checkpoint folder without reading a weight.
+
+    Attributes:
+        config: of the model.
+        tokenizer: None where it has none, or none that loads.
+        stored: dtype of the weights in the files.
+        compute: that of the computation.
+        files: of the weights.
+        whole: why its weights cannot be streamed; empty where they can.
+
+    """
+
+    config: PretrainedConfig
+    tokenizer: Any
+    stored: torch.dtype
+    compute: torch.dtype
+    files: list[Path]
+    whole: str
+
+
+def described(source: str, dtype: str, place: str, trust_remote_code: bool) -> Described:
+    """Describe a checkpoint folder by its config, its tokenizer and the headers of its files.
 
     Args:
         source: a folder or a hub id.
@@ -240,13 +262,10 @@ def described(
         place: from `device_map`.
         trust_remote_code: see `load`.
 
-    Returns:
-        Its config, its tokenizer (None where it has none), the dtype of the weights in the files, that of the
-        computation, and the files.
-
     Raises:
         InputError: no such model.
-        CheckpointError: truncated or incomplete files.
+        CheckpointError: truncated or incomplete files, or a config that claims far more than they hold.
+        ArchitectureError: a model type that excise does not know.
 
     """
     folder = checkpoint_folder(source)
@@ -255,25 +274,26 @@ def described(
     arguments: Facts = {"pretrained_model_name_or_path": str(folder), "trust_remote_code": trust_remote_code}
     with _clear_errors(source):
         config = AutoConfig.from_pretrained(**arguments)
+        architecture_of(config.model_type)
         headers = read_checkpoint(folder)
+        require_honest(config, headers, folder)
+        float8 = find_format(folder, getattr(config, "quantization_config", None))
         tokenizer = _tokenizer(arguments, reading=False) if _has_tokenizer(folder) else None
     stored = _stored_dtype(headers, config)
     shards = list(dict.fromkeys(tensor.shard for tensor in headers.tensors))
-    return config, tokenizer, stored, _compute_dtype(dtype, stored, on_gpu=place != "cpu"), shards
+    compute = _compute_dtype(dtype, stored, on_gpu=place != "cpu")
+    whole = _read_whole(source, folder, config, float8 is not None, None)
+    return Described(config, tokenizer, stored, compute, shards, whole)
 
 
-def _require_streamable(
-    source: str, folder: Path | None, config: PretrainedConfig, plain: bool, quantisation: Any
-) -> None:
+def _read_whole(source: str, folder: Path | None, config: PretrainedConfig, plain: bool, quantisation: Any) -> str:
+    """Why the weights cannot be streamed; empty where they can."""
     if folder is None:
-        raise InputError(
-            f"{source} is read whole, as every GGUF file is; use --placement resident, or convert it to safetensors"
-        )
+        return f"{source} is read whole, as every GGUF file is (converted to safetensors it would not be)"
     method = getattr(config, "quantization_config", None)
     if quantisation is not None or (method is not None and not plain):
-        raise InputError(
-            f"the weights of {source} are quantised by a tool that loads them whole; use --placement resident"
-        )
+        return f"the weights of {source} are quantised by a tool that loads them whole"
+    return ""
 
 
 @contextlib.contextmanager

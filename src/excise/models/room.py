@@ -9,8 +9,9 @@ import psutil
 import torch
 
 from excise.models.headers import Checkpoint
+from excise.team import launched_here
 
-# Of the memory that is free; the rest is for activations, candidates' streams and the vocabulary's logits.
+# Of what work with a model takes; the rest is for activations, candidates' streams and the vocabulary's logits.
 WEIGHTS_SHARE = 0.6
 # Of what is free when a pass begins: for streams that wait between blocks, and for distributions others are compared
 # with. The block in hand, logits, fits and the page cache want some too.
@@ -24,12 +25,14 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be taken: of one GPU, of all ("cuda"), or of this process's share of memory."""
+    """Bytes that can still be taken: of one GPU, of all ("cuda"), or of this process's share of the machine's memory."""
     place = torch.device(device)
     if place.type == "cuda":
         indices = range(torch.cuda.device_count()) if place.index is None else (place.index,)
         return sum(torch.cuda.mem_get_info(index)[0] for index in indices)
-    return max(0, min(psutil.virtual_memory().available, _left_in_cgroup(), _left_by_limit()))
+    # Processes of one job load the model at the same time, each its own.
+    shared = min(psutil.virtual_memory().available, _left_in_cgroup()) // launched_here()
+    return max(0, min(shared, _left_by_limit()))
 
 
 def free_everywhere() -> int:
@@ -45,9 +48,20 @@ def weight_bytes(checkpoint: Checkpoint, dtype: torch.dtype) -> int:
     )
 
 
-def fits(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device | str) -> bool:
-    """Whether a model can stay in memory and leave room to work in."""
-    return weight_bytes(checkpoint, dtype) <= WEIGHTS_SHARE * free_memory(device)
+def placement_for(resident: float, free: float) -> str:
+    """Where a model goes under "auto": all in memory where that fits, else a block at a time.
+
+    Args:
+        resident: bytes that the job takes with all weights in memory.
+        free: bytes that can be taken.
+
+    """
+    return "resident" if resident <= free else "streamed"
+
+
+def needed(checkpoint: Checkpoint, dtype: torch.dtype) -> float:
+    """Bytes that work with a model in memory takes, about, where nothing is known of the work."""
+    return weight_bytes(checkpoint, dtype) / WEIGHTS_SHARE
 
 
 def _left_in_cgroup() -> int:

@@ -30,7 +30,6 @@ from excise.surgery.publish import Test
 # What measured best need not be best once repaired: of three the third became the best (log, 2026-11-24, the main job
 # with repair).
 REPAIRED = 3
-# More than 6,144 were never compared (log, 2026-11-24, closed-form repair).
 
 
 @dataclass(frozen=True, eq=False)

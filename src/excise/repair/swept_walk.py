@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from excise.measuring.trie import Trie
 from excise.repair.openings import Gains, Opening, closed, features_at, opening_of
 from excise.repair.streams import recorded_at
 from excise.repair.walk import Judging, trie_of
+
+_Evaluations = Mapping[int, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,24 +43,30 @@ class _Node:
 class SweptWalk(Judging):
     """Breadth first: all candidates stand at the same depth."""
 
-    @torch.no_grad()
-    def measured(self, removals: Sequence[Removal]) -> list[tuple[Removal, np.ndarray]]:
-        """Each removal with its sums [judging samples]."""
-        stack = self.context.stack
-        # The intact model goes along: it is what repairs aim at, and what distances are from.
-        trie = trie_of(stack, [(), *removals])
-        numbers = itertools.count()
+    def measured(self, removals: Sequence[Removal]) -> Iterator[tuple[Removal, np.ndarray]]:
+        """Each removal with its sums [judging samples], once all have gone through the blocks."""
         with Streams() as streams:
-            nodes = [_Node(list(range(len(trie.off))), next(numbers))]
-            for number, batch in enumerate(self.batches):
-                streams.put((nodes[0].streams, number), embedded(stack, batch.input_ids))
-            for block in range(len(stack.blocks)):
-                above = self._level(trie, block, nodes, streams, numbers)
-                for left in {node.streams for node in nodes} - {node.streams for node in above}:
-                    streams.drop(left)
-                nodes = above
-            sums = self._leaves(nodes, streams)
-        return [(removed, sums[candidate + 1]) for candidate, removed in enumerate(removals)]
+            # The intact model goes along: it is what repairs aim at, and what distances are from.
+            nodes = self._swept(trie_of(self.context.stack, [(), *removals]), streams)
+            evaluations = self._evaluations(nodes[0], streams)
+            for node in nodes:
+                stop_if_told()
+                sums = self._leaf(node, nodes[0], streams, evaluations)
+                yield from ((removals[candidate - 1], sums) for candidate in node.members if candidate > 0)
+
+    @torch.no_grad()
+    def _swept(self, trie: Trie, streams: Streams) -> list[_Node]:
+        """The nodes above all blocks."""
+        stack, numbers = self.context.stack, itertools.count()
+        nodes = [_Node(list(range(len(trie.off))), next(numbers))]
+        for number, batch in enumerate(self.batches):
+            streams.put((nodes[0].streams, number), embedded(stack, batch.input_ids))
+        for block in range(len(stack.blocks)):
+            above = self._level(trie, block, nodes, streams, numbers)
+            for left in {node.streams for node in nodes} - {node.streams for node in above}:
+                streams.drop(left)
+            nodes = above
+        return nodes
 
     def _level(
         self, trie: Trie, block: int, nodes: Sequence[_Node], streams: Streams, numbers: Iterator[int]
@@ -121,17 +129,18 @@ class SweptWalk(Judging):
                 features.append(features_at(fold, found, batch))
         return _Node(members, name, None if fold is None else opening_of(fold, features, self.fits))
 
-    def _leaves(self, nodes: Sequence[_Node], streams: Streams) -> dict[int, np.ndarray]:
-        """Sums [judging samples] by candidate."""
-        intact, device = nodes[0], self.context.stack.device
+    @torch.no_grad()
+    def _evaluations(self, intact: _Node, streams: Streams) -> _Evaluations:
+        device = self.context.stack.device
 
         def hidden_of(number: int) -> Tensor:
             stream = streams.get((intact.streams, number), device)
             return finished(self.context.stack, self.batches[number].input_ids, stream)
 
-        evaluations = self.evaluations(hidden_of)
-        found: dict[int, np.ndarray] = {}
-        for node in nodes:
-            after = dict(self._sent(node, intact, streams))
-            found |= dict.fromkeys(node.members, self.judged(after.__getitem__, evaluations))
-        return found
+        return self.evaluations(hidden_of)
+
+    @torch.no_grad()
+    def _leaf(self, node: _Node, intact: _Node, streams: Streams, evaluations: _Evaluations) -> np.ndarray:
+        """Sums [judging samples] of a node's candidates; with a large vocabulary the head takes its time."""
+        after = dict(self._sent(node, intact, streams))
+        return self.judged(after.__getitem__, evaluations)
