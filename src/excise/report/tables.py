@@ -9,8 +9,11 @@ from rich.table import Table
 
 from excise.choosing.verify import Candidate, Verified
 from excise.forecast.stages import Forecast, Stage
+from excise.ising.times import Times
 from excise.models.stack import Stack
 from excise.text import human_bytes, ranges
+
+TIMED = ("prefill", "decode", "request")
 
 
 def stack_table(stack: Stack, removable: Iterable[int]) -> Table:
@@ -36,6 +39,20 @@ def forecast_table(found: Forecast) -> Table:
     for stage in (*found.stages, Stage("whole job", found.memory, found.read, found.seconds)):
         time = "" if stage.seconds is None else f"{stage.seconds / 60:,.1f} min"
         table.add_row(stage.name, human_bytes(int(stage.memory)), human_bytes(int(stage.read)), time)
+    return table
+
+
+def times_table(times: Times) -> Table:
+    """Of each kind of block, how many there are and what each takes; then what is left, and all together."""
+    request = times.request
+    title = f"{request.prompt_tokens} tokens read, {request.new_tokens} written, {request.batch} at once"
+    table = Table("", "blocks", "prefill", "a token decoded", "request", title=title)
+    rest = times.without(range(len(times.blocks)))
+    each = {kind: times.blocks[times.kinds.index(kind)] for kind in dict.fromkeys(times.kinds)}
+    rows = [(kind, str(times.kinds.count(kind)), latency) for kind, latency in each.items()]
+    rows += [("everything else", "", rest), ("whole model", str(len(times.blocks)), times.whole)]
+    for name, count, latency in rows:
+        table.add_row(name, count, *(f"{1000 * latency.of(part, request.new_tokens):.4g} ms" for part in TIMED))
     return table
 
 
