@@ -106,6 +106,13 @@ def test_the_matrix_is_the_energys(folder, page):
     assert data["correlations"][1] == pytest.approx(energy.correlation()[0, 1], rel=1e-3)
 
 
+def test_speed_stands_as_predicted_and_as_measured(page):
+    part = page[page.index('id="speed"') :]
+    assert "asked for: --speedup 1.3" in part
+    row = part[part.index("a token decoded") :]
+    assert re.findall(r"<td>([^<]+)</td>", row)[:3] == ["1.35", "1.25", "+8.0%"]
+
+
 def test_missing_data_leave_a_line_with_the_command(tmp_path):
     add_spectra(tmp_path, range(2, 4))
     page = render(gather(tmp_path))

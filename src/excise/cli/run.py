@@ -66,7 +66,7 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import output
     from excise.report.page import PAGE
-    from excise.report.tables import candidates_table
+    from excise.report.tables import candidates_table, speed_line
     from excise.text import ranges
 
     out = settings.out
@@ -90,6 +90,8 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     if len(domains) > 1:
         output.print(f"by domain: {', '.join(domains)}")
     print_self_test(result.self_test)
+    if result.speed:
+        output.print(f"{result.asked}: {speed_line(result.speed)}")
     if settings.panel:
         _show_panel(out)
     page = f"   report: {out / PAGE}" if result.figures else ""

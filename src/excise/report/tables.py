@@ -11,6 +11,7 @@ from excise.choosing.verify import Candidate, Verified
 from excise.forecast.stages import Forecast, Stage
 from excise.ising.times import Times
 from excise.models.stack import Stack
+from excise.plain import Facts
 from excise.text import human_bytes, ranges
 
 TIMED = ("prefill", "decode", "request")
@@ -54,6 +55,13 @@ def times_table(times: Times) -> Table:
     for name, count, latency in rows:
         table.add_row(name, count, *(f"{1000 * latency.of(part, request.new_tokens):.4g} ms" for part in TIMED))
     return table
+
+
+def speed_line(speed: Facts) -> str:
+    """How many times as fast a result is, as predicted and as measured."""
+    predicted, measured = speed["predicted"], speed["measured"]
+    parts = (f"{part} {measured[part]:.2f}× (predicted {predicted[part]:.2f}×)" for part in TIMED)
+    return f"as fast as the original: {', '.join(parts)}"
 
 
 def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table:
