@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from excise.choosing import timing
+from excise.choosing import engines, timing
 from excise.choosing.judged import halves
 from excise.context import Context
 from excise.data import split_samples
@@ -376,13 +376,15 @@ def hybrid(tmp_path_factory):
 
 
 def test_what_is_fast_enough_is_removed_and_timed(hybrid, tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "LONGEST", 0.0)
+    monkeypatch.setattr(engines, "FEWEST", 1)
+    monkeypatch.setattr(engines, "LONGEST", 0.0)
     place, out = tmp_path / "times.json", tmp_path / "run"
     kinds = timing.block_kinds(hybrid.stack)
     seconds = {"mamba": 3.0, "moe": 1.0}
     blocks = tuple(Latency(seconds.get(kind, 0.5), 1.0) for kind in kinds)
     whole = Latency(2 + sum(block.prefill for block in blocks), 2 + float(len(blocks)))
     identity, facts = model_identity(hybrid.stack.model), {"turns": 5, "error": 0.0, "machine": {}, "provenance": {}}
+    facts["engine"] = "transformers"
     times = Times("m", identity, Request(8, 2), whole, kinds, blocks, **facts)
     times.save(place)
     drawn = split_samples("starter", hybrid.tokenizer, samples=16, held_out=4, tokens=20, seed=0, loss_on="all")
@@ -401,7 +403,8 @@ def test_what_is_fast_enough_is_removed_and_timed(hybrid, tmp_path, monkeypatch)
 
 
 def test_times_are_measured_where_none_are_given(loaded, samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "LONGEST", 0.0)
+    monkeypatch.setattr(engines, "FEWEST", 1)
+    monkeypatch.setattr(engines, "LONGEST", 0.0)
     request = {"prompt_tokens": 4, "new_tokens": 2}
     asked = {"remove_latency": "1%", "latency_of": "prefill", **request}
     facts = run_in(tmp_path / "run", loaded, samples, None, effort=0, rivals=(), random_states=1, **asked)

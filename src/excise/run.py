@@ -329,6 +329,7 @@ def run(
 
     """
     from excise.choosing.amounts import given_times
+    from excise.choosing.engines import engine_of
     from excise.choosing.follow import chosen_of
     from excise.choosing.judged import halves
     from excise.choosing.objectives import load_objective
@@ -339,6 +340,9 @@ def run(
 
     clock = clock or Clock()
     times = given_times(loaded.stack, settings.times)
+    if settings.timed and times is None:
+        # What cannot be timed is refused before a folder is opened.
+        engine_of(settings.engine, loaded)
     brief = _brief(loaded, settings, times)
     if healing:
         healing.require_feasible()
@@ -737,7 +741,8 @@ def _times(context: Context, settings: RunSettings, folder: Path, clock: Clock) 
     from excise.ising.times import Request
 
     with clock.stage("times"):
-        return kept_times(context, Request(settings.prompt_tokens, settings.new_tokens), folder / TIMES)
+        request = Request(settings.prompt_tokens, settings.new_tokens)
+        return kept_times(context, request, settings.engine, folder / TIMES)
 
 
 def _speed(context: Context, chosen: Candidate, times: Times, clock: Clock) -> Facts:
@@ -745,7 +750,7 @@ def _speed(context: Context, chosen: Candidate, times: Times, clock: Clock) -> F
     from excise.choosing.timing import predicted_and_measured
 
     with clock.stage("times"):
-        return predicted_and_measured(context.stack, chosen.removed, times)
+        return predicted_and_measured(context.loaded, chosen.removed, times)
 
 
 def _brief(loaded: Loaded, settings: RunSettings, times: Times | None) -> Brief:

@@ -45,6 +45,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 # Of what a request takes: reading its prompt and writing the answer, or one of the two.
 LATENCIES = ("request", "prefill", "decode")
 MILLISECONDS = "milliseconds"
+ENGINES = ("transformers", "llama.cpp")
 
 # More units than any matrix [units, units] that fits in memory has; a typing error must not allocate its range.
 MOST_UNITS = 100_000
@@ -798,6 +799,12 @@ class Requesting(Checked):
 
     prompt_tokens: int = option(512, "Tokens of the prompt whose time is measured.", group="Machine", least=1)
     new_tokens: int = option(64, "Tokens that are decoded after it.", group="Machine", least=2)
+    engine: str = option(
+        "transformers",
+        "What is timed: transformers, or llama.cpp, which reads a .gguf file (needs xllamacpp).",
+        group="Machine",
+        choices=ENGINES,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,7 +52,8 @@ def times(seconds, **changes):
     blocks = tuple(Latency(s, s / 10) for s in seconds)
     whole = Latency(1 + sum(seconds), (1 + sum(seconds)) / 10)
     facts = {"model": "m", "model_hash": "a" * 64, "request": Request(8, 11), "whole": whole, "blocks": blocks}
-    others = {"kinds": ("block",) * len(blocks), "turns": 5, "error": 0.0, "machine": {}, "provenance": {}}
+    others = {"kinds": ("block",) * len(blocks), "turns": 5, "error": 0.0, "engine": "transformers"}
+    others |= {"machine": {}, "provenance": {}}
     return Times(**{**facts, **others, **changes})
 
 

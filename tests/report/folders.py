@@ -36,6 +36,7 @@ def gradients(blocks: int = 12, seed: int = 0) -> Gradients:
 
 
 SPEED = {
+    "engine": "transformers",
     "request": {"prompt_tokens": 512, "new_tokens": 64, "batch": 1},
     "predicted": {"request": 1.32, "prefill": 1.3, "decode": 1.35},
     "measured": {"request": 1.28, "prefill": 1.3, "decode": 1.25},

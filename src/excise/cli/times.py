@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from excise.artefacts import json_text
+from excise.errors import InputError
 from excise.settings import Loading, Printing, Replacing, Requesting, option
 
 
@@ -15,8 +16,13 @@ from excise.settings import Loading, Printing, Replacing, Requesting, option
 class TimesSettings(Replacing, Printing, Requesting, Loading):
     """Settings of `excise times`."""
 
-    batch: int = option(1, "Sequences at once.", group="Machine", least=1)
+    batch: int = option(1, "Sequences at once; llama.cpp is timed with one.", group="Machine", least=1)
     out: Path = option(Path("times.json"), "File for the times.", group="Output", writes="file")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch > 1 and self.engine != "transformers":
+            raise InputError(f"--engine {self.engine} is timed with --batch 1, got {self.batch}")
 
 
 def times(settings: TimesSettings) -> None:
@@ -29,7 +35,8 @@ def times(settings: TimesSettings) -> None:
     from excise.report.tables import times_table
 
     context = Context(load_model(settings.model, **settings.loading()))
-    found = measure_times(context, Request(settings.prompt_tokens, settings.new_tokens, settings.batch))
+    request = Request(settings.prompt_tokens, settings.new_tokens, settings.batch)
+    found = measure_times(context, request, settings.engine)
     found.save(settings.out, key=made_by(settings))
     if settings.as_json:
         typer.echo(json_text(found.to_json()))

@@ -67,6 +67,7 @@ class Times(Artefact):
         blocks: [N], what the model is faster by without the block, seconds; 0 of those that cannot be removed.
         turns: how often the request was answered for it.
         error: standard error of the least sure ratio of times.
+        engine: what answered, of `excise.settings.ENGINES`.
         machine: what it was measured on.
         provenance: versions, machine, command.
 
@@ -80,6 +81,7 @@ class Times(Artefact):
     blocks: tuple[Latency, ...]
     turns: int
     error: float
+    engine: str
     machine: Facts
     provenance: Facts
 

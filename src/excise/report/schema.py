@@ -50,9 +50,10 @@ class _Choice(TypedDict, total=False):
 
 
 class _Speed(TypedDict, total=False):
+    engine: str
     request: dict[str, int]
     predicted: dict[str, float]
-    measured: dict[str, float]
+    measured: dict[str, float] | None
 
 
 class _Run(_Verified, total=False):

@@ -60,8 +60,9 @@ def times_table(times: Times) -> Table:
 def speed_line(speed: Facts) -> str:
     """How many times as fast a result is, as predicted and as measured."""
     predicted, measured = speed["predicted"], speed["measured"]
-    parts = (f"{part} {measured[part]:.2f}× (predicted {predicted[part]:.2f}×)" for part in TIMED)
-    return f"as fast as the original: {', '.join(parts)}"
+    said = {part: f"{measured[part]:.2f}×" if measured else "not measured" for part in TIMED}
+    parts = (f"{part} {said[part]} (predicted {predicted[part]:.2f}×)" for part in TIMED)
+    return f"as fast as the original in {speed['engine']}: {', '.join(parts)}"
 
 
 def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table:

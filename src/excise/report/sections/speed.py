@@ -19,17 +19,22 @@ def _render(material: Material) -> Markup | None:
 
 def _table(run: Values) -> Markup:
     speed = run["speed"]
-    request, predicted, measured = (speed.get(key, {}) for key in ("request", "predicted", "measured"))
+    request, predicted, measured = (speed.get(key) or {} for key in ("request", "predicted", "measured"))
     rows = [
-        (title, f"{predicted[part]:.2f}", f"{measured[part]:.2f}", f"{predicted[part] / measured[part] - 1:+.1%}")
+        (title, f"{predicted[part]:.2f}", *_beside(predicted[part], measured.get(part)))
         for part, title in PARTS.items()
-        if part in predicted and measured.get(part)
+        if part in predicted
     ]
     caption = (
         f"Times as fast as the original (M = {run.get('budget', '?')}, asked for: {run.get('asked', '')}); "
-        f"{request.get('prompt_tokens', '?')} tokens read, {request.get('new_tokens', '?')} written, medians of turns"
+        f"{request.get('prompt_tokens', '?')} tokens read, {request.get('new_tokens', '?')} written; medians of turns "
+        f"in {speed.get('engine', 'transformers')}"
     )
     return table(("", "predicted", "measured", "predicted against measured"), rows, caption, fold="")
+
+
+def _beside(predicted: float, measured: float | None) -> tuple[str, str]:
+    return (f"{measured:.2f}", f"{predicted / measured - 1:+.1%}") if measured else ("not measured", "")
 
 
 SECTION = Section(
