@@ -14,7 +14,7 @@ import typer
 
 import excise.cli as cli
 from excise.artefacts import RECIPE
-from excise.settings import declared
+from excise.settings import declared, shares_apart
 from excise.surgery.gguf import RECIPE_KEYS
 
 from .tiny import tiny_folder
@@ -74,9 +74,11 @@ def test_commands_on_a_page_parse(page, line, alone):
         if alone or type(error).__name__ not in ("MissingParameter", "BadOptionUsage"):
             raise
         return
-    for setting in declared(get_type_hints(getattr(cli, words[0]))["settings"]):
-        if context.params[setting.name] is not None:
-            setting.of_text(context.params[setting.name])
+    settings = get_type_hints(getattr(cli, words[0]))["settings"]
+    given = shares_apart(settings, context.params)
+    for setting in declared(settings):
+        if given.get(setting.name) is not None:
+            setting.of_text(given[setting.name])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,11 +1,13 @@
 """The main job on a tiny model."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from excise.choosing import engines, timing
 from excise.choosing.judged import halves
 from excise.context import Context
 from excise.data import split_samples
@@ -16,7 +18,9 @@ from excise.evaluation.panel.panel import Panel
 from excise.evaluation.panel.questions import first_questions
 from excise.ising.gradients import Gradients
 from excise.ising.spectrum import Spectrum
+from excise.ising.times import Latency, Request, Times
 from excise.measuring.measure import measure
+from excise.models.identity import model_identity
 from excise.models.loading import load
 from excise.progress import Progress, silent
 from excise.report.figures import write_report_figures
@@ -351,3 +355,80 @@ def test_a_model_that_does_not_generate_is_pruned_all_the_same(tmp_path, monkeyp
         run_in(tmp_path / "run", loaded, drawn, 2, effort=0, random_states=1, rivals=(), panel=True)
     assert (tmp_path / "run" / "run.json").exists()
     assert not (tmp_path / "run" / "panel.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "least"), [({"remove_params": "30%"}, 0.3), ({"remove_bytes": "45%", "effort": 2}, 0.45)]
+)
+def test_an_amount_is_met_by_everyone_who_proposes(loaded, samples, tmp_path, asked, least):
+    facts = run_in(tmp_path / "run", loaded, samples, None, random_states=2, **{"effort": 0, **asked})
+    # Blocks alike: as many as it takes, or, where that is just met, one more.
+    counts = {len(candidate.removed) for candidate in facts.candidates}
+    assert counts == {math.ceil(6 * least)}
+    assert facts.budget == len(facts.removed) == math.ceil(6 * least)
+    assert facts.asked in ("--remove-params 30%", "--remove-bytes 45%")
+    assert facts.speed is None
+    assert {c.method.split(":")[0] for c in facts.candidates} >= {"fisher", "block-influence", "random"}
+    assert Spectrum.load(tmp_path / "run" / facts.spectra["fisher"]).budget is None
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory):
+    return load(str(tiny_folder(tmp_path_factory.mktemp("hybrid"), "nemotron_h")))
+
+
+def test_what_is_fast_enough_is_removed_and_timed(hybrid, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "FEWEST", 1)
+    monkeypatch.setattr(engines, "LONGEST", 0.0)
+    place, out = tmp_path / "times.json", tmp_path / "run"
+    kinds = timing.block_kinds(hybrid.stack)
+    seconds = {"mamba": 3.0, "moe": 1.0}
+    blocks = tuple(Latency(seconds.get(kind, 0.5), 1.0) for kind in kinds)
+    whole = Latency(2 + sum(block.prefill for block in blocks), 2 + float(len(blocks)))
+    identity, facts = model_identity(hybrid.stack.model), {"turns": 5, "error": 0.0, "machine": {}, "provenance": {}}
+    facts["engine"] = "transformers"
+    times = Times("m", identity, Request(8, 2), whole, kinds, blocks, **facts)
+    times.save(place)
+    drawn = split_samples("starter", hybrid.tokenizer, samples=16, held_out=4, tokens=20, seed=0, loss_on="all")
+    asked = {"speedup": 1.4, "latency_of": "prefill", "times": place, "effort": 1, "rivals": ("block-influence",)}
+    found = run_in(out, hybrid, drawn, None, random_states=1, **asked)
+    assert found.asked == "--speedup 1.4"
+    for candidate in found.candidates:
+        assert times.speedups(times.without(candidate.removed))["prefill"] >= 1.4
+    refined = [c for c in found.candidates if c.method.startswith("refined")]
+    assert refined
+    assert found.speed["predicted"] == times.speedups(times.without(found.removed))
+    assert found.speed["measured"].keys() == found.speed["predicted"].keys()
+    with pytest.raises(InputError, match=r"--speedup 9.0 stands for .* times as fast"):
+        run_in(tmp_path / "other", hybrid, drawn, None, **{**asked, "speedup": 9.0})
+    assert not (tmp_path / "other").exists()
+
+
+def test_times_are_measured_where_none_are_given(loaded, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "FEWEST", 1)
+    monkeypatch.setattr(engines, "LONGEST", 0.0)
+    request = {"prompt_tokens": 4, "new_tokens": 2}
+    asked = {"remove_latency": "1%", "latency_of": "prefill", **request}
+    facts = run_in(tmp_path / "run", loaded, samples, None, effort=0, rivals=(), random_states=1, **asked)
+    times = Times.load(tmp_path / "run" / "times.json")
+    assert times.request == Request(**request)
+    assert times.weights("prefill").whole * 0.01 <= sum(times.weights("prefill").units[i] for i in facts.removed)
+    assert facts.seconds["times"] > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"remove": None}, "expected one of --remove .* got none of them"),
+        ({"remove": 2, "speedup": 1.5}, "got --remove 2 and --speedup 1.5"),
+        ({"remove_params": "1%", "remove_bytes": "1%"}, "got --remove-params 1% and --remove-bytes 1%"),
+        ({"remove": 2, "times": "times.json"}, "--times says how long blocks take; it needs --speedup"),
+        ({"speedup": 1.0}, "--speedup expects a finite number, above 1"),
+    ],
+)
+def test_one_budget_is_asked_for(asked, message, tmp_path):
+    values = {"model": "m", "out": tmp_path / "run", **asked}
+    if "times" in values:
+        values["times"] = tmp_path / values["times"]
+    with pytest.raises(InputError, match=message):
+        RunSettings(**values)

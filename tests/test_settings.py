@@ -17,6 +17,8 @@ from excise.settings import (
     MOST_UNITS,
     Checked,
     Option,
+    amount,
+    amount_of,
     borrowing,
     budgets,
     changed,
@@ -233,3 +235,40 @@ def test_what_no_removal_can_obey_is_refused():
         check_fixed((2, 1, 0), (1, 2), 3)
     with pytest.raises(InputError, match="at most as many as --remove, 1, got 2: 3, 4"):
         check_fixed((), (3, 4), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bake(Checked):
+    loaves: int | None = option(None, "How many.", least=1, shares="flour")
+    flour: str = option("", "How much.", parse=amount)
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ({"loaves": "25%"}, {"flour": "25%"}),
+        ({"loaves": 3}, {"loaves": 3}),
+        ({"flour": 500}, {"flour": "500"}),
+        ({"loaves": None, "flour": "0.5%"}, {"loaves": None, "flour": "0.5%"}),
+    ],
+)
+def test_a_share_is_the_amount_of_another_setting(given, values):
+    assert values_of(Bake, given) == values
+    assert from_plain(Bake, to_plain(from_plain(Bake, given))) == Bake(**values)
+
+
+def test_two_shares_are_one_too_many():
+    with pytest.raises(InputError, match="--loaves 25% and flour: 10% ask for two shares; give one"):
+        values_of(Bake, {"loaves": "25%", "flour": "10%"})
+
+
+@pytest.mark.parametrize(("text", "value"), [("25%", 100.0), ("30", 30.0), (" 1.5e2", 150.0), ("0%", 0.0)])
+def test_amounts_are_shares_or_numbers(text, value):
+    assert amount(text, "--flour") == text
+    assert amount_of(text, 400.0) == value
+
+
+@pytest.mark.parametrize("text", ["%", "a lot", "nan", "inf%", "25 percent"])
+def test_what_is_no_amount_is_refused(text):
+    with pytest.raises(InputError, match="--flour expects a share such as 25%, or a number"):
+        amount(text, "--flour")

@@ -28,11 +28,14 @@ from excise.settings import (
     Porting,
     Printing,
     Replacing,
+    Requesting,
     Sampling,
+    Weighing,
     changed,
     check_fixed,
     names_in,
     option,
+    require_one,
     to_plain,
 )
 from excise.settings import names as names_of
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from excise.ising.energies import Energy
     from excise.ising.problem import Removal
     from excise.ising.spectrum import Spectrum
+    from excise.ising.times import Times
     from excise.models.loading import Loaded
     from excise.models.stack import Stack
     from excise.progress import Clock, Progress
@@ -57,19 +61,28 @@ if TYPE_CHECKING:
 
 MANIFEST, WORK, CHECKPOINT = "run.json", "work", "model"
 # What a run writes under names that follow from its settings.
-REPLACED = ("spectrum-*.json", "spectra-*.json", "energy-*.safetensors", "candidates.json", "panel.json")
+TIMES = "times.json"
+REPLACED = ("spectrum-*.json", "spectra-*.json", "energy-*.safetensors", "candidates.json", "panel.json", TIMES)
 SELECT = ("measured", "refined", "energy")
 # For the proofs at all other budgets together: they are shown and choose nothing.
 OTHERS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting, Sampling, Loading):
+class RunSettings(
+    Printing, Replacing, BackwardPass, Porting, Fixing, Objecting, Sampling, Requesting, Weighing, Loading
+):
     """Settings of `excise run`: all of them make its recipe, and stand in its `run.json`."""
 
     divides = "passes"
 
-    remove: int = option(..., "Number M of blocks to remove.", group="What to remove", least=1)
+    remove: int | None = option(
+        None,
+        "Number M of blocks to remove, or as --remove-params a share of what they hold, such as 25%.",
+        group="What to remove",
+        least=1,
+        shares="remove_params",
+    )
     out: Path = option(
         ..., "Folder for everything; the checkpoint is its `model`.", group="Output", recipe=False, writes="workspace"
     )
@@ -176,6 +189,7 @@ class RunSettings(Printing, Replacing, BackwardPass, Porting, Fixing, Objecting,
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_one(self.remove, [goal.asked for goal in self.goals()])
         check_fixed(self.protect, self.force_blocks, self.remove)
         if self.energy == "fitted" and not self.effort:
             raise InputError("--energy fitted is that of the refinement; it needs an --effort above 0")
@@ -212,6 +226,10 @@ class RunResult(Artefact):
         model_hash: its identity.
         blocks: number N of blocks of the original.
         budget: number M of blocks removed.
+        asked: what was to be removed: `--remove 8`, `--speedup 1.5`, …
+        speed: how many times as fast what was written is, by the times of blocks and as measured: {"predicted":
+            {"prefill": …, "decode": …, "request": …}, "measured": …}, with the request and file of the times; None
+            where time was not asked for.
         removed: sorted original indices.
         proposed_by: everyone who proposed this removal.
         selected_by: "measured", "refined", "energy" or "race".
@@ -249,6 +267,8 @@ class RunResult(Artefact):
     model_hash: str
     blocks: int
     budget: int
+    asked: str
+    speed: Facts | None
     removed: tuple[int, ...]
     proposed_by: tuple[str, ...]
     selected_by: str
@@ -318,6 +338,8 @@ def run(
         ArchitectureError: nothing that is proposed leaves a model that a config can describe.
 
     """
+    from excise.choosing.amounts import given_times
+    from excise.choosing.engines import engine_of
     from excise.choosing.follow import chosen_of
     from excise.choosing.judged import halves
     from excise.choosing.objectives import load_objective
@@ -327,13 +349,20 @@ def run(
     from excise.team import team as joined
 
     clock = clock or Clock()
-    brief = _brief(loaded, settings)
+    times = given_times(loaded.stack, settings.times)
+    if settings.timed and times is None:
+        # What cannot be timed is refused before a folder is opened.
+        engine_of(settings.engine, loaded)
+    brief = _brief(loaded, settings, times)
     if healing:
         healing.require_feasible()
     objective = load_objective(settings, calibration, loaded, settings.seed)
     team = joined()
     folder = team.once(lambda: _open_folder(settings, loaded, healing))
     context = Context(loaded, Store(folder / WORK), progress or Progress(), settings.batch_tokens)
+    if settings.timed and times is None:
+        times = team.once(lambda: _times(context, settings, folder, clock))
+        brief = _brief(loaded, settings, times)
     select, energy = settings.followed(objective), settings.energy
     energy = energy or ("fisher" if select == "energy" or not settings.effort else "fitted")
     choosing, judging = halves(held_out)
@@ -363,6 +392,7 @@ def run(
         "skipped_samples": proposed.skipped,
     }
     facts |= team.once(lambda: _write(context, chosen, repairs, facts, judging, folder, clock))
+    facts["speed"] = team.once(lambda: _speed(context, chosen, times, clock)) if times else None
     facts["healed"] = _heal(healing, context, judging, folder, won, clock) if healing else None
     if settings.panel:
         team.once(lambda: _panel(context, chosen, repairs, facts["healed"], settings, folder, clock))
@@ -440,36 +470,37 @@ def _refine(
     from excise.choosing.refine import refine, refinement_facts
 
     refined = refine(context, objective, brief, tokens=settings.effort * calibration.tokens)
-    found = refinement_facts({brief.budget: refined}, objective, settings.effort, calibration)
+    found = refinement_facts({len(refined.removed): refined}, objective, settings.effort, calibration)
     write_artefact(folder / "candidates.json", {"model": context.loaded.source, **found})
     return refined
 
 
 def _rivals(context: Context, calibration: Samples, brief: Brief, settings: RunSettings) -> list[Proposal]:
     from excise.choosing.criteria import RANDOM
-    from excise.choosing.pipeline import propose
+    from excise.choosing.pipeline import propose_amount
 
-    proposals = [propose(context, calibration, name, brief) for name in settings.rivals]
+    proposals = [propose_amount(context, calibration, name, brief) for name in settings.rivals]
     for proposal in proposals:
         if proposal.merge:
             raise InputError(f"{proposal.method} merges blocks where a run drops them; leave it out of the rivals")
     for seed in range(settings.seed, settings.seed + settings.random_states):
-        drawn = propose(context, calibration, RANDOM, replace(brief, seed=seed))
+        drawn = propose_amount(context, calibration, RANDOM, replace(brief, seed=seed))
         proposals.append(replace(drawn, method=f"{RANDOM}:{seed}"))
     return proposals
 
 
 def _writable(stack: Stack, brief: Brief, proposals: Sequence[Proposal]) -> list[Proposal]:
-    """Leave out removals that no config can describe, or that break the pattern asked for."""
+    """Leave out removals that no config can describe, that break the pattern asked for or weigh another amount."""
     from excise.surgery.config import is_writable
 
-    patterned = [proposal for proposal in proposals if brief.allows(proposal.removed)]
-    if len(patterned) < len(proposals):
-        broken = ", ".join(p.method for p in proposals if not brief.allows(p.removed))
-        warnings.warn(f"left out, since they break the pattern that --portable keeps: {broken}", stacklevel=3)
-    kept = [proposal for proposal in patterned if is_writable(stack, proposal.removed)]
-    if len(kept) < len(patterned):
-        left_out = ", ".join(p.method for p in patterned if not is_writable(stack, p.removed))
+    allowed = [proposal for proposal in proposals if brief.allows(proposal.removed)]
+    if len(allowed) < len(proposals):
+        others = ", ".join(p.method for p in proposals if not brief.allows(p.removed))
+        what = "the pattern that --portable keeps, or weigh too little or too much"
+        warnings.warn(f"left out, since they break {what}: {others}", stacklevel=3)
+    kept = [proposal for proposal in allowed if is_writable(stack, proposal.removed)]
+    if len(kept) < len(allowed):
+        left_out = ", ".join(p.method for p in allowed if not is_writable(stack, p.removed))
         warnings.warn(f"left out, since no config describes what they leave: {left_out}", stacklevel=3)
     if not kept:
         raise ArchitectureError(
@@ -581,7 +612,8 @@ def _choice_facts(
         "model": loaded.source,
         "model_hash": model_identity(stack.model),
         "blocks": len(stack.blocks),
-        "budget": settings.remove,
+        "budget": len(chosen.removed),
+        "asked": " ".join(goal.asked for goal in settings.goals()) or f"--remove {settings.remove}",
         "removed": chosen.removed,
         "proposed_by": tuple(c.method for c in verified.candidates if c.removed == chosen.removed),
         "selected_by": select,
@@ -727,7 +759,25 @@ def _card(facts: Values, chosen: Candidate, repairs: Repairs) -> Facts:
     }
 
 
-def _brief(loaded: Loaded, settings: RunSettings) -> Brief:
+def _times(context: Context, settings: RunSettings, folder: Path, clock: Clock) -> Times:
+    from excise.choosing.timing import kept_times
+    from excise.ising.times import Request
+
+    with clock.stage("times"):
+        request = Request(settings.prompt_tokens, settings.new_tokens)
+        return kept_times(context, request, settings.engine, folder / TIMES)
+
+
+def _speed(context: Context, chosen: Candidate, times: Times, clock: Clock) -> Facts:
+    """What the times promise for a removal, and what it takes here."""
+    from excise.choosing.timing import predicted_and_measured
+
+    with clock.stage("times"):
+        return predicted_and_measured(context.loaded, chosen.removed, times)
+
+
+def _brief(loaded: Loaded, settings: RunSettings, times: Times | None) -> Brief:
+    from excise.choosing.amounts import amounts_of
     from excise.choosing.brief import Brief
     from excise.models.portable import pattern_of
 
@@ -740,6 +790,7 @@ def _brief(loaded: Loaded, settings: RunSettings) -> Brief:
         forced=settings.force_blocks,
         seed=settings.seed,
         pattern=pattern,
+        amounts=amounts_of(stack, settings, times, settings.protect),
     )
 
 

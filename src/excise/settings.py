@@ -30,7 +30,7 @@ import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from excise.errors import InputError
 from excise.plain import Facts, Plain, Values
@@ -43,6 +43,10 @@ PLACEMENTS = ("auto", "resident", "streamed")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 LOSS_ON = ("content", "all", "responses")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+# Of what a request takes: reading its prompt and writing the answer, or one of the two.
+LATENCIES = ("request", "prefill", "decode")
+MILLISECONDS = "milliseconds"
+ENGINES = ("transformers", "llama.cpp")
 
 # More units than any matrix [units, units] that fits in memory has; a typing error must not allocate its range.
 MOST_UNITS = 100_000
@@ -76,6 +80,7 @@ class Option:
     below: float | None = None
     choices: Sequence[str] | Callable[[], Iterable[str]] = ()
     parse: Callable[[str, str], Any] | None = None
+    shares: str = ""
     shown: str | None = None
     hidden: bool = False
     argument: bool = False
@@ -96,6 +101,7 @@ def option(
     below: float | None = None,
     choices: Sequence[str] | Callable[[], Iterable[str]] = (),
     parse: Callable[[str, str], Any] | None = None,
+    shares: str = "",
     shown: str | None = None,
     hidden: bool = False,
     argument: bool = False,
@@ -119,6 +125,7 @@ def option(
         below: bound that the value must stay under.
         choices: values allowed, or a function that imports them; it is called for other values than the default only.
         parse: makes the value from a text and the flag, or raises `InputError`.
+        shares: name of the field that takes a text ending in %; empty where this one takes every text.
         shown: how `--help` writes the default, where it is not the value itself; empty to write none.
         hidden: accepted, but not shown by `--help`.
         argument: positional on the command line.
@@ -141,6 +148,7 @@ def option(
         below=below,
         choices=choices,
         parse=parse,
+        shares=shares,
         shown=shown,
         hidden=hidden,
         argument=argument,
@@ -283,8 +291,7 @@ class Setting:
         """
         if plain is None and self.optional:
             return None
-        parsed = self.option.parse is not None and (self.many or self.kind is not str)
-        if parsed and isinstance(plain, str | int) and not isinstance(plain, bool):
+        if self.option.parse is not None and isinstance(plain, str | int | float) and not isinstance(plain, bool):
             return self.of_text(str(plain))
         if self.many:
             if not isinstance(plain, list):
@@ -417,9 +424,27 @@ def values_of(cls: type, recipe: Values, source: str = "recipe") -> Facts:
             hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
             raise InputError(f"{source}: '{name}' is not a setting; {hint}")
     try:
-        return {name: known[name].of_plain(value) for name, value in recipe.items()}
+        return {name: known[name].of_plain(value) for name, value in shares_apart(cls, recipe).items()}
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+
+
+def shares_apart(cls: type, given: Values) -> Facts:
+    """What was given by name of field, with texts such as 25% under the name of the field that takes shares.
+
+    Raises:
+        InputError: that one was given too.
+
+    """
+    values = dict(given)
+    for setting in declared(cls):
+        other, value = setting.option.shares, values.get(setting.name)
+        if other and isinstance(value, str) and value.strip().endswith("%"):
+            if values.get(other):
+                raise InputError(f"{setting.called} {value} and {other}: {values[other]} ask for two shares; give one")
+            del values[setting.name]
+            values[other] = value
+    return values
 
 
 def from_plain(cls: type[T], recipe: Values, source: str = "recipe") -> T:
@@ -518,6 +543,43 @@ def budgets(text: str, called: str = "--remove") -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def amount(text: str, called: str) -> str:
+    """Check an amount to remove, which `amount_of` turns into a number; the text stays as it is, empty for none.
+
+    Raises:
+        InputError: it is neither a share such as 25% nor a number.
+
+    """
+    if text:
+        amount_of(text, 1.0, called)
+    return text
+
+
+def amount_of(text: str, whole: float, called: str = "what is removed") -> float:
+    """The amount that a text stands for.
+
+    Args:
+        text: a share such as 25%, or a number.
+        whole: what it is a share of.
+        called: what messages call the option.
+
+    Raises:
+        InputError: something else.
+
+    Examples:
+        >>> amount_of("25%", 400), amount_of("30", 400)
+        (100.0, 30.0)
+
+    """
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{called} expects a share such as 25%, or a number, got '{text}'")
+    return value / 100 * whole if text.strip().endswith("%") else value
+
+
 def _range(low: int, high: int, expected: str, got: str) -> range:
     if high < low or max(abs(low), abs(high)) > MOST_UNITS:
         raise InputError(f"{expected}, none beyond {MOST_UNITS:,}, got '{got}'")
@@ -527,6 +589,25 @@ def _range(low: int, high: int, expected: str, got: str) -> range:
 def names(text: str, called: str) -> tuple[str, ...]:
     """Read a list separated by commas; `called` is there for the signature of `option`'s `parse`."""
     return tuple(filter(None, (part.strip() for part in text.split(","))))
+
+
+def require_one(remove: object, goals: Sequence[str]) -> None:
+    """Refuse no budget, and two of them.
+
+    Args:
+        remove: numbers of units; empty or None where none are asked for.
+        goals: amounts asked for instead, as the command line says them.
+
+    Raises:
+        InputError: there is not just one.
+
+    """
+    asked = [*([f"--remove {remove}"] if remove else []), *goals]
+    if len(asked) != 1:
+        raise InputError(
+            "expected one of --remove (a number, or a share such as 25%), --remove-params, --remove-bytes, --speedup "
+            f"and --remove-latency, got {' and '.join(asked) or 'none of them'}; leave the others out"
+        )
 
 
 def check_fixed(protected: Sequence[int], forced: Sequence[int], budget: int | None = None) -> None:
@@ -705,6 +786,92 @@ class Fixing(Protecting):
 
     force_blocks: tuple[int, ...] = option(
         (), "Blocks always removed; they count towards --remove.", group="What to remove", parse=indices
+    )
+
+
+class Goal(NamedTuple):
+    """An amount to remove.
+
+    Attributes:
+        asked: as the command line says it.
+        measure: what is counted: parameters, bytes, milliseconds, …
+        amount: as `amount_of` takes it.
+
+    """
+
+    asked: str
+    measure: str
+    amount: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighing(Checked):
+    """How much is to be removed, by what it weighs: parameters, bytes, or the time that it takes."""
+
+    remove_params: str = option(
+        "",
+        "Instead of M: at least these parameters, such as 25% (of those in blocks) or 30000000, and at most a unit "
+        "more.",
+        group="What to remove",
+        parse=amount,
+    )
+    remove_bytes: str = option("", "Likewise in bytes.", group="What to remove", parse=amount)
+    speedup: float | None = option(
+        None,
+        "Likewise in time: so much that a request is answered so many times as fast, such as 1.5 (docs/speed.md).",
+        group="What to remove",
+        above=1,
+    )
+    remove_latency: str = option(
+        "",
+        "Likewise: at least this time of a request, such as 30% or 120 (milliseconds).",
+        group="What to remove",
+        parse=amount,
+    )
+    latency_of: str = option(
+        "request",
+        "Which time counts: of the whole request, of its prefill, or of each token decoded after it.",
+        group="What to remove",
+        choices=LATENCIES,
+    )
+    times: Path | None = option(
+        None, "Times of the blocks that `excise times` measured.", group="What to remove", reads="path"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.times is not None and not self.timed:
+            raise InputError("--times says how long blocks take; it needs --speedup or --remove-latency")
+
+    @property
+    def timed(self) -> bool:
+        """Whether time is what is removed."""
+        return bool(self.speedup or self.remove_latency)
+
+    def goals(self) -> list[Goal]:
+        """What is asked for; no more than one can be met at once."""
+        # What is s times as fast takes 1/s of the time.
+        share = f"{100 * (1 - 1 / self.speedup)!r}%" if self.speedup else ""
+        found = [
+            Goal(f"--remove-params {self.remove_params}", "parameters", self.remove_params),
+            Goal(f"--remove-bytes {self.remove_bytes}", "bytes", self.remove_bytes),
+            Goal(f"--speedup {self.speedup}", MILLISECONDS, share),
+            Goal(f"--remove-latency {self.remove_latency}", MILLISECONDS, self.remove_latency),
+        ]
+        return [goal for goal in found if goal.amount]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requesting(Checked):
+    """The request whose time is measured."""
+
+    prompt_tokens: int = option(512, "Tokens of the prompt whose time is measured.", group="Machine", least=1)
+    new_tokens: int = option(64, "Tokens that are decoded after it.", group="Machine", least=2)
+    engine: str = option(
+        "transformers",
+        "What is timed: transformers, or llama.cpp, which reads a .gguf file (needs xllamacpp).",
+        group="Machine",
+        choices=ENGINES,
     )
 
 

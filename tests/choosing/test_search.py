@@ -8,7 +8,7 @@ import pytest
 
 from excise.choosing.search import search
 from excise.ising.energies import Energy
-from excise.ising.problem import Problem
+from excise.ising.problem import Problem, weigh_at_least, weigh_at_most
 
 N, M = 16, 6
 
@@ -26,16 +26,18 @@ def planted(seed):
     return damage
 
 
+PROBLEM = Problem(Energy(None, np.zeros((N, N))), M)
+
+
 def loop(damage, rounds, **options):
     singles = {(i,): (damage((i,)), 1e-3) for i in range(N)}
-    nothing = Energy(None, np.zeros((N, N)))
     measured = []
 
     def measure(removals):
         measured.extend(removals)
         return {removed: (damage(removed), 1e-3) for removed in removals}
 
-    found = search(measure, nothing, Problem(nothing, M), rounds=rounds, known=singles, **options)
+    found = search(measure, PROBLEM.energy, PROBLEM, rounds=rounds, known=singles, **options)
     return found, measured
 
 
@@ -92,7 +94,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been():
     whole, _ = loop(planted(1), rounds=6, seed=2, diary=diary)
     resumed, measured = loop(planted(1), rounds=6, seed=2, diary=Diary(diary.rounds[:3]))
     assert [r.proposed for r in resumed.rounds] == [r.proposed for r in whole.rounds]
-    assert resumed.best(M) == whole.best(M)
+    assert resumed.best(PROBLEM) == whole.best(PROBLEM)
     assert measured == list(itertools.chain.from_iterable(r.proposed for r in whole.rounds))
 
 
@@ -103,7 +105,7 @@ def test_keeps_to_the_problem_and_ends_when_all_is_measured():
         lambda removals: {r: (float(sum(r)), 0.1) for r in removals}, nothing, problem, rounds=9, batch=2, seed=0
     )
     assert sorted(found.damages) == [(1, 3), (2, 3), (3, 4)]
-    assert found.best(2, 3) == [(1, 3), (2, 3), (3, 4)]
+    assert found.best(problem, 3) == [(1, 3), (2, 3), (3, 4)]
     assert len(found.rounds) == 2
 
 
@@ -113,6 +115,31 @@ def test_removals_that_overflow_are_never_the_best():
     def measure(removals):
         return {r: (float("inf") if 0 in r else 1.0 + sum(r), 0.1) for r in removals}
 
-    found = search(measure, nothing, Problem(nothing, 2), rounds=4, batch=4, seed=0)
-    assert found.best(2) == [(1, 2)]
+    problem = Problem(nothing, 2)
+    found = search(measure, nothing, problem, rounds=4, batch=4, seed=0)
+    assert found.best(problem) == [(1, 2)]
     assert found.rounds[-1].best == pytest.approx(4.0)
+
+
+def test_an_amount_is_met_with_however_many_units_do_least_damage():
+    """Units of unlike weight, such as the times of a hybrid's blocks: how many go is for the search to find."""
+    generator = np.random.default_rng(1)
+    damage, nothing = planted(1), Energy(None, np.zeros((N, N)))
+    weights = generator.choice([1.0, 2.0, 4.0], N)
+    constraints = (weigh_at_least(weights, 9), weigh_at_most(weights, 13))
+    problem = Problem(nothing, None, protected=tuple(range(10, N)), constraints=constraints)
+    counts = problem.counts()
+    every = itertools.chain(*(itertools.combinations(range(10), m) for m in counts))
+    allowed = sorted((damage(r), r) for r in every if problem.allows(r))
+    assert len({len(r) for _, r in allowed}) > 3
+    found = search(
+        lambda removals: {r: (damage(r), 1e-3) for r in removals},
+        nothing,
+        problem,
+        rounds=6,
+        known={(i,): (damage((i,)), 1e-3) for i in range(10)},
+    )
+    assert found.best(problem) == [allowed[0][1]]
+    proposed = list(itertools.chain.from_iterable(r.proposed for r in found.rounds))
+    assert all(problem.allows(removed) for removed in proposed)
+    assert len(proposed) < len(allowed) / 2

@@ -11,7 +11,9 @@ from tests.svg_files import Figure
 from tests.tiny import tiny_folder, tiny_model
 
 from excise.artefacts import read_json
+from excise.choosing import engines
 from excise.ising.spectrum import Spectrum
+from excise.ising.times import Times
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +259,10 @@ def test_kinds_parameters_and_counts_come_from_the_gradients(excise, model, tmp_
     assert all(sum(i % 2 == 0 for i in s["removed"]) <= 1 for s in states)
     states = json.loads(excise("solve", gradients, "--remove-params", "45%", "--json")[1])["states"]
     assert min(len(s["removed"]) for s in states) == 3
+    assert json.loads(excise("solve", gradients, "--remove", "45%", "--json")[1])["states"] == states
+    code, _, err = excise("solve", gradients, "--remove", "45%", "--remove-params", "1000")
+    assert code == 2
+    assert "ask for two shares; give one" in err
     code, _, err = excise(*sublayers, "--remove", 3, "--kinds", "moe")
     assert code == 2
     assert "attention, feed-forward" in err
@@ -286,3 +292,25 @@ def test_prune_goes_from_folder_to_folder_and_from_gguf_to_gguf(excise, model, t
     code, _, err = excise("prune", model, "--removed", 1, "--out", tmp_path / "c.gguf")
     assert code == 2
     assert "a GGUF file is pruned from a GGUF file" in err
+
+
+def test_a_spectrum_is_fast_enough_by_measured_times(excise, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "FEWEST", 1)
+    monkeypatch.setattr(engines, "LONGEST", 0.0)
+    gradients, place = tmp_path / "g.safetensors", tmp_path / "times.json"
+    excise("score", model, "--samples", 40, "--tokens", 24, "--out", gradients)
+    code, out, _ = excise("times", model, "--prompt-tokens", 8, "--new-tokens", 2, "--out", place)
+    assert code == 0
+    assert all(text in out for text in ("attention+feed-forward", "everything else", "whole model"))
+    asked = ("solve", gradients, "--remove-latency", "5%", "--latency-of", "decode", "--json")
+    code, out, _ = excise(*asked, "--times", place)
+    found, weights = json.loads(out), Times.load(place).weights("decode")
+    assert code == 0
+    assert found["certified"]
+    assert all(sum(weights.units[i] for i in s["removed"]) >= 0.05 * weights.whole for s in found["states"])
+    code, _, err = excise(*asked)
+    assert code == 2
+    assert "run `excise times MODEL --out FILE`" in err
+    code, _, err = excise(*asked, "--times", place, "--granularity", "sublayer")
+    assert code == 2
+    assert "times are those of whole blocks" in err

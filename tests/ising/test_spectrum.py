@@ -73,6 +73,16 @@ def test_proof_closes_the_gap():
     assert proved.lowest(2).certified
 
 
+def test_where_the_number_is_open_the_states_of_each_number_are_its_lowest():
+    states = (State((0, 1), 1.0), State((2,), 2.0), State((0, 3), 3.0), State((1,), 4.0))
+    whole = Spectrum(states, 4, None, "exhaustive", 0.1, proved=2)
+    found = whole.by_budget()
+    assert {m: [s.energy for s in alone] for m, alone in found.items()} == {1: [2.0, 4.0], 2: [1.0, 3.0]}
+    assert [(alone.budget, alone.proved, alone.certified) for alone in found.values()] == [(1, 1, False), (2, 1, False)]
+    proved = whole.with_proof().by_budget()[1]
+    assert (proved.certified, proved.proved, proved.lower_bound) == (True, 2, 2.0)
+
+
 def test_json_round_trip(tmp_path):
     whole = spectrum(notes=("a note",), seed=3).with_proof()
     value = json.loads(json.dumps(whole.to_json()))

@@ -35,8 +35,23 @@ def gradients(blocks: int = 12, seed: int = 0) -> Gradients:
     return Gradients(A, np.ones(60), owners, ("attention", "feed-forward") * blocks, names, sizes=sizes)
 
 
+SPEED = {
+    "engine": "transformers",
+    "request": {"prompt_tokens": 512, "new_tokens": 64, "batch": 1},
+    "predicted": {"request": 1.32, "prefill": 1.3, "decode": 1.35},
+    "measured": {"request": 1.28, "prefill": 1.3, "decode": 1.25},
+}
+
+
 def run_folder(
-    folder: Path, blocks: int = 12, budget: int = 3, *, name: str = "org/model", seed: int = 0, repaired: bool = False
+    folder: Path,
+    blocks: int = 12,
+    budget: int = 3,
+    *,
+    name: str = "org/model",
+    seed: int = 0,
+    repaired: bool = False,
+    speed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A run: gradients, a spectrum, five measured candidates, the manifest; returns the manifest.
 
@@ -80,6 +95,8 @@ def run_folder(
         "model_hash": "0" * 64,
         "blocks": blocks,
         "budget": budget,
+        "asked": "--speedup 1.3" if speed else f"--remove {budget}",
+        "speed": speed,
         "removed": chosen["removed"],
         "proposed_by": [c["method"] for c in candidates if c["removed"] == chosen["removed"]],
         "selected_by": "measured",
@@ -241,7 +258,7 @@ def add_panel(folder: Path, said: str = "a cat") -> None:
 
 def full_folder(folder: Path, **options: Any) -> dict[str, Any]:
     """A run with everything there is."""
-    facts = run_folder(folder, **options)
+    facts = run_folder(folder, speed=SPEED, **options)
     add_spectra(folder, range(1, 6))
     add_comparison(folder)
     scores().save(folder / "scores.json")

@@ -289,6 +289,21 @@ def test_damage_against_the_budget_is_there_without_another_command(page, width)
     assert any(tip.startswith("predicted: ") for tip in tips)
 
 
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_predicted_speed_stands_beside_measured(page, run, width):
+    speed = run[1]["speed"]
+    resize(page, width)
+    page.refresh()
+    rows = page.find_elements(By.CSS_SELECTOR, "#speed tbody tr")
+    assert len(rows) == len(speed["predicted"])
+    for row, part in zip(rows, ("request", "prefill", "decode"), strict=True):
+        predicted, measured = row.find_elements(By.TAG_NAME, "td")[:2]
+        assert predicted.text == f"{speed['predicted'][part]:.2f}"
+        assert measured.text == f"{speed['measured'][part]:.2f}"
+        assert measured.is_displayed()
+        assert measured.rect["x"] + measured.rect["width"] <= width
+
+
 def test_print_shows_every_row_and_no_controls(page):
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert not page.find_element(By.ID, "budget").is_displayed()

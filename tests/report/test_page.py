@@ -17,7 +17,7 @@ from excise.report.sections.couplings import shown_energy
 from excise.report.sections.damage import damage_rows
 from excise.report.sections.prediction import group_of, spearman
 from excise.report.sections.refinement import predictions
-from tests.report.folders import HOSTILE, add_panel, add_spectra, full_folder, gradients, run_folder
+from tests.report.folders import HOSTILE, SPEED, add_panel, add_spectra, full_folder, gradients, run_folder
 
 VOID = {"meta", "link", "img", "input", "br", "hr"}
 
@@ -104,6 +104,20 @@ def test_the_matrix_is_the_energys(folder, page):
     assert data["values"][0] == pytest.approx(energy.J[0, 0], rel=1e-3)
     assert data["values"][13] == pytest.approx(energy.J[1, 2], rel=1e-3)
     assert data["correlations"][1] == pytest.approx(energy.correlation()[0, 1], rel=1e-3)
+
+
+def test_speed_stands_as_predicted_and_as_measured(page):
+    part = page[page.index('id="speed"') :]
+    assert "asked for: --speedup 1.3" in part
+    row = part[part.index("a token decoded") :]
+    assert re.findall(r"<td>([^<]+)</td>", row)[:3] == ["1.35", "1.25", "+8.0%"]
+
+
+def test_what_was_not_timed_is_said_to_be_not_measured(tmp_path):
+    run_folder(tmp_path / "run", speed={**SPEED, "measured": None})
+    part = render(gather(tmp_path / "run"))
+    row = part[part.index("a token decoded") :]
+    assert re.findall(r"<td>([^<]*)</td>", row)[:3] == ["1.35", "not measured", ""]
 
 
 def test_missing_data_leave_a_line_with_the_command(tmp_path):

@@ -81,6 +81,16 @@ def propose_budgets(
     return proposed
 
 
+def propose_amount(context: Context, samples: Samples, name: str, brief: Brief) -> Proposal:
+    """The proposal of the fewest blocks that the brief allows; for a brief with a budget, the proposal at that.
+
+    Where none weighs what is asked for, that of the most blocks.
+    """
+    counts, alone = brief.counts(context.stack), replace(brief, amounts=())
+    proposed = propose_budgets(context, samples, name, alone, counts)
+    return next((proposed[m] for m in counts if brief.allows(proposed[m].removed)), proposed[counts[-1]])
+
+
 def _from_plain(kept: dict[str, object]) -> Proposal:
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     cost, trail = kept["cost"], kept["trail"]

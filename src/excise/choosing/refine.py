@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from excise.artefacts import digest
 from excise.artefacts.provenance import provenance
-from excise.choosing.brief import Brief
+from excise.choosing.brief import Brief, no_energy
 from excise.choosing.objectives import Objective
 from excise.choosing.plan import ANCHORS, BATCH, FINALISTS, Plan, plan
 from excise.choosing.proposal import Proposal
@@ -114,11 +114,6 @@ class Refined:
         }
 
 
-def no_energy(units: int) -> Energy:
-    """The energy that is 0 everywhere."""
-    return Energy(None, np.zeros((units, units)))
-
-
 def refinement_facts(found: Mapping[int, Refined], objective: Objective, effort: float, calibration: Samples) -> Facts:
     """What `candidates.json` says of refinements at several budgets."""
     return {
@@ -181,7 +176,8 @@ def refine(
 
     singles = [(i,) for i in problem.free]
     anchors = _random_removals(problem, ANCHORS, brief.seed)
-    with context.progress.stage(f"refine, M = {brief.budget}", spent.measurements(len(problem.free))):
+    most = "≤ " if brief.amounts else ""
+    with context.progress.stage(f"refine, M = {most}{brief.budget}", spent.measurements(len(problem.free))):
         known = measured(few, [*singles, *anchors, *state.known])
         found = search(
             partial(measured, few),
@@ -262,10 +258,10 @@ def _race(
     measured: Callable[[Objective, Sequence[Removal]], Measured],
 ) -> list[Finalist]:
     """Successive halving; returns all that took part, those that came further first, then by damage."""
-    budget = problem.budget or 0
-    candidates = [r for r in found.best(budget, len(found.damages)) if problem.allows(r)][: 4 * FINALISTS]
+    candidates = found.best(problem, 4 * FINALISTS)
     if not candidates:
-        raise InputError(f"no removal of {budget} blocks has a finite damage; try --dtype float32")
+        sizes = " or ".join(map(str, problem.counts()))
+        raise InputError(f"no removal of {sizes} blocks has a finite damage; try --dtype float32")
     predicted = dict(zip(candidates, found.fitted.energy().energies(candidates), strict=True))
     # By the posterior mean: of many measured values the least is partly luck, and the fit averages luck out.
     running = sorted(candidates, key=predicted.__getitem__)[:FINALISTS]
@@ -306,7 +302,8 @@ def _random_removals(problem: Problem, count: int, seed: int) -> list[Removal]:
         reduced = problem.reduced()
         drawn = (reduced.removed(state) for state in open_states(reduced, 4 * count, random_state(seed)))
         return [removed for removed in dict.fromkeys(drawn) if problem.allows(removed)][:count]
-    wanted = (problem.budget or 0) - len(problem.forced)
-    draws = (generator.choice(problem.free, wanted, replace=False) for _ in range(4 * count))
+    wanted = [number - len(problem.forced) for number in problem.counts()]
+    sizes = (wanted[k % len(wanted)] for k in range(4 * count * len(wanted)))
+    draws = (generator.choice(problem.free, size, replace=False) for size in sizes)
     removals = [tuple(sorted((*problem.forced, *map(int, draw)))) for draw in draws]
     return [removed for removed in dict.fromkeys(removals) if problem.allows(removed)][:count]

@@ -86,10 +86,10 @@ class Search:
     rounds: tuple[Round, ...]
     spectrum: Spectrum
 
-    def best(self, budget: int, count: int = 1) -> list[Removal]:
-        """The `count` removals of size `budget` with the lowest damage measured, lowest first."""
-        sized = [(damage, removed) for removed, (damage, _) in self.damages.items() if len(removed) == budget]
-        return [removed for damage, removed in sorted(sized) if math.isfinite(damage)][:count]
+    def best(self, problem: Problem, count: int = 1) -> list[Removal]:
+        """The `count` removals that a problem allows with the lowest damage measured, lowest first."""
+        allowed = [(damage, removed) for removed, (damage, _) in self.damages.items() if problem.allows(removed)]
+        return [removed for damage, removed in sorted(allowed) if math.isfinite(damage)][:count]
 
 
 def search(
@@ -216,7 +216,7 @@ def _apart(spectrum: Spectrum) -> Iterator[Removal]:
 
 
 def _neighbours(energy: Energy, problem: Problem, damages: Mapping[Removal, tuple[float, float]]) -> Iterator[Removal]:
-    """One-swap neighbours of the best removals measured, best first, each in the order of predicted damage."""
+    """Neighbours at one swap of the best removals measured, best first, each in the order of predicted damage."""
     allowed = [(d, r) for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)]
     # The runner-up's neighbours follow only where all of the best's are measured.
     for _, centre in sorted(allowed):
@@ -226,14 +226,18 @@ def _neighbours(energy: Energy, problem: Problem, damages: Mapping[Removal, tupl
             nearby = replace(problem, constraints=(*problem.constraints, near))
             yield from (state.removed for state in _lowest(energy, nearby, LOWEST))
             continue
-        swaps = [
-            tuple(sorted((*(i for i in centre if i != out), unit)))
-            for out in centre
-            for unit in range(len(energy))
-            if unit not in centre
-        ]
-        feasible = [removed for removed in swaps if problem.allows(removed)]
+        feasible = [removed for removed in _one_step_from(centre, problem) if problem.allows(removed)]
         yield from (r for _, r in sorted(zip(energy.energies(feasible), feasible, strict=True)))
+
+
+def _one_step_from(centre: Removal, problem: Problem) -> list[Removal]:
+    """Removals that differ in one swap; where the number of units is open, also with one fewer or one more."""
+    others = [unit for unit in range(len(problem.energy)) if unit not in centre]
+    fewer = [tuple(i for i in centre if i != out) for out in centre]
+    steps = [tuple(sorted((*rest, unit))) for rest in fewer for unit in others]
+    if problem.budget is None:
+        steps += [*fewer, *(tuple(sorted((*centre, unit))) for unit in others)]
+    return steps
 
 
 def _drawn(fitted: Fitted, problem: Problem, generator: np.random.Generator) -> Iterator[Removal]:

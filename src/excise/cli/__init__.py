@@ -27,6 +27,7 @@ from excise.cli.run import run
 from excise.cli.score import score
 from excise.cli.solve import solve
 from excise.cli.table import table
+from excise.cli.times import times
 from excise.cli.verify import verify
 from excise.errors import ExciseError, SelfTestError
 from excise.interrupts import said
@@ -86,7 +87,7 @@ def _told(error: Exception, status: int) -> typer.Exit:
 
 
 VERBS: tuple[Callable[..., None], ...] = (
-    *(run, plan, inspect, score, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
+    *(run, plan, inspect, score, times, solve, verify, refine, compare, prune, heal, evaluate, table, report, export),
 )
 for verb in VERBS:
     app.command(cls=GroupedCommand)(_reported(command(verb, recipes=verb is run)))

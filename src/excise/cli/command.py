@@ -15,7 +15,7 @@ from typer.core import TyperCommand
 
 from excise.errors import InputError
 from excise.plain import Facts, Plain
-from excise.settings import GROUPS, Printing, Setting, declared, make, plain
+from excise.settings import GROUPS, Printing, Setting, declared, make, plain, shares_apart
 from excise.team import Team, join, launched, part
 
 _LAST = GROUPS[-1]
@@ -55,8 +55,9 @@ def command(verb: Callable[[Any], None], *, recipes: bool = False) -> Callable[.
 
         source, printing = given.pop("recipe", None), given.pop("print_recipe", False)
         values = {} if source is None else read_recipe(cls, Path(source))
+        given = shares_apart(cls, given)
         for setting in settings:
-            if given[setting.name] is not None:
+            if given.get(setting.name) is not None:
                 values[setting.name] = setting.of_text(given[setting.name])
         if printing:
             typer.echo(recipe_text(cls, values), nl=False)

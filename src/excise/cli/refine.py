@@ -69,9 +69,15 @@ def refine(settings: RefineSettings) -> None:
     context = Context(loaded, Store(out / "work"), Progress(tokens_progress), settings.batch_tokens)
     stack = loaded.stack
     pattern = pattern_of(stack.architecture, stack.model.config, settings.portable, loaded.raw_config)
-    fixed = {"protected": settings.protect, "forced": settings.force_blocks}
     briefs = [
-        Brief.on(stack, budget, **fixed, seed=settings.seed, pattern=pattern)
+        Brief.on(
+            stack,
+            budget,
+            protected=settings.protect,
+            forced=settings.force_blocks,
+            seed=settings.seed,
+            pattern=pattern,
+        )
         for budget in sorted(settings.remove, reverse=True)
     ]
     drawn = load_samples(

@@ -12,6 +12,9 @@ from excise.cli.healing import healing_of, preset_of, print_healed, print_race
 from excise.plain import Facts
 from excise.run import MANIFEST, RunResult, RunSettings, check_folder
 
+# Of the blocks, for an amount of which nothing is known yet.
+UNKNOWN_SHARE = 0.25
+
 if TYPE_CHECKING:
     from excise.data import Fit, Samples
     from excise.data.answers import Answer
@@ -106,7 +109,7 @@ def _advice(settings: RunSettings, outline: Outline, drawn: tuple[Samples, Sampl
     tokens = most_tokens(settings) if drawn is None else (drawn[0].tokens, drawn[1].tokens)
     work = outline.work(
         settings,
-        remove=settings.remove,
+        remove=settings.remove or _blocks_about(settings, outline),
         tokens=tokens,
         repair_tokens=settings.repair_tokens,
         batch_tokens=settings.batch_tokens,
@@ -115,6 +118,21 @@ def _advice(settings: RunSettings, outline: Outline, drawn: tuple[Samples, Sampl
     for line in advice.lines():
         console.print(f"plan: {line}")
     return advice
+
+
+def _blocks_about(settings: RunSettings, outline: Outline) -> int:
+    """How many blocks an amount stands for, about, as if all were alike."""
+    from excise.settings import amount_of
+
+    blocks = outline.shape.blocks
+    # Of times in milliseconds nothing is known before they are measured.
+    wholes = {"parameters": sum(blocks), "bytes": sum(blocks) * outline.known.stored.itemsize}
+    shares = [
+        amount_of(goal.amount, whole, goal.asked) / whole
+        for goal in settings.goals()
+        if (whole := wholes.get(goal.measure, 1.0 if goal.amount.endswith("%") else 0.0))
+    ]
+    return max(1, round(len(blocks) * min(1.0, max(shares, default=UNKNOWN_SHARE))))
 
 
 def _placement(settings: RunSettings, advice: Advice | None) -> Facts:
@@ -126,7 +144,7 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     from excise.cli.prune import print_self_test
     from excise.cli.terminal import output
     from excise.report.page import PAGE
-    from excise.report.tables import candidates_table
+    from excise.report.tables import candidates_table, speed_line
     from excise.text import ranges
 
     out = settings.out
@@ -150,6 +168,8 @@ def _show(result: RunResult, settings: RunSettings) -> None:
     if len(domains) > 1:
         output.print(f"by domain: {', '.join(domains)}")
     print_self_test(result.self_test)
+    if result.speed:
+        output.print(f"{result.asked}: {speed_line(result.speed)}")
     if settings.panel:
         _show_panel(out)
     page = f"   report: {out / PAGE}" if result.figures else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +14,22 @@ from excise.errors import InputError, reading
 from excise.job import made_by
 from excise.plain import Facts
 from excise.settings import (
+    MILLISECONDS,
     Fixing,
+    Goal,
     Porting,
     Printing,
     Replacing,
     Sampling,
+    Weighing,
+    amount,
     budgets,
     changed,
     check_fixed,
     names,
     names_in,
     option,
+    require_one,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from excise.ising.pattern import Pattern
     from excise.ising.problem import Constraint, Problem
     from excise.ising.spectrum import Spectrum
+    from excise.ising.weighing import Weights
 
 BRANCHING = "branch-and-bound"
 OPEN = ".open.safetensors"
@@ -40,7 +45,7 @@ METRICS = ("hamming", "pearson")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolveSettings(Replacing, Porting, Printing):
+class SolveSettings(Replacing, Weighing, Porting, Printing):
     """Settings of `excise solve`."""
 
     gradients: Path | None = option(None, "Gradients that `excise score` wrote.", argument=True, reads="path")
@@ -48,18 +53,18 @@ class SolveSettings(Replacing, Porting, Printing):
         None, "Instead of gradients, any symmetric matrix (.npy), or J and h (.npz, .safetensors).", reads="path"
     )
     remove: tuple[int, ...] = option(
-        (), "Number M of units to remove, or several: 3..27, or 4,8,12.", group="What to remove", parse=budgets
-    )
-    remove_params: str = option(
-        "",
-        "Instead of M: at least these parameters, such as 25% or 30000000, and at most a unit more.",
+        (),
+        "Number M of units to remove, or several: 3..27, or 4,8,12; or --remove-params, such as 25%.",
         group="What to remove",
+        parse=budgets,
+        shares="remove_params",
     )
-    remove_bytes: str = option("", "Likewise in bytes.", group="What to remove")
     weights: Path | None = option(
         None, "With --hessian: one weight per unit (.npy), for …", group="What to remove", reads="path"
     )
-    remove_weight: str = option("", "… removing at least this weight, such as 25% or 7.5.", group="What to remove")
+    remove_weight: str = option(
+        "", "… removing at least this weight, such as 25% or 7.5.", group="What to remove", parse=amount
+    )
     energy: str = option(
         "fisher",
         "Energy built from gradients: fisher or fisher+linear.",
@@ -109,8 +114,14 @@ class SolveSettings(Replacing, Porting, Printing):
         super().__post_init__()
         if (self.gradients is None) == (self.hessian is None):
             raise InputError("expected either a gradients file or --hessian FILE, got both or neither")
-        if bool(self.remove) + len(self.goals()) != 1:
-            raise InputError("expected one of --remove, --remove-params, --remove-bytes and --remove-weight")
+        require_one(self.remove, [goal.asked for goal in self.goals()])
+        if self.timed and self.times is None:
+            raise InputError(
+                "--speedup and --remove-latency need measured times: run `excise times MODEL --out FILE`, and give "
+                "--times FILE"
+            )
+        if self.timed and (self.granularity != "block" or self.gradients is None):
+            raise InputError("times are those of whole blocks of a model; leave out --granularity and --hessian")
         if self.continued is not None and (
             len(self.remove) > 1 or self.min_distance > 1 or self.solver not in ("auto", BRANCHING)
         ):
@@ -122,15 +133,13 @@ class SolveSettings(Replacing, Porting, Printing):
                 "--portable is a condition on whole blocks of a model; leave out --granularity and --hessian"
             )
         check_fixed(self.protect, self.force_blocks, min(self.remove, default=None))
-        for text in self.goals().values():
-            _amount(text)
         for text in self.at_most:
             _count(text)
 
-    def goals(self) -> dict[str, str]:
-        """What is to be removed in other measures than units, by measure."""
-        goals = {"parameters": self.remove_params, "bytes": self.remove_bytes, "weight": self.remove_weight}
-        return {measure: text for measure, text in goals.items() if text}
+    def goals(self) -> list[Goal]:
+        """Amounts to remove, weights of one's own among them."""
+        own = Goal(f"--remove-weight {self.remove_weight}", "weight", self.remove_weight)
+        return [*super().goals(), *([own] if own.amount else [])]
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,7 @@ class _Units:
     labels: tuple[str, ...] = ()
     sizes: Mapping[str, Sequence[float]] | None = None
     patterns: Mapping[str, Sequence[Sequence[bool]] | None] = field(default_factory=dict)
+    model_hash: str = ""
 
 
 def solve(settings: SolveSettings) -> None:
@@ -151,15 +161,16 @@ def solve(settings: SolveSettings) -> None:
 
         require_svg(settings.figure)
     units = _units(settings)
-    constraints = _at_most(units, settings.at_most)
-    for measure, text in settings.goals().items():
-        constraints = (*constraints, *_weight_budget(units, measure, text))
 
     from excise.ising.problem import Problem
     from excise.ising.solvers import chosen, solve_all
     from excise.ising.solvers import solve as solve_problem
+    from excise.ising.weighing import weight_budget
 
     protected = (*settings.protect, *_of_other_kinds(units, settings.kinds))
+    constraints = _at_most(units, settings.at_most)
+    for goal in settings.goals():
+        constraints = (*constraints, *weight_budget(_weights_for(goal, units, settings), goal, protected))
     budget = settings.remove[0] if settings.remove else None
     pattern = _pattern(units, settings.portable)
     problem = Problem(units.energy, budget, protected, settings.force_blocks, constraints, pattern)
@@ -213,8 +224,9 @@ def _units(settings: SolveSettings) -> _Units:
     units = units_of(measured.gate_blocks, measured.gate_kinds, settings.granularity)
     labels = units.labels if settings.granularity != "block" else ()
     shown = ENERGIES[settings.energy](units.columns(measured.A), units.labels)
-    patterns = (measured.provenance or {}).get("patterns", {})
-    return _Units(shown, units.kinds, labels, units.sizes(measured), patterns)
+    origin = measured.provenance or {}
+    patterns, model_hash = origin.get("patterns", {}), origin.get("model_hash", "")
+    return _Units(shown, units.kinds, labels, units.sizes(measured), patterns, model_hash)
 
 
 def _weights(path: Path, n: int) -> list[float]:
@@ -276,31 +288,19 @@ def _pattern(units: _Units, readers: Sequence[str]) -> Pattern | None:
     return combined(found)
 
 
-def _weight_budget(units: _Units, what: str, text: str) -> tuple[Constraint, ...]:
-    """At least the target, at most the heaviest unit beyond it: an energy may fall as more is removed."""
-    from excise.ising.problem import weigh_at_least, weigh_at_most
+def _weights_for(goal: Goal, units: _Units, settings: SolveSettings) -> Weights:
+    from excise.ising.weighing import Weights
 
-    sizes = (units.sizes or {}).get(what)
+    if goal.measure == MILLISECONDS:
+        from excise.ising.times import Times
+
+        assert settings.times is not None  # the settings see to it
+        return Times.load(settings.times).of_model(units.model_hash).weights(settings.latency_of)
+    sizes = (units.sizes or {}).get(goal.measure)
     if sizes is None:
         known = "use --weights FILE with --remove-weight" if units.kinds == () else "score the model again"
-        raise InputError(f"nothing is known of the {what} of the units; {known}")
-    amount = _amount(text)
-    target = amount / 100 * sum(sizes) if text.endswith("%") else amount
-    name = f"{text} of {sum(sizes):,} {what} in all units"
-    return (
-        weigh_at_least(sizes, target, name=f"remove at least {name}"),
-        weigh_at_most(sizes, target + max(sizes), name=f"remove at most {name} and one unit more"),
-    )
-
-
-def _amount(text: str) -> float:
-    try:
-        amount = float(text.removesuffix("%"))
-    except ValueError:
-        amount = math.nan
-    if not math.isfinite(amount):
-        raise InputError(f"expected to remove a share such as 25%, or a number, got '{text}'")
-    return amount
+        raise InputError(f"nothing is known of the {goal.measure} of the units; {known}")
+    return Weights.of(sizes)
 
 
 def _show(spectrum: Spectrum, problem: Problem, settings: SolveSettings) -> None:

@@ -7,14 +7,17 @@ import resource
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from excise.errors import InputError
 from excise.evaluation.scores import Metric, Result
+from excise.ising.times import Request
 from excise.plain import Facts
 
 if TYPE_CHECKING:
@@ -35,10 +38,9 @@ def speed_settings(prompt_tokens: int, new_tokens: int, batch: int) -> Facts:
             f"expected a prompt of 1 token or more, 2 new tokens or more and a batch of 1 or more, "
             f"got {prompt_tokens}, {new_tokens} and {batch}"
         )
-    return {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, **_machine()}
+    return {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, **machine()}
 
 
-@torch.no_grad()
 def speed(
     model: PreTrainedModel,
     *,
@@ -68,19 +70,13 @@ def speed(
 
     """
     settings = speed_settings(prompt_tokens, new_tokens, batch)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None:
-        # Beyond its positions a model with learned ones fails, and others are not what they were trained for.
-        prompt_tokens = max(1, min(prompt_tokens, positions - new_tokens))
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = model.config.get_text_config().vocab_size
-    prompt = torch.randint(vocabulary, (batch, prompt_tokens), generator=generator).to(model.device)
+    prompt_tokens = Request(prompt_tokens, new_tokens, batch).within(positions(model)).prompt_tokens
+    prompt = random_prompt(model, Request(prompt_tokens, new_tokens, batch), seed)
     on_gpu = prompt.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     times = [_run(model, prompt, new_tokens) for _ in range(WARM_UP + REPEATS)][WARM_UP:]
     prefill = [batch * prompt_tokens / seconds for seconds, _, _ in times]
-    # The first new token comes out of the prefill.
     decode = [batch * (new_tokens - 1) / seconds for _, seconds, _ in times]
     weights = [*model.parameters(), *model.buffers()]
     peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_bytes_of_process()
@@ -100,16 +96,60 @@ def speed(
     return Result(fingerprint, "speed", "speed", settings, metrics, details)
 
 
-def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float, int]:
-    """Seconds of the prefill, seconds of the other tokens, bytes of the cache at the end."""
+def positions(model: PreTrainedModel) -> int | None:
+    """Tokens that a model takes at most; None where its config names no bound."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def random_prompt(model: PreTrainedModel, request: Request, seed: int = 0) -> Int[Tensor, "batch tokens"]:
+    """Random tokens [batch, tokens] where the model takes them."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (request.batch, request.prompt_tokens)
+    return torch.randint(model.config.get_text_config().vocab_size, shape, generator=generator).to(model.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """An answer on its way.
+
+    Attributes:
+        token: [batch, 1], the last one decoded.
+        cache: of all before it, of the class that the model makes.
+        seconds: that this token took; the first comes out of the prefill.
+
+    """
+
+    token: Int[Tensor, "batch 1"]
+    cache: Any
+    seconds: float
+
+
+@torch.no_grad()
+def read_prompt(model: PreTrainedModel, prompt: Int[Tensor, "batch tokens"]) -> Answer:
+    """Read a prompt [batch, tokens] and give the first token of its greedy answer."""
     start = _now(prompt)
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
     token = output.logits[:, -1:].argmax(dim=-1)
-    middle = _now(prompt)
+    return Answer(token, output.past_key_values, _now(prompt) - start)
+
+
+@torch.no_grad()
+def next_token(model: PreTrainedModel, answer: Answer) -> Answer:
+    """Go on with an answer, whose cache grows with it."""
+    start = _now(answer.token)
+    output = model(input_ids=answer.token, past_key_values=answer.cache, use_cache=True)
+    token = output.logits[:, -1:].argmax(dim=-1)
+    return Answer(token, output.past_key_values, _now(answer.token) - start)
+
+
+def _run(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float, int]:
+    """Seconds of the prefill, seconds of the other tokens, bytes of the cache at the end."""
+    answer = read_prompt(model, prompt)
+    prefill, decode = answer.seconds, 0.0
     for _ in range(new_tokens - 1):
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-        token = output.logits[:, -1:].argmax(dim=-1)
-    return middle - start, _now(prompt) - middle, _cache_bytes(output.past_key_values)
+        answer = next_token(model, answer)
+        decode += answer.seconds
+    return prefill, decode, _cache_bytes(answer.cache)
 
 
 def _now(prompt: Tensor) -> float:
@@ -130,7 +170,8 @@ def _peak_bytes_of_process() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _machine() -> Facts:
+def machine() -> Facts:
+    """What a speed depends on beside the model: device, threads and PyTorch."""
     if torch.cuda.is_available():
         return {"device": torch.cuda.get_device_name(), "threads": None, "torch": torch.__version__}
     return {"device": "cpu", "model": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}

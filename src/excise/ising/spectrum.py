@@ -131,6 +131,16 @@ class Spectrum:
             return self
         return replace(self, states=self.states[:count], complete=False, proved=min(self.proved, count))
 
+    def by_budget(self) -> dict[int, Spectrum]:
+        """The states by how many units they remove: where constraints leave that open, the lowest of each number."""
+        found: dict[int, Spectrum] = {}
+        for count in sorted({len(state.removed) for state in self.states}):
+            states = tuple(state for state in self.states if len(state.removed) == count)
+            proved = sum(len(state.removed) == count for state in self.states[: self.proved])
+            alone = replace(self, states=states, budget=count, proved=proved)
+            found[count] = alone.with_proof() if self.certified else alone
+        return found
+
     def with_proof(self) -> Spectrum:
         """The same spectrum as a proved list: bound at the ground state, no gap."""
         bound = self.states[0].energy if self.states else None

@@ -13,7 +13,7 @@ from excise.models.stack import Stack
 def block_problem(
     stack: Stack,
     energy: Energy,
-    budget: int,
+    budget: int | None,
     protected: Sequence[int] = (),
     forced: Sequence[int] = (),
     pattern: Pattern | None = None,
@@ -23,7 +23,7 @@ def block_problem(
     Args:
         stack: the model; its `fixed` blocks are protected, and one of its `needed` blocks stays.
         energy: over blocks.
-        budget: number M of blocks to remove.
+        budget: number M of blocks to remove; None for any number that leaves one.
         protected: blocks that stay too.
         forced: blocks that go; they count towards the budget.
         pattern: what must be kept for other readers, see `excise.models.portable.pattern_of`.
@@ -38,6 +38,9 @@ def block_problem(
     if stack.needed:
         name = "one block with a cache must stay"
         constraints.append(at_most(stack.needed, len(stack.needed) - 1, len(stack.blocks), name=name))
+    if budget is None:
+        n = len(stack.blocks)
+        constraints.append(at_most(range(n), n - 1, n, name="one block must stay"))
     return Problem(
         energy, budget, protected=stays, forced=tuple(forced), constraints=tuple(constraints), pattern=pattern
     )

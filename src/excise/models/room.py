@@ -25,7 +25,7 @@ ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes that can still be taken: of one GPU, of all ("cuda"), or of this process's share of the machine's memory."""
+    """Bytes that can still be taken: of one GPU, of all ("cuda"), or of this process's share of the machine's."""
     place = torch.device(device)
     if place.type == "cuda":
         indices = range(torch.cuda.device_count()) if place.index is None else (place.index,)

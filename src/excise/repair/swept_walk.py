@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from excise.interrupts import stop_if_told
 from excise.ising.problem import Removal
+from excise.measuring.divergence import Evaluation
 from excise.measuring.sweep import Streams, Through, alone, embedded, finished
 from excise.measuring.trie import Trie
 from excise.repair.openings import Gains, Opening, closed, features_at, opening_of
 from excise.repair.streams import recorded_at
 from excise.repair.walk import Judging, trie_of
 
-_Evaluations = Mapping[int, Callable[[Tensor], Tensor]]
+_Evaluations = Mapping[int, Evaluation]
 
 
 @dataclass(frozen=True, eq=False)

@@ -228,12 +228,11 @@ def _spectra(files: Sequence[tuple[Path, Any]], units: int | None) -> tuple[dict
             energy = name.removesuffix(f"-{spectrum.budget}")
             if spectrum.units != units:
                 left_out.append(f"{path.name}: {spectrum.units} units, where the model has {units} blocks")
-            elif spectrum.budget is None:
-                left_out.append(f"{path.name}: no fixed number of removed blocks")
-            elif spectrum.states:
-                known = spectra.setdefault(energy, {}).get(spectrum.budget)
-                if known is None or len(known) < len(spectrum):
-                    spectra[energy][spectrum.budget] = spectrum
+                continue
+            for budget, at_budget in spectrum.by_budget().items():
+                known = spectra.setdefault(energy, {}).get(budget)
+                if known is None or len(known) < len(at_budget):
+                    spectra[energy][budget] = at_budget
     return {name: dict(sorted(found.items())) for name, found in sorted(spectra.items()) if found}, left_out
 
 

@@ -49,11 +49,20 @@ class _Choice(TypedDict, total=False):
     tied: list[_Tied]
 
 
+class _Speed(TypedDict, total=False):
+    engine: str
+    request: dict[str, int]
+    predicted: dict[str, float]
+    measured: dict[str, float] | None
+
+
 class _Run(_Verified, total=False):
     model: str
     model_hash: str
     blocks: int
     budget: int
+    asked: str
+    speed: _Speed | None
     removed: list[int]
     proposed_by: list[str]
     selected_by: str

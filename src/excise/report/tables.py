@@ -9,8 +9,12 @@ from rich.table import Table
 
 from excise.choosing.verify import Candidate, Verified
 from excise.forecast.stages import Forecast, Stage
+from excise.ising.times import Times
 from excise.models.stack import Stack
+from excise.plain import Facts
 from excise.text import human_bytes, ranges
+
+TIMED = ("prefill", "decode", "request")
 
 
 def stack_table(stack: Stack, removable: Iterable[int]) -> Table:
@@ -37,6 +41,28 @@ def forecast_table(found: Forecast) -> Table:
         time = "" if stage.seconds is None else f"{stage.seconds / 60:,.1f} min"
         table.add_row(stage.name, human_bytes(int(stage.memory)), human_bytes(int(stage.read)), time)
     return table
+
+
+def times_table(times: Times) -> Table:
+    """Of each kind of block, how many there are and what each takes; then what is left, and all together."""
+    request = times.request
+    title = f"{request.prompt_tokens} tokens read, {request.new_tokens} written, {request.batch} at once"
+    table = Table("", "blocks", "prefill", "a token decoded", "request", title=title)
+    rest = times.without(range(len(times.blocks)))
+    each = {kind: times.blocks[times.kinds.index(kind)] for kind in dict.fromkeys(times.kinds)}
+    rows = [(kind, str(times.kinds.count(kind)), latency) for kind, latency in each.items()]
+    rows += [("everything else", "", rest), ("whole model", str(len(times.blocks)), times.whole)]
+    for name, count, latency in rows:
+        table.add_row(name, count, *(f"{1000 * latency.of(part, request.new_tokens):.4g} ms" for part in TIMED))
+    return table
+
+
+def speed_line(speed: Facts) -> str:
+    """How many times as fast a result is, as predicted and as measured."""
+    predicted, measured = speed["predicted"], speed["measured"]
+    said = {part: f"{measured[part]:.2f}×" if measured else "not measured" for part in TIMED}
+    parts = (f"{part} {said[part]} (predicted {predicted[part]:.2f}×)" for part in TIMED)
+    return f"as fast as the original in {speed['engine']}: {', '.join(parts)}"
 
 
 def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table:

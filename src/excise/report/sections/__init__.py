@@ -12,6 +12,7 @@ from excise.report.sections import (
     provenance,
     refinement,
     removal,
+    speed,
 )
 
 SECTIONS = (
@@ -23,6 +24,7 @@ SECTIONS = (
     damage.SECTION,
     domains.SECTION,
     benchmarks.SECTION,
+    speed.SECTION,
     healing.SECTION,
     couplings.SECTION,
     provenance.SECTION,
