@@ -173,10 +173,12 @@ def test_select_energy_removes_the_ground_state(loaded, samples, tmp_path):
     assert "fisher:0" in facts.proposed_by
 
 
-def test_select_refined_removes_what_refinement_found(loaded, samples, tmp_path):
-    facts = run_in(tmp_path / "run", loaded, samples, 2, select="refined", rivals=(), random_states=0)
+@pytest.mark.parametrize("options", [{"select": "refined"}, {"objective": "acceptance"}])
+def test_select_refined_removes_what_refinement_found(loaded, samples, tmp_path, options):
+    facts = run_in(tmp_path / "run", loaded, samples, 2, rivals=(), random_states=0, **options)
     found = json.loads((tmp_path / "run" / "candidates.json").read_text())
-    assert found["objective"] == "kl"
+    assert found["objective"] == options.get("objective", "kl")
+    assert facts.selected_by == "refined"
     assert list(facts.removed) == found["budgets"]["2"]["removed"]
     assert "refined:0" in facts.proposed_by
     assert facts.energy == "fitted"

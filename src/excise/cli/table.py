@@ -67,7 +67,10 @@ def _print_beside(name: str, found: Sequence[Material], metrics: Mapping[str, st
     from excise.report.beside import beside_rows, beside_table, published
     from excise.report.paper_tables import benchmark_rows, removal_rows
 
-    scores = [row for row in benchmark_rows(found, metrics) if settings.random or not row.method.startswith("random")]
+    rows = benchmark_rows(found, metrics)
+    # What chance and a method both proposed is the method's.
+    drawn = {row.method for row in rows if all(name.startswith("random") for name in row.method.split(", "))}
+    scores = [row for row in rows if settings.random or row.method not in drawn]
     pairs = beside_rows(published(name), scores, removal_rows(found, random=settings.random))
     if settings.as_json:
         typer.echo(json_text({"beside": [pair.to_json() for pair in pairs]}))
