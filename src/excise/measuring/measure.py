@@ -118,7 +118,8 @@ def measure(
     kind = _kind(context, samples, sublayers, statistic)
     known = _ledger(context, samples, kind)
     new = context.team.once(lambda: tuple(removed for removed in distinct if removed not in known))
-    with context.progress.stage(UNFINISHED, samples.tokens * len(distinct)) as advance:
+    # What is known fills a part of the bar of a stage around this one; by itself it shows none.
+    with context.progress.stage(UNFINISHED, samples.tokens * len(distinct) if new else 0) as advance:
         if len(new) < len(distinct):
             advance(samples.tokens * (len(distinct) - len(new)))
         if new:

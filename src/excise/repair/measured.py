@@ -89,7 +89,7 @@ def measure_repaired(
     folds = repairable_folds(stack) if new else {}
     if new and not folds:
         return measure(context, judging, removals, statistic=statistic)
-    with context.progress.stage(STAGE, judging.tokens * len(distinct)) as advance:
+    with context.progress.stage(STAGE, judging.tokens * len(distinct) if new else 0) as advance:
         if len(new) < len(distinct):
             advance(judging.tokens * (len(distinct) - len(new)))
         if new:
