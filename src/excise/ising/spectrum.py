@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -72,10 +72,7 @@ class Spectrum:
 
     def masks(self) -> Bool[np.ndarray, "states N"]:
         """Which units each state removes, [states, N]."""
-        masks = np.zeros((len(self.states), self.units), dtype=bool)
-        for row, state in zip(masks, self.states, strict=True):
-            row[list(state.removed)] = True
-        return masks
+        return masks_of([state.removed for state in self.states], self.units)
 
     def removal_frequency(self, lowest: int | None = None) -> Float64[np.ndarray, " N"]:
         """Share of the `lowest` states (all by default) that remove each unit, [N] (paper, Fig. 3)."""
@@ -184,6 +181,14 @@ class Spectrum:
         """
         with reading(path, "a spectrum, which `excise solve` writes"):
             return cls.from_json(read_json(path))
+
+
+def masks_of(removals: Sequence[Sequence[int]], units: int) -> Bool[np.ndarray, "removals N"]:
+    """Which of `units` units each removal removes, [removals, N]."""
+    masks = np.zeros((len(removals), units), dtype=bool)
+    for mask, removed in zip(masks, removals, strict=True):
+        mask[list(removed)] = True
+    return masks
 
 
 def _states(pairs: Iterable[tuple[Iterable[int], float]]) -> tuple[State, ...]:

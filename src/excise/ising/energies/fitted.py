@@ -25,6 +25,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from excise.errors import InputError
 from excise.ising.energies.energy import Energy
+from excise.ising.spectrum import masks_of
 
 Removal = tuple[int, ...]
 Floats = NDArray[np.float64]
@@ -76,7 +77,7 @@ class Fitted:
 
     def sd(self, removals: Sequence[Removal]) -> Float64[np.ndarray, " removals"]:
         """Posterior standard deviation of the damage of removals [removals], nats, without measurement noise."""
-        masks = _masks(removals, len(self.prior))
+        masks = masks_of(removals, len(self.prior)).astype(np.float64)
         cross = self._kernel(masks, self.masks)
         variance = np.array([self._kernel(m[None], m[None])[0, 0] for m in masks])
         variance -= np.einsum("ij,ji->i", cross, cho_solve(self._factor, cross.T))
@@ -164,16 +165,9 @@ def fit(
         raise InputError("the noise of a measurement must be above 0 nats")
     # The median: a few removals of 15 nats must not set the scale for all.
     unit = max(float(np.median(np.abs(values))), 1e-12)
-    start = Fitted(prior, _masks(kept, len(prior)), values, sds, 1.0, 1.0)
+    start = Fitted(prior, masks_of(kept, len(prior)).astype(np.float64), values, sds, 1.0, 1.0)
     fits = [replace(start, linear_sd=linear * unit, pair_sd=pair * unit) for linear, pair in spreads]
     return max(fits, key=Fitted.log_likelihood)
-
-
-def _masks(removals: Sequence[Removal], units: int) -> Floats:
-    masks = np.zeros((len(removals), units))
-    for row, removed in zip(masks, removals, strict=True):
-        row[list(removed)] = 1
-    return masks
 
 
 def _values(energy: Energy, masks: Floats) -> Floats:

@@ -103,16 +103,16 @@ class Run:
         self.nodes = self.ties = 0
         self.interrupted = False
         self.left: dict[int, OpenNodes] = {}  # number removed → what is still to be searched
-        self.resumed = False
         self.shift: Shift | None = None  # the last one computed; valid for every number removed
 
     def resume(self, frontier: Frontier) -> None:
         """Go on from where a search of the same problem stood."""
         frontier.check(self.problem, self.states)
-        self.resumed, self.nodes, self.left = True, frontier.visited, dict(frontier.nodes)
-        self.open_bounds = dict.fromkeys(self.left, -math.inf)
-        for count, nodes in self.left.items():
-            self.open_bounds[count] = float(nodes.bounds.min()) + self.problem.reduced(count).constant
+        self.nodes, self.left = frontier.visited, dict(frontier.nodes)
+        self.open_bounds = {
+            count: float(nodes.bounds.min()) + self.problem.reduced(count).constant
+            for count, nodes in self.left.items()
+        }
         self.met = set(frontier.met)
         self._lower_threshold(set(frontier.known))
 
@@ -120,14 +120,11 @@ class Run:
         """Where the search stands; None where nothing is open."""
         if not self.open_bounds:
             return None
-        unsearched = {
-            count: OpenNodes(np.array([-np.inf]), np.full((1, len(self.problem.free)), -1, dtype=np.int8))
-            for count in self.open_bounds
-        }
+        unsearched = OpenNodes(np.array([-np.inf]), np.full((1, len(self.problem.free)), -1, dtype=np.int8))
         known = sorted(self.energies, key=lambda removed: (removed not in self.met, self.energies[removed], removed))
         return Frontier(
             identity_of(self.problem, self.states),
-            unsearched | {count: self.left[count] for count in self.open_bounds if count in self.left},
+            {count: self.left.get(count, unsearched) for count in self.open_bounds},
             tuple(known),
             frozenset(self.met),
             self.nodes,

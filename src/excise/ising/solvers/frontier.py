@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int8
+from jaxtyping import Float64, Int8
 
 from excise.artefacts import digest
 from excise.artefacts.arrays import read_arrays, write_arrays
 from excise.errors import InputError, reading
 from excise.ising.problem import Problem, Removal
+from excise.ising.spectrum import masks_of
 
 FORMAT = "excise frontier 1"
 
@@ -69,7 +70,7 @@ class Frontier:
         units = max((unit for state in self.known for unit in state), default=-1) + 1
         arrays = {f"{count}.bounds": self.nodes[count].bounds for count in counts}
         arrays |= {f"{count}.statuses": self.nodes[count].statuses for count in counts}
-        arrays |= {"known": _masks(self.known, units), "met": np.array([state in self.met for state in self.known])}
+        arrays |= {"known": masks_of(self.known, units), "met": np.array([state in self.met for state in self.known])}
         write_arrays(
             path, arrays, {"format": FORMAT, "identity": self.identity, "counts": counts, "visited": self.visited}
         )
@@ -98,11 +99,3 @@ def identity_of(problem: Problem, states: int) -> str:
     pattern = None if problem.pattern is None else [list(map(bool, places)) for places in problem.pattern.allowed]
     energy = [problem.energy.h.tolist(), problem.energy.J.tolist()]
     return digest([energy, problem.budget, [*problem.protected], [*problem.forced], conditions, pattern, states])
-
-
-def _masks(states: Iterable[Removal], units: int) -> Bool[np.ndarray, "states units"]:
-    chosen = list(states)
-    masks = np.zeros((len(chosen), units), dtype=bool)
-    for mask, state in zip(masks, chosen, strict=True):
-        mask[list(state)] = True
-    return masks
