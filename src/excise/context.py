@@ -61,8 +61,7 @@ class Context:
         if self.distribution_bytes is not None:
             return self.distribution_bytes
         head = self.stack.model.get_output_embeddings().weight.device
-        # Processes on one machine take from the same memory.
-        return self.team.once(lambda: int(DISTRIBUTIONS_SHARE * free_memory(head) / self.team.size))
+        return self.team.once(lambda: int(DISTRIBUTIONS_SHARE * free_memory(head)))
 
     def batches(self, samples: Samples) -> list[Batch]:
         """The samples in batches, the same ones each time.
