@@ -70,8 +70,8 @@ def speed(
 
     """
     settings = speed_settings(prompt_tokens, new_tokens, batch)
-    prompt_tokens = Request(prompt_tokens, new_tokens, batch).within(positions(model)).prompt_tokens
-    prompt = random_prompt(model, Request(prompt_tokens, new_tokens, batch), seed)
+    request = Request(prompt_tokens, new_tokens, batch).within(positions(model))
+    prompt, prompt_tokens = random_prompt(model, request, seed), request.prompt_tokens
     on_gpu = prompt.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

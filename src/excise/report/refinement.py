@@ -46,13 +46,13 @@ def trust_line(refined: Refined) -> str:
 
 
 def distributions_line(refined: Refined) -> str:
-    """How divergences were taken where not over all tokens of the vocabulary; empty where they were, or none was."""
+    """How distances were taken where not over all tokens of the vocabulary; empty where they were, or none was."""
     facts = refined.distributions
     if not facts.get("top_k"):
         return ""
     return (
-        f"kl over the {facts['top_k']:,} tokens that the original finds most probable, {facts['kept_mass']:.1%} of its "
-        f"probability, and all others as one: memory does not hold the whole vocabulary for all positions"
+        f"distances over the {facts['top_k']:,} tokens most probable to the original, {facts['kept_mass']:.1%} of "
+        f"its probability, and all others as one: memory does not hold the whole vocabulary for all positions"
     )
 
 
