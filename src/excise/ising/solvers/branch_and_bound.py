@@ -33,6 +33,8 @@ from excise.ising.spectrum import Spectrum
 FIRST_NODES = 6000  # with one shift for all depths, before the table of shifts is computed
 NODES_PER_CALL = 1000
 TABLE_NODES = 20_000  # with the table of shifts, before nodes are bounded one by one where that is far from the end:
+import os
+ENOUGH=float(os.environ.get('ENOUGH','0.2')); OWN=int(os.environ.get('OWN','3000')); TRIED=int(os.environ.get('TRIED','150'))
 FAR = 0.4  # where the gap that is open exceeds this share of the root's
 CAPACITY = 4000
 SMALLEST_TAIL = 8
@@ -233,9 +235,10 @@ class TreeSearch:
 
     """
 
-    tried_nodes = 150
-    own_nodes = 3000
+    tried_nodes = TRIED
+    own_nodes = OWN
     own_gap = 0.3
+    near_gap = float(__import__('os').environ.get('NEAR','0.2'))
     fewest_units = 20
 
     def __init__(self, reduced: Reduced, wanted: int, threshold: float, threads: int) -> None:
@@ -245,12 +248,16 @@ class TreeSearch:
         order = self.order
         tables = 1 + len(_table_depths(n))
         C = np.ascontiguousarray(reduced.C[:, order])
+        J = np.ascontiguousarray(reduced.J[np.ix_(order, order)])
+        h = np.ascontiguousarray(reduced.h[order])
         self.instance = Instance(
-            J=np.ascontiguousarray(reduced.J[np.ix_(order, order)]),
-            h=np.ascontiguousarray(reduced.h[order]),
+            J=J,
+            h=h,
             C=C,
             bounds=reduced.bounds,
             by_weight=np.argsort(-C, axis=1, kind="stable"),
+            convex=J,
+            linear=h,
             tilt=np.zeros(n),
             offset=np.zeros(1),
             shifts=np.zeros((tables, n)),
@@ -473,16 +480,15 @@ class TreeSearch:
         if stopped or node.own or not left or n < self.fewest_units or not 2 <= count <= n - 2:
             return left
         limit = float(self.shared.threshold[0] + self.shared.margin[0])
-        instance, value = problem.with_own_shift(self.instance, self.tolerance)
-        if limit - value < self.own_gap * self.root_gap:
-            return [node._replace(instance=instance, own=True)]
-        tight = problem.tighten(node.cuts.among(problem.free, len(node.status)), limit, limit - value)
+        tight = problem.tighten(node.cuts.among(problem.free, len(node.status)), limit, ENOUGH * self.root_gap, float(os.environ.get('TOL','1'))*self.tolerance)
         if tight.bound > limit:
             return []
+        if limit - tight.bound < self.near_gap * self.root_gap:
+            return [node._replace(bound=max(node.bound, tight.bound), instance=tight.instance(self.instance, problem.free), own=True)]
         status = node.status.copy()
         decided = tight.verdict >= 0
         status[problem.free[decided]] = tight.verdict[decided]
-        below = node._replace(bound=max(node.bound, tight.bound), instance=instance, cuts=tight.cuts)
+        below = node._replace(bound=max(node.bound, tight.bound), instance=tight.instance(self.instance, problem.free), cuts=tight.cuts)
         if decided.all():
             return [below._replace(status=status)]
         halves = []

@@ -20,9 +20,10 @@ from excise.ising.solvers.triangles import Triangles, no_triangles, violated
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-ROUNDS = 3
+import os
+ROUNDS = int(os.environ.get('ROUNDS','3'))
 LEAST_VIOLATION = 0.02  # of a triangle inequality, whose right side is 1
-NEW_TRIANGLES = 3  # in each round, for every unit
+NEW_TRIANGLES = int(os.environ.get('NEWT','3'))  # in each round, for every unit
 LEAST_GAIN = 0.1  # of the gap left, for another round
 TOLERANCE = 0.01  # of the gap that a shift leaves
 NEAR = 100  # tolerances; see Relaxation.solve
@@ -69,7 +70,7 @@ class Node:
         )
         return own, shift.value + self.constant
 
-    def tighten(self, known: Triangles, limit: float, gap: float) -> Tightened:
+    def tighten(self, known: Triangles, limit: float, enough: float, tol: float) -> Tightened:
         """Bound the node by the semidefinite relaxation, with triangles separated in rounds.
 
         Args:
@@ -78,12 +79,12 @@ class Node:
             gap: What the limit exceeds the bound without triangles by.
 
         """
-        n, tolerance, target = len(self.free), TOLERANCE * gap, limit - self.constant
+        n, tolerance, target = len(self.free), tol, limit - self.constant
         heaviest = np.maximum(np.abs(self.C).max(axis=1, initial=0.0), 1e-300)
         relaxation = Relaxation(self.J, self.h, self.count, self.C / heaviest[:, None], self.bounds / heaviest)
         target += 1e-9 * abs(target)
         solution = relaxation.solve(relaxation.start(), no_triangles(), tolerance, target, NEAR * tolerance)
-        new = known
+        new = known if solution.value <= target - enough else no_triangles()
         for _ in range(ROUNDS + 1):
             if len(new):
                 start, cuts = relaxation.extended(solution, new)
@@ -92,19 +93,19 @@ class Node:
                 solution = better if gain > 0 else solution
                 if gain < LEAST_GAIN * (target - solution.value) and new is not known:
                     break
-            if solution.value > target:
+            if solution.value > target - enough:
                 break
             Y = relaxation.unproject(solution.point.Z)
             new = violated(Y, LEAST_VIOLATION, NEW_TRIANGLES * n)
             if len(new) == 0:
                 break
-        bound, verdict = self._fixed(relaxation, solution, heaviest, limit)
+        bound, verdict, below = self._fixed(relaxation, solution, heaviest, limit)
         bound = max(bound, relaxation.proved(solution) + self.constant)
-        return Tightened(bound, verdict, solution.cuts.take(solution.active()).named(self.free))
+        return Tightened(bound, verdict, solution.cuts.take(solution.active()).named(self.free), below)
 
     def _fixed(
         self, relaxation: Relaxation, solution: Solution, heaviest: Vector, limit: float
-    ) -> tuple[float, NDArray[np.int8]]:
+    ) -> tuple[float, NDArray[np.int8], tuple]:
         """Bound at the relaxation's point, and the values that its reduced costs leave to each unit, −1 for both."""
         Q, linear, offset = self._convex(relaxation, solution, heaviest)
         Y = relaxation.unproject(solution.point.Z)
@@ -116,7 +117,7 @@ class Node:
         verdict = np.full(len(y), -1, dtype=np.int8)
         verdict[(inner >= G) & (bound + outer - G > limit)] = 1
         verdict[(outer <= G) & (bound + G - inner > limit)] = 0
-        return bound, verdict
+        return bound, verdict, (Q, linear, offset)
 
     def _convex(self, relaxation: Relaxation, solution: Solution, heaviest: Vector) -> tuple[Matrix, Vector, float]:
         """The dual solution as a function xᵀQx + linear·x + offset that is convex and at or below E at every state."""
@@ -150,3 +151,11 @@ class Tightened:
     bound: float
     verdict: NDArray[np.int8]
     cuts: Triangles
+    below: tuple
+
+    def instance(self, instance, free):
+        n = len(instance.h)
+        Q, linear, offset = self.below
+        convex = np.zeros((n, n)); convex[np.ix_(free, free)] = Q
+        lin = np.zeros(n); lin[free] = linear
+        return instance._replace(convex=convex, linear=lin, tilt=np.zeros(n), offset=np.array([offset]), shifts=np.zeros((1, n)), which=np.zeros(n + 1, dtype=np.int64))

@@ -17,28 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh, solve_triangular
 
-from excise.ising.solvers.triangles import Triangles, add_triangles, inner_products, no_triangles, schur
+from excise.ising.solvers.interior import Form, Point, combined, follow, project, unproject
+from excise.ising.solvers.triangles import Triangles, inner_products, no_triangles
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-MOST_STEPS = 40
-STEP = 0.97  # of the way to the edge of the cones
-LEAST_STEP = 1e-6
-ENOUGH = 0.02  # of the distance to a target that is out of reach
 NEW_SLACK = 0.5  # that an inequality is given where it enters, of the 1 that independent spins have
-
-
-class Point(NamedTuple):
-    """Strictly inside all cones: S(u, z) ≻ 0, z > 0, Z ≻ 0, slack > 0; `mu` is the mean complementarity."""
-
-    u: Vector  # [p]
-    z: Vector  # [triangles + constraints]
-    Z: Matrix  # [n, n], Y = VZVᵀ
-    slack: Vector  # [triangles + constraints]
-    mu: float
 
 
 class Solution(NamedTuple):
@@ -75,42 +61,24 @@ class Relaxation:
         self.rows = C / 4  # Σ C_i x_i ≥ b is ⟨B, Y⟩ ≥ limit, B having C_i/4 at (0, i) and (i, 0)
         self.limits = bounds - C.sum(axis=1) / 2
 
-    def project(self, A: Matrix) -> Matrix:
-        """VᵀAV, [n, n]."""
-        return self._reflect(A)[1:, 1:]
-
     def unproject(self, Z: Matrix) -> Matrix:
         """VZVᵀ, [p, p]."""
-        A = np.zeros((len(Z) + 1, len(Z) + 1))
-        A[1:, 1:] = Z
-        return self._reflect(A)
-
-    def _reflect(self, A: Matrix) -> Matrix:
-        w = self.mirror
-        Aw = A @ w
-        cross = np.outer(w, Aw)
-        return A - 2 * (cross + cross.T) + (4 * (w @ Aw)) * np.outer(w, w)
+        return unproject(Z, self.mirror)
 
     def combined(self, u: Vector, z: Vector, cuts: Triangles) -> Matrix:
         """Sum of multipliers and what they multiply, diag u + Σ λ_c B_c + Σ z_k A_k, [p, p]."""
-        A = np.diag(u)
-        row = z[len(cuts) :] @ self.rows
-        A[0, 1:] += row
-        A[1:, 0] += row
-        add_triangles(A, cuts.units, cuts.signs, z[: len(cuts)])
-        return A
+        return combined(self._form(cuts), u, z)
 
     def dual(self, u: Vector, z: Vector, cuts: Triangles) -> Matrix:
         """S, [n, n]."""
-        return self.project(self.C - self.combined(u, z, cuts))
-
-    def products(self, Y: Matrix, cuts: Triangles) -> Vector:
-        """⟨A_k, Y⟩ and ⟨B_c, Y⟩, [triangles + constraints]."""
-        return np.concatenate([inner_products(Y, cuts.units, cuts.signs), 2 * self.rows @ Y[0, 1:]])
+        return project(self.C - self.combined(u, z, cuts), self.mirror)
 
     def right(self, cuts: Triangles) -> Vector:
-        """What these products are at least."""
+        """What the products with the triangles and the constraints are at least."""
         return np.concatenate([np.full(len(cuts), -1.0), self.limits])
+
+    def _form(self, cuts: Triangles) -> Form:
+        return Form(self.C, self.mirror, self.rows, cuts.units, cuts.signs, self.right(cuts))
 
     def start(self) -> Point:
         """A point for no triangles."""
@@ -121,39 +89,23 @@ class Relaxation:
         slack = np.ones(len(z))
         return Point(u, z, Z, slack, float(np.trace(self.dual(u, z, no_triangles())) + z.sum()) / (n + len(z)))
 
-    def solve(
-        self, start: Point, cuts: Triangles, tolerance: float, target: float = np.inf, near: float = 0.0
-    ) -> Solution:
+    def solve(self, start: Point, cuts: Triangles, tolerance: float, target: float, near: float) -> Solution:
         """Follow the central path until primal and dual differ by `tolerance` or the dual exceeds `target`.
 
         Args:
             start: A point for these cuts.
             cuts: Triangle inequalities.
             tolerance: Absolute, in the unit of the energy.
-            target: Likewise.
+            target: Likewise; infinite where there is none.
             near: Duality gap below which a point is too close to the edge to start others from, in the same unit.
 
         """
-        point = central = start
-        value = -np.inf
-        size = len(start.Z) + len(start.z)
-        for _ in range(MOST_STEPS):
-            try:
-                with np.errstate(over="raise", divide="raise", invalid="raise"):
-                    moved = self._step(point, cuts)
-            except (np.linalg.LinAlgError, ArithmeticError):  # at the edge, or where no state meets the constraints
-                break
-            if moved is None:
-                break
-            point = moved
-            if point.mu * self.scale * size > near:
-                central = point
-            value = self.value(point, cuts)
-            primal = float((self.C * self.unproject(point.Z)).sum()) * self.scale + self.constant
-            hopeless = primal < target and primal - value < ENOUGH * (target - value)
-            if value > target or hopeless or abs(primal - value) < tolerance:
-                break
-        return Solution(point, central, cuts, value)
+        scaled = tolerance / self.scale, (target - self.constant) / self.scale, near / self.scale
+        point, central, value = follow(self._form(cuts), start, *scaled)
+        # Where the factorisations end at the edge of the cones, numbers may overflow first.
+        if not (np.isfinite(value) and np.isfinite(point.u).all() and np.isfinite(point.Z).all()):
+            return Solution(start, start, cuts, -np.inf)
+        return Solution(point, central, cuts, value * self.scale + self.constant)
 
     def proved(self, solution: Solution) -> float:
         """The dual's value, less what rounding may have added to it; −∞ where S is not shown to be semidefinite.
@@ -182,83 +134,6 @@ class Relaxation:
         entering = np.maximum(violation, NEW_SLACK)
         slack = np.concatenate([point.slack[:m][kept], entering, point.slack[m:]])
         z = np.concatenate([point.z[:m][kept], point.mu / entering, point.z[m:]])
-        lowest = self._lowest(self.dual(point.u, z, both))
+        lowest = float(np.linalg.eigvalsh(self.dual(point.u, z, both))[0])
         u = point.u if lowest > 0 else point.u + 1.05 * lowest - 1e-6
         return Point(u, z, point.Z, slack, point.mu), both
-
-    @staticmethod
-    def _lowest(A: Matrix) -> float:
-        return float(eigh(A, eigvals_only=True, subset_by_index=[0, 0], check_finite=False)[0])
-
-    def _step(self, point: Point, cuts: Triangles) -> Point | None:
-        u, z, Z, slack, _ = point
-        p, size = len(u), len(Z) + len(z)
-        S = self.dual(u, z, cuts)
-        root_S, root_Z = np.linalg.cholesky(S), np.linalg.cholesky(Z)
-        inverse = np.linalg.inv(S)
-        inverse = (inverse + inverse.T) / 2
-        P, Y = self.unproject(inverse), self.unproject(Z)
-        factor = cho_factor(self._system(Y, P, z, slack, cuts), lower=True, overwrite_a=True, check_finite=False)
-        mu = float((Z * S).sum() + z @ slack) / size
-        if not mu > 0:
-            return None
-
-        def direction(aim: float, second: Matrix | float, second_z: Vector | float) -> tuple[Vector, ...]:
-            """Towards complementarity `aim`, less the second-order terms."""
-            goal = aim * inverse - second
-            lifted = self.unproject(goal)
-            wanted = (aim - second_z) / z
-            rest = np.concatenate([1 - np.diag(lifted), wanted + self.right(cuts) - self.products(lifted, cuts)])
-            change = cho_solve(factor, rest, check_finite=False)
-            du, dz = change[:p], change[p:]
-            dS = -self.project(self.combined(du, dz, cuts))
-            product = Z @ dS @ inverse
-            dZ = goal - Z - (product + product.T) / 2
-            return du, dz, dS, dZ, wanted - slack - slack * dz / z
-
-        def lengths(move: tuple[Vector, ...]) -> tuple[float, float]:
-            _, dz, dS, dZ, dslack = move
-            return (
-                min(self._length(root_Z, dZ), _length(slack, dslack)),
-                min(self._length(root_S, dS), _length(z, dz)),
-            )
-
-        affine = direction(0.0, 0.0, 0.0)
-        primal, dual = lengths(affine)
-        _, dz, dS, dZ, dslack = affine
-        left = float(((Z + primal * dZ) * (S + dual * dS)).sum() + (z + dual * dz) @ (slack + primal * dslack)) / size
-        product = dZ @ dS @ inverse
-        aim = mu * min(max((left / mu) ** 2, 0.01), 0.8)
-        du, dz, dS, dZ, dslack = move = direction(aim, (product + product.T) / 2, dslack * dz)
-        primal, dual = lengths(move)
-        if not max(primal, dual) > LEAST_STEP:
-            return None
-        u, z, Z, slack = u + dual * du, z + dual * dz, Z + primal * dZ, slack + primal * dslack
-        return Point(u, z, Z, slack, float((Z * (S + dual * dS)).sum() + z @ slack) / size)
-
-    def _system(self, Y: Matrix, P: Matrix, z: Vector, slack: Vector, cuts: Triangles) -> Matrix:
-        """The lower triangle of the Newton system in (u, λ, z), [p + constraints + triangles] twice."""
-        p, m = len(Y), len(cuts)
-        M = np.empty((p + len(z), p + len(z)))
-        schur(Y, P, cuts.units, cuts.signs, M)
-        for c, row in enumerate(self.rows):
-            B = np.zeros((p, p))
-            B[0, 1:] = B[1:, 0] = row
-            product = Y @ B @ P
-            product = (product + product.T) / 2
-            M[p + m + c] = np.concatenate([np.diag(product), self.products(product, cuts)])
-        places = np.arange(p, p + len(z))
-        M[places, places] += slack / z
-        return M
-
-    @staticmethod
-    def _length(root: NDArray[np.floating], change: Matrix) -> float:
-        scaled = solve_triangular(root, change, lower=True, check_finite=False)
-        scaled = solve_triangular(root, scaled.T, lower=True, check_finite=False)
-        lowest = Relaxation._lowest((scaled + scaled.T) / 2)
-        return 1.0 if lowest > -STEP else -STEP / lowest
-
-
-def _length(x: Vector, change: Vector) -> float:
-    falling = change < 0
-    return min(1.0, float((STEP * x[falling] / -change[falling]).min())) if falling.any() else 1.0

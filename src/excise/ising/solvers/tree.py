@@ -30,6 +30,8 @@ class Instance(NamedTuple):
     C: NDArray[np.float64]  # [constraints, n]
     bounds: NDArray[np.float64]  # [constraints]
     by_weight: NDArray[np.int64]  # [constraints, n], units by decreasing weight
+    convex: NDArray[np.float64]  # [n, n], what the bound has in place of J, before the shift: J, or less
+    linear: NDArray[np.float64]  # [n], what it has in place of h
     tilt: NDArray[np.float64]  # [n], −Cᵀλ: what the constraints' multipliers add to the linear part of the bound
     offset: NDArray[np.float64]  # [1], λ·bounds
     shifts: NDArray[np.float64]  # [tables, n]
@@ -143,41 +145,44 @@ def _hand_back(work, place, depth, current):  # type: ignore[no-untyped-def]
 @inner_kernel
 def _enter(instance, work, status, count):  # type: ignore[no-untyped-def]
     """Set up depth 0 from a status vector, from scratch."""
-    J, h, tilt = instance.J, instance.h, instance.tilt
+    J, h, convex, linear, tilt = instance.J, instance.h, instance.convex, instance.linear, instance.tilt
     n = len(h)
-    r, size, energy, base = count, 0, 0.0, instance.offset[0]
+    r, size, energy, q = count, 0, 0.0, instance.offset[0]
     first = n
+    c, G = work.c[0], work.G[0]
     for i in range(n):
         work.status[0, i] = status[i]
-        work.c[0, i] = h[i] + J[i, i]
+        c[i] = h[i] + J[i, i]
+        G[i] = linear[i] + tilt[i] + convex[i, i]
         if status[i] < 0:
             first = min(first, i)
             work.free[0, size] = i
             size += 1
         elif status[i] == 1:
             r -= 1
-            base += tilt[i]
     for j in range(n):
         if status[j] == 1:
-            energy += work.c[0, j]
+            energy += c[j]
+            q += G[j]
             for k in range(n):
                 if k != j:
-                    work.c[0, k] += 2 * J[j, k]
+                    c[k] += 2 * J[j, k]
+                    G[k] += 2 * convex[j, k]
     table = instance.which[first]
     u = instance.shifts[table]
     share = r / size if size > 0 else 0.0
-    q = energy + base
     for i in range(n):
         work.y[0, i] = share if status[i] < 0 else float(status[i])
-        work.G[0, i] = 0.0
+        if status[i] >= 0:
+            G[i] = 0.0
     for a in range(size):
         i = work.free[0, a]
-        linear = work.c[0, i] - J[i, i] + u[i] + tilt[i]
-        gradient = linear - 2 * u[i] * share
+        alone = G[i] - convex[i, i] + u[i]
+        gradient = alone - 2 * u[i] * share
         for b in range(size):
-            gradient += 2 * J[i, work.free[0, b]] * share
-        work.G[0, i] = gradient
-        q += 0.5 * share * (gradient + linear)
+            gradient += 2 * convex[i, work.free[0, b]] * share
+        G[i] = gradient
+        q += 0.5 * share * (gradient + alone)
     work.numbers[0, R], work.numbers[0, SIZE], work.numbers[0, FIRST], work.numbers[0, TABLE] = r, size, first, table
     work.values[0, ENERGY], work.values[0, Q] = energy, q
 
@@ -249,11 +254,11 @@ def _change_table(instance, work, depth, table):  # type: ignore[no-untyped-def]
 @inner_kernel
 def _move(instance, work, depth, i, j, amount):  # type: ignore[no-untyped-def]
     """Move `amount` of y from j to i."""
-    J, y, G = instance.J, work.y[depth], work.G[depth]
+    convex, y, G = instance.convex, work.y[depth], work.G[depth]
     u = instance.shifts[work.numbers[depth, TABLE]]
-    curvature = J[i, i] + J[j, j] - u[i] - u[j] - 2 * J[i, j]
+    curvature = convex[i, i] + convex[j, j] - u[i] - u[j] - 2 * convex[i, j]
     work.values[depth, Q] += amount * (G[i] - G[j]) + amount * amount * curvature
-    up, down = J[i], J[j]
+    up, down = convex[i], convex[j]
     twice = 2 * amount
     for k in range(work.numbers[depth, FIRST], len(y)):
         G[k] += twice * (up[k] - down[k])
@@ -266,7 +271,7 @@ def _move(instance, work, depth, i, j, amount):  # type: ignore[no-untyped-def]
 @inner_kernel
 def _descend(instance, shared, work, depth):  # type: ignore[no-untyped-def]
     """Lower the relaxation by moves along pairs until the bound decides; returns the bound at the last point."""
-    J, y, G, free = instance.J, work.y[depth], work.G[depth], work.free[depth]
+    convex, y, G, free = instance.convex, work.y[depth], work.G[depth], work.free[depth]
     size = work.numbers[depth, SIZE]
     u = instance.shifts[work.numbers[depth, TABLE]]
     limit = shared.threshold[0] + shared.margin[0]
@@ -276,7 +281,7 @@ def _descend(instance, shared, work, depth):  # type: ignore[no-untyped-def]
             bound = _bound(work, depth)
             q = work.values[depth, Q]
             best = max(best, bound)
-            if best > limit or q - bound < 0.02 * (limit - q) or q - bound < 1e-4 * (limit - bound):
+            if best > limit or q - bound < 1.0 * (limit - q) or q - bound < 1e-4 * (limit - bound):
                 break
         i, lowest = -1, np.inf
         for a in range(size):
@@ -286,18 +291,18 @@ def _descend(instance, shared, work, depth):  # type: ignore[no-untyped-def]
         if i < 0:
             break
         j, gain = -1, 0.0
-        own = J[i, i] - u[i]
+        own = convex[i, i] - u[i]
         for a in range(size):
             k = free[a]
             difference = G[k] - lowest
             if difference > 0 and y[k] > 1e-12:
-                curvature = max(own + J[k, k] - u[k] - 2 * J[i, k], 1e-30)
+                curvature = max(own + convex[k, k] - u[k] - 2 * convex[i, k], 1e-30)
                 if difference * difference > gain * curvature:
                     j, gain = k, difference * difference / curvature
         if j < 0:
             best = max(best, _bound(work, depth))
             break
-        curvature = own + J[j, j] - u[j] - 2 * J[i, j]
+        curvature = own + convex[j, j] - u[j] - 2 * convex[i, j]
         amount = min(1 - y[i], y[j])
         if 2 * curvature * amount > G[j] - lowest:
             amount = (G[j] - lowest) / (2 * curvature)
