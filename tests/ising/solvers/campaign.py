@@ -23,14 +23,19 @@ from excise.ising.solvers.exhaustive import Exhaustive
 from .problems import pattern_of_kinds, random_problem
 
 STATES = (1, 4, 20, 60)
+OWN_GAPS = (0.0, 0.5, 2.0)
 
 
-def lowest_one_by_one(problem: Problem, states: int, threshold: float) -> list[float]:
-    """Energies up to the threshold, ascending, from a tree in which every node is bounded by itself."""
+def lowest_one_by_one(problem: Problem, states: int, threshold: float, own_gap: float = 0.0) -> list[float]:
+    """Energies up to the threshold, ascending, from a tree in which every node is bounded by itself.
+
+    Nodes that this leaves less than `own_gap` of the root's gap are searched under their own functions, a few nodes
+    at a time.
+    """
     found: set[tuple[int, ...]] = set()
     for count in problem.counts():
         search = TreeSearch(problem.reduced(count), states, threshold, threads=1)
-        search.tried_nodes, search.own_gap, search.fewest_units = 1, 0.0, 4
+        search.tried_nodes, search.own_nodes, search.own_gap, search.fewest_units = 1, 3, own_gap, 4
         search.prepare(np.full(len(problem.free), 0.5))
         search.one_by_one = hasattr(search, "root")
         search._in_parallel(search._search, Deadline())
@@ -63,7 +68,7 @@ def is_right(seed: int) -> bool | None:
         return None
     scale = float(np.abs(problem.energy.J).sum() + np.abs(problem.energy.h).sum())
     if seed // 40 % 2:
-        found = lowest_one_by_one(problem, states, expected[-1])
+        found = lowest_one_by_one(problem, states, expected[-1], OWN_GAPS[seed // 80 % len(OWN_GAPS)])
     else:
         spectrum = BranchAndBound(restarts=1 + seed % 3, threads=1).solve(problem, states)
         found = [state.energy for state in spectrum] if spectrum.certified else []

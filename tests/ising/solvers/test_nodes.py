@@ -43,14 +43,16 @@ def test_the_bound_with_triangles_holds_and_no_wanted_state_is_fixed_away(seed, 
     ordered = sorted(energies.values())
     for limit in (ordered[0], ordered[len(ordered) // 4], ordered[-1]):
         gap = max(ordered[-1] - ordered[0], 1e-12)
-        tight = node.tighten(no_triangles(), limit, gap)
+        tight = node.tighten(no_triangles(), limit, 0.0, 0.01 * gap)
         assert tight.bound <= ordered[0] + 1e-12 * gap or tight.bound > limit >= ordered[0] - 1e-12 * gap
         if tight.bound > limit:
             assert ordered[0] >= limit
             continue
+        Q, linear, offset = tight.minorant
         for x, energy in energies.items():
+            values = np.array(x)[node.free]
+            assert values @ Q @ values + linear @ values + offset <= energy + 1e-9 * gap
             if energy < limit:
-                values = np.array(x)[node.free]
                 assert ((tight.verdict < 0) | (tight.verdict == values)).all()
 
 
@@ -60,9 +62,9 @@ def test_triangles_tighten_the_bound():
     J = matrix("indefinite", n, rng)
     lowest = Exhaustive().solve(Problem(Energy(None, J), count), 1)[0].energy
     relaxation = Relaxation(J, np.zeros(n), count, np.zeros((0, n)), np.zeros(0))
-    plain = relaxation.solve(relaxation.start(), no_triangles(), 1e-4)
+    plain = relaxation.solve(relaxation.start(), no_triangles(), 1e-4, np.inf, 0.0)
     node = Node(np.arange(n), J, np.zeros(n), count, 0.0, np.zeros((0, n)), np.zeros(0))
-    tight = node.tighten(no_triangles(), lowest, lowest - plain.value)
+    tight = node.tighten(no_triangles(), lowest, 0.0, 0.01 * (lowest - plain.value))
     assert plain.value < tight.bound <= lowest + 1e-9
     assert lowest - tight.bound < 0.5 * (lowest - plain.value)
 

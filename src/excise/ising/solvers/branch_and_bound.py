@@ -33,8 +33,6 @@ from excise.ising.spectrum import Spectrum
 FIRST_NODES = 6000  # with one shift for all depths, before the table of shifts is computed
 NODES_PER_CALL = 1000
 TABLE_NODES = 20_000  # with the table of shifts, before nodes are bounded one by one where that is far from the end:
-import os
-ENOUGH=float(os.environ.get('ENOUGH','0.2')); OWN=int(os.environ.get('OWN','3000')); TRIED=int(os.environ.get('TRIED','150'))
 FAR = 0.4  # where the gap that is open exceeds this share of the root's
 CAPACITY = 4000
 SMALLEST_TAIL = 8
@@ -219,8 +217,8 @@ class Open(NamedTuple):
     bound: float
     number: int
     status: NDArray[np.int8]
-    instance: Instance  # with the shifts to search it with
-    own: bool = False  # whether these were made for this very node
+    instance: Instance  # with the bound to search it with
+    own: bool = False  # whether that was made for this very node
     cuts: Triangles = no_triangles()  # to begin with where it is bounded by itself
 
 
@@ -229,16 +227,15 @@ class TreeSearch:
 
     Attributes:
         tried_nodes: searched below a node with a shift from above, before the node is bounded by itself.
-        own_nodes: searched below a node with its own shift.
-        own_gap: share of the root's gap from which on a node's own shift suffices to search it.
+        own_nodes: searched below a node under its own function.
+        own_gap: share of the root's gap from which on a node's own function suffices to search it.
         fewest_units: free units for which a node is bounded by itself.
 
     """
 
-    tried_nodes = TRIED
-    own_nodes = OWN
-    own_gap = 0.3
-    near_gap = float(__import__('os').environ.get('NEAR','0.2'))
+    tried_nodes = 150
+    own_nodes = 3000
+    own_gap = 0.2
     fewest_units = 20
 
     def __init__(self, reduced: Reduced, wanted: int, threshold: float, threads: int) -> None:
@@ -382,7 +379,17 @@ class TreeSearch:
         """Run `job` in every thread until done, the deadline, the node budget or an interrupt."""
         self.shared.stop[0] = 0
         self.budget = math.inf if budget is None else self.nodes + budget
-        helpers = [threading.Thread(target=job, args=(k,), daemon=True) for k in range(self.threads)]
+        failures: list[BaseException] = []
+
+        def attempt(thread: int) -> None:
+            try:
+                job(thread)
+            except BaseException as failure:  # raised below, in the thread that waits
+                # What it held stays open, and the other threads must not wait for it.
+                self.shared.stop[0] = 1
+                failures.append(failure)
+
+        helpers = [threading.Thread(target=attempt, args=(k,), daemon=True) for k in range(self.threads)]
         for helper in helpers:
             helper.start()
         try:
@@ -395,6 +402,8 @@ class TreeSearch:
             self.shared.stop[0] = 1
             for helper in helpers:
                 helper.join()
+        if failures:
+            raise failures[0]
 
     @property
     def root_gap(self) -> float:
@@ -418,11 +427,7 @@ class TreeSearch:
                         return
                     self.changed.wait(0.02)
                     continue
-            try:
-                self._expand(thread, NODES_PER_CALL)
-            except BaseException:  # what it held stays open, and the other threads must not wait for it
-                self.shared.stop[0] = 1
-                raise
+            self._expand(thread, NODES_PER_CALL)
 
     def _expand(self, thread: int, nodes: int) -> None:
         """Take the open node with the lowest bound and search below it."""
@@ -472,7 +477,7 @@ class TreeSearch:
         ]
 
     def _bounded(self, thread: int, node: Open) -> list[Open]:
-        """Search below a node where a short search ends it, else give it a shift or a bound of its own."""
+        """Search below a node where a short search ends it, else give it a function of its own, or split it."""
         left = self._explored(thread, node, self.own_nodes if node.own else self.tried_nodes, math.inf)
         problem = Node.of(self.instance, node.status, self.reduced.count)
         n, count = len(problem.free), problem.count
@@ -480,15 +485,20 @@ class TreeSearch:
         if stopped or node.own or not left or n < self.fewest_units or not 2 <= count <= n - 2:
             return left
         limit = float(self.shared.threshold[0] + self.shared.margin[0])
-        tight = problem.tighten(node.cuts.among(problem.free, len(node.status)), limit, ENOUGH * self.root_gap, float(os.environ.get('TOL','1'))*self.tolerance)
+        enough = self.own_gap * self.root_gap
+        tight = problem.tighten(node.cuts.among(problem.free, len(node.status)), limit, enough, self.tolerance)
         if tight.bound > limit:
             return []
-        if limit - tight.bound < self.near_gap * self.root_gap:
-            return [node._replace(bound=max(node.bound, tight.bound), instance=tight.instance(self.instance, problem.free), own=True)]
+        below = node._replace(
+            bound=max(node.bound, tight.bound),
+            instance=problem.under(tight.minorant, self.instance),
+            cuts=tight.cuts if len(tight.cuts) else node.cuts,
+        )
+        if limit - tight.bound < enough:
+            return [below._replace(own=True)]
         status = node.status.copy()
         decided = tight.verdict >= 0
         status[problem.free[decided]] = tight.verdict[decided]
-        below = node._replace(bound=max(node.bound, tight.bound), instance=tight.instance(self.instance, problem.free), cuts=tight.cuts)
         if decided.all():
             return [below._replace(status=status)]
         halves = []

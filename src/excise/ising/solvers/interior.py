@@ -141,7 +141,7 @@ def products(form, Y):  # type: ignore[no-untyped-def]
 def _step(form, point):  # type: ignore[no-untyped-def]
     """One step, with Mehrotra's corrector; and whether it could be made."""
     u, z, Z, slack, _ = point
-    w, p, size = form.mirror, len(u), len(Z) + len(z)
+    w, size = form.mirror, len(Z) + len(z)
     S = project(form.C - combined(form, u, z), w)
     root_S, good = _inverse_root(S)
     if not good:
@@ -217,7 +217,7 @@ def _factor(A):  # type: ignore[no-untyped-def]
     """L of A = LLᵀ, and whether A is positive definite."""
     try:
         return np.linalg.cholesky(A), True
-    except Exception:  # noqa: BLE001 - the only class that numba knows
+    except Exception:  # the only class that compiled code can name
         return np.asfortranarray(A), False
 
 
@@ -265,7 +265,10 @@ def _rough_length(A, change):  # type: ignore[no-untyped-def]
 @inner_kernel
 def _cone_length(root, change):  # type: ignore[no-untyped-def]
     """The longest step, up to 1, that goes `STEP` of the way to the edge of the cone."""
-    lowest = np.linalg.eigvalsh(root @ change @ root.T)[0]
+    try:
+        lowest = np.linalg.eigvalsh(root @ change @ root.T)[0]
+    except Exception:  # at the edge of the cones, where numbers overflow
+        return 0.0
     return 1.0 if lowest > -STEP else -STEP / lowest
 
 

@@ -1,18 +1,20 @@
-"""A node of the tree as a problem of its own: a shift for it alone, and its semidefinite bound with triangles.
+"""A node of the tree as a problem of its own: its semidefinite bound, with triangles where that leaves too much.
 
-The shifts that the tree search keeps serve all nodes of a depth. Far from the end that is weak: a shift for the one
-node halves its gap, at the price of a few hundred nodes of the search, and triangle inequalities close most of the
-rest, at the price of a few thousand.
+The shifts that the tree search keeps serve all nodes of a depth. Far from the end that is weak: the relaxation of the
+one node halves its gap, at the price of a few hundred nodes of the search, and triangle inequalities close most of the
+rest, at the price of a few thousand. Either way the dual solution is a convex quadratic function that no state's energy
+falls below, under which the search goes on in the node.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from excise.ising.solvers.bound import best_shift, make_valid
+from excise.ising.solvers.bound import make_valid
 from excise.ising.solvers.semidefinite import Relaxation, Solution
 from excise.ising.solvers.tree import Instance
 from excise.ising.solvers.triangles import Triangles, no_triangles, violated
@@ -20,12 +22,10 @@ from excise.ising.solvers.triangles import Triangles, no_triangles, violated
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-import os
-ROUNDS = int(os.environ.get('ROUNDS','3'))
+ROUNDS = 3
 LEAST_VIOLATION = 0.02  # of a triangle inequality, whose right side is 1
-NEW_TRIANGLES = int(os.environ.get('NEWT','3'))  # in each round, for every unit
+NEW_TRIANGLES = 3  # in each round, for every unit
 LEAST_GAIN = 0.1  # of the gap left, for another round
-TOLERANCE = 0.01  # of the gap that a shift leaves
 NEAR = 100  # tolerances; see Relaxation.solve
 
 
@@ -56,36 +56,25 @@ class Node:
             instance.bounds - C[:, removed].sum(axis=1),
         )
 
-    def with_own_shift(self, instance: Instance, tolerance: float) -> tuple[Instance, float]:
-        """The instance with one shift, the best for this node's units, and the bound of the node that it gives."""
-        shift = best_shift(self.J, self.h, self.count, tolerance, self.C, self.bounds)
-        n = len(instance.h)
-        shifts = np.zeros((1, n))
-        shifts[0, self.free] = shift.u
-        own = instance._replace(
-            shifts=shifts,
-            which=np.zeros(n + 1, dtype=np.int64),
-            tilt=-instance.C.T @ shift.multipliers,
-            offset=np.array([shift.multipliers @ instance.bounds]),
-        )
-        return own, shift.value + self.constant
-
-    def tighten(self, known: Triangles, limit: float, enough: float, tol: float) -> Tightened:
+    def tighten(self, known: Triangles, limit: float, enough: float, tolerance: float) -> Tightened:
         """Bound the node by the semidefinite relaxation, with triangles separated in rounds.
 
         Args:
             known: Triangles over all units to begin with, as from the node above.
             limit: A bound above this need not be any better.
-            gap: What the limit exceeds the bound without triangles by.
+            enough: Nor one that is no further than this below the limit.
+            tolerance: Absolute, in the unit of the energy.
 
         """
-        n, tolerance, target = len(self.free), tol, limit - self.constant
+        n, target = len(self.free), limit - self.constant
         heaviest = np.maximum(np.abs(self.C).max(axis=1, initial=0.0), 1e-300)
         relaxation = Relaxation(self.J, self.h, self.count, self.C / heaviest[:, None], self.bounds / heaviest)
         target += 1e-9 * abs(target)
         solution = relaxation.solve(relaxation.start(), no_triangles(), tolerance, target, NEAR * tolerance)
-        new = known if solution.value <= target - enough else no_triangles()
+        new = known
         for _ in range(ROUNDS + 1):
+            if solution.value > target - enough:
+                break
             if len(new):
                 start, cuts = relaxation.extended(solution, new)
                 better = relaxation.solve(start, cuts, tolerance, target, NEAR * tolerance)
@@ -93,34 +82,34 @@ class Node:
                 solution = better if gain > 0 else solution
                 if gain < LEAST_GAIN * (target - solution.value) and new is not known:
                     break
-            if solution.value > target - enough:
-                break
             Y = relaxation.unproject(solution.point.Z)
             new = violated(Y, LEAST_VIOLATION, NEW_TRIANGLES * n)
             if len(new) == 0:
                 break
-        bound, verdict, below = self._fixed(relaxation, solution, heaviest, limit)
-        bound = max(bound, relaxation.proved(solution) + self.constant)
-        return Tightened(bound, verdict, solution.cuts.take(solution.active()).named(self.free), below)
-
-    def _fixed(
-        self, relaxation: Relaxation, solution: Solution, heaviest: Vector, limit: float
-    ) -> tuple[float, NDArray[np.int8], tuple]:
-        """Bound at the relaxation's point, and the values that its reduced costs leave to each unit, −1 for both."""
-        Q, linear, offset = self._convex(relaxation, solution, heaviest)
+        minorant = self._minorant(relaxation, solution, heaviest)
         Y = relaxation.unproject(solution.point.Z)
         y = np.clip((1 + Y[0, 1:] / np.sqrt(Y[0, 0])) / 2, 0.0, 1.0)
-        G = 2 * Q @ y + linear
-        ordered = np.sort(G)
-        bound = float(offset + y @ (Q @ y) + linear @ y - G @ y + ordered[: self.count].sum())
-        inner, outer = ordered[self.count - 1], ordered[self.count]
-        verdict = np.full(len(y), -1, dtype=np.int8)
-        verdict[(inner >= G) & (bound + outer - G > limit)] = 1
-        verdict[(outer <= G) & (bound + G - inner > limit)] = 0
-        return bound, verdict, (Q, linear, offset)
+        bound, verdict = minorant.fixed(y, self.count, limit)
+        bound = max(bound, relaxation.proved(solution) + self.constant)
+        return Tightened(bound, verdict, solution.cuts.take(solution.active()).named(self.free), minorant)
 
-    def _convex(self, relaxation: Relaxation, solution: Solution, heaviest: Vector) -> tuple[Matrix, Vector, float]:
-        """The dual solution as a function xᵀQx + linear·x + offset that is convex and at or below E at every state."""
+    def under(self, minorant: Minorant, instance: Instance) -> Instance:
+        """The instance with the node's own function as the bound, for the search below this node only."""
+        n = len(instance.h)
+        convex, linear = np.zeros((n, n)), np.zeros(n)
+        convex[np.ix_(self.free, self.free)] = minorant.Q
+        linear[self.free] = minorant.linear
+        return instance._replace(
+            convex=convex,
+            linear=linear,
+            tilt=np.zeros(n),
+            offset=np.array([minorant.offset]),
+            shifts=np.zeros((1, n)),
+            which=np.zeros(n + 1, dtype=np.int64),
+        )
+
+    def _minorant(self, relaxation: Relaxation, solution: Solution, heaviest: Vector) -> Minorant:
+        """The dual solution as a function of x."""
         u, z = solution.point.u * relaxation.scale, solution.point.z * relaxation.scale
         m = len(solution.cuts)
         multipliers = z[m:] / heaviest
@@ -134,28 +123,44 @@ class Node:
         linear = self.h + np.diag(self.J) + 4 * inner.sum(axis=1) - 4 * outer + shift - self.C.T @ multipliers
         offset = float(-z[:m].sum() - inner.sum() + 2 * outer.sum() + multipliers @ self.bounds)
         offset -= 1e-14 * float(np.abs(Q).sum() + np.abs(linear).sum() + z[:m].sum())
-        return Q, linear, offset + self.constant
+        return Minorant(Q, linear, offset + self.constant)
+
+
+class Minorant(NamedTuple):
+    """xᵀQx + linear·x + offset over a node's free units: convex along Σx = const, at or below E at every state.
+
+    It is E less what each triangle's multiplier takes off where the triangle is slack, with the diagonal shifted.
+    """
+
+    Q: Matrix
+    linear: Vector
+    offset: float
+
+    def fixed(self, y: Vector, count: int, limit: float) -> tuple[float, NDArray[np.int8]]:
+        """The bound that a point y gives, and the only value that its reduced costs leave to each unit, −1 for both."""
+        G = 2 * self.Q @ y + self.linear
+        ordered = np.sort(G)
+        bound = float(self.offset + y @ (self.Q @ y) + self.linear @ y - G @ y + ordered[:count].sum())
+        inner, outer = ordered[count - 1], ordered[count]
+        verdict = np.full(len(y), -1, dtype=np.int8)
+        verdict[(inner >= G) & (bound + outer - G > limit)] = 1
+        verdict[(outer <= G) & (bound + G - inner > limit)] = 0
+        return bound, verdict
 
 
 @dataclass(frozen=True)
 class Tightened:
-    """A node's bound with triangles, which holds rounding included.
+    """A node's bound by the relaxation, which holds rounding included.
 
     Attributes:
         bound: of the energy of every state below the node.
         verdict: for each free unit, the only value that states within the limit may give it; −1 for both.
         cuts: triangles that the nodes below can begin with, over all units.
+        minorant: the function that the bound is the minimum of.
 
     """
 
     bound: float
     verdict: NDArray[np.int8]
     cuts: Triangles
-    below: tuple
-
-    def instance(self, instance, free):
-        n = len(instance.h)
-        Q, linear, offset = self.below
-        convex = np.zeros((n, n)); convex[np.ix_(free, free)] = Q
-        lin = np.zeros(n); lin[free] = linear
-        return instance._replace(convex=convex, linear=lin, tilt=np.zeros(n), offset=np.array([offset]), shifts=np.zeros((1, n)), which=np.zeros(n + 1, dtype=np.int64))
+    minorant: Minorant
