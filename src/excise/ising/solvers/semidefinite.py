@@ -24,6 +24,7 @@ from excise.ising.solvers.triangles import Triangles, inner_products, no_triangl
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
+START = 1.0  # distance of the start from the edge of the cone, in standard deviations of C's eigenvalues
 NEW_SLACK = 0.5  # that an inequality is given where it enters, of the 1 that independent spins have
 
 
@@ -81,13 +82,14 @@ class Relaxation:
         return Form(self.C, self.mirror, self.rows, cuts.units, cuts.signs, self.right(cuts))
 
     def start(self) -> Point:
-        """A point for no triangles."""
-        p, n = len(self.C), len(self.C) - 1
-        z = np.full(len(self.limits), 1e-3)
-        u = np.full(p, -float(np.abs(self.C).sum(axis=1).max()) - float(np.abs(self.rows).sum()) - 1e-2)
-        Z = np.eye(n) * (p / n)
-        slack = np.ones(len(z))
-        return Point(u, z, Z, slack, float(np.trace(self.dual(u, z, no_triangles())) + z.sum()) / (n + len(z)))
+        """A point for no triangles, on the central path but for the diagonal of Y."""
+        p, z = len(self.C), np.full(len(self.limits), 1e-3)
+        eigenvalues = np.linalg.eigvalsh(project(self.C, self.mirror))
+        below = float(eigenvalues[0] - START * eigenvalues.std()) - float(np.abs(self.rows).sum()) - 1e-2
+        u = np.full(p, below)
+        inverse: Matrix = np.linalg.inv(self.dual(u, z, no_triangles()))
+        mu = p / float(np.trace(inverse))
+        return Point(u, z, mu * inverse, np.ones(len(z)), mu)
 
     def solve(self, start: Point, cuts: Triangles, tolerance: float, target: float, near: float) -> Solution:
         """Follow the central path until primal and dual differ by `tolerance` or the dual exceeds `target`.
