@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from excise.ising.solvers.bound import inverse_of
 from excise.ising.solvers.interior import Form, Point, combined, follow, project, unproject
 from excise.ising.solvers.triangles import Triangles, inner_products, no_triangles
 
@@ -87,7 +88,7 @@ class Relaxation:
         eigenvalues = np.linalg.eigvalsh(project(self.C, self.mirror))
         below = float(eigenvalues[0] - START * eigenvalues.std()) - float(np.abs(self.rows).sum()) - 1e-2
         u = np.full(p, below)
-        inverse: Matrix = np.linalg.inv(self.dual(u, z, no_triangles()))
+        inverse = inverse_of(self.dual(u, z, no_triangles()))
         mu = p / float(np.trace(inverse))
         return Point(u, z, mu * inverse, np.ones(len(z)), mu)
 
