@@ -33,7 +33,7 @@ from excise.errors import ExciseError
 from excise.ising.energies import Energy
 from excise.ising.energies.pairs import pairs
 from excise.ising.problem import Problem, Removal
-from excise.ising.solvers import Solver, solve, solve_all
+from excise.ising.solvers import Solver, solve, solve_all, warm_up
 from excise.ising.spectrum import Spectrum
 
 RIVALS = {"gurobi": "excise.ising.bridges.gurobi:Gurobi", "scip": "excise.ising.bridges.scip:Scip"}
@@ -190,9 +190,7 @@ def main() -> None:
     parser.add_argument("--rivals-time-limit", type=float, default=60.0, metavar="SECONDS")
     arguments = parser.parse_args()
     others = [] if arguments.quick or arguments.no_rivals else list(rivals())
-    warm = Problem(Energy(None, generated(12)), 6)
-    for name in ("exhaustive", "branch-and-bound"):
-        solve(warm, states=5, solver=name)
+    warm_up()
     if arguments.large:
         for instance, problem, more in large(arguments.hessians):
             began = time.process_time()

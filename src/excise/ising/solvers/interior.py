@@ -16,11 +16,9 @@ from excise.ising.solvers.triangles import add_triangles, inner_products, schur
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
-MOST_STEPS = 40
 STEP = 0.97  # of the way to the edge of the cones
 ROUGH_STEPS = (0.97, 0.85, 0.7, 0.5, 0.3, 0.1)  # tried for the predictor, whose length only sets the aim
 LEAST_STEP = 1e-6
-ENOUGH = 0.02  # of the distance to a target that is out of reach
 
 
 class Point(NamedTuple):
@@ -55,33 +53,6 @@ class _Move(NamedTuple):
 
 
 @kernel
-def follow(form, start, tolerance, target, near):  # type: ignore[no-untyped-def]
-    """Follow the central path until primal and dual differ by `tolerance` or the dual exceeds `target`.
-
-    A target that is out of reach ends it too, once the dual is close to what it can be. `near` is the duality gap below
-    which a point is too close to the edge of the cones to start others from. Returns the last point, the last that was
-    not too close, and the dual's value there, which is −∞ where no step was possible. All in the unit of C.
-    """
-    point = central = start
-    value = -np.inf
-    size = len(start.Z) + len(start.z)
-    projected = project(form.C, form.mirror)
-    for _ in range(MOST_STEPS):
-        moved, good = _step(form, point)
-        if not good:
-            break
-        point = moved
-        if point.mu * size > near:
-            central = point
-        value = point.u.sum() + (point.z * form.right).sum()
-        primal = (projected * point.Z).sum()
-        hopeless = primal < target < np.inf and primal - value < ENOUGH * (target - value)
-        if value > target or hopeless or abs(primal - value) < tolerance:
-            break
-    return point, central, value
-
-
-@kernel
 def project(A, w):  # type: ignore[no-untyped-def]
     """VᵀAV, [p − 1, p − 1]: A reflected by the unit vector w, without the first axis."""
     return _reflect(A, w, 1)
@@ -91,7 +62,9 @@ def project(A, w):  # type: ignore[no-untyped-def]
 def unproject(Z, w):  # type: ignore[no-untyped-def]
     """VZVᵀ, [p, p]."""
     A = np.zeros((len(w), len(w)))
-    A[1:, 1:] = Z
+    for i in range(len(Z)):
+        for j in range(len(Z)):
+            A[i + 1, j + 1] = Z[i, j]
     return _reflect(A, w, 0)
 
 
@@ -105,7 +78,7 @@ def _reflect(A, w, first):  # type: ignore[no-untyped-def]
         for j in range(p):
             total += A[i, j] * w[j]
         Aw[i] = total
-    square = (w * Aw).sum()
+    square = _dot(w, Aw)
     B = np.empty((p - first, p - first))
     for i in range(first, p):
         own, across = 2 * w[i], 2 * Aw[i] - 4 * square * w[i]
@@ -117,79 +90,107 @@ def _reflect(A, w, first):  # type: ignore[no-untyped-def]
 @kernel
 def combined(form, u, z):  # type: ignore[no-untyped-def]
     """Sum of multipliers and what they multiply, diag u + Σ λ_c B_c + Σ z_k A_k, [p, p]."""
-    A = np.diag(u)
-    m = len(form.units)
+    p, m = len(u), len(form.units)
+    A = np.zeros((p, p))
+    for i in range(p):
+        A[i, i] = u[i]
     for c in range(len(form.rows)):
-        A[0, 1:] += z[m + c] * form.rows[c]
-        A[1:, 0] += z[m + c] * form.rows[c]
-    add_triangles(A, form.units, form.signs, z[:m])
+        for i in range(1, p):
+            A[0, i] += z[m + c] * form.rows[c, i - 1]
+            A[i, 0] += z[m + c] * form.rows[c, i - 1]
+    add_triangles(A, form.units, form.signs, z)
     return A
 
 
-@kernel
-def products(form, Y):  # type: ignore[no-untyped-def]
+@inner_kernel
+def _products(form, Y):  # type: ignore[no-untyped-def]
     """⟨A_k, Y⟩ and ⟨B_c, Y⟩, [triangles + constraints]."""
     m = len(form.units)
     values = np.empty(len(form.right))
-    values[:m] = inner_products(Y, form.units, form.signs)
+    triangles = inner_products(Y, form.units, form.signs)
+    for k in range(m):
+        values[k] = triangles[k]
     for c in range(len(form.rows)):
-        values[m + c] = 2 * (form.rows[c] * Y[0, 1:]).sum()
+        total = 0.0
+        for i in range(1, len(Y)):
+            total += form.rows[c, i - 1] * Y[0, i]
+        values[m + c] = 2 * total
     return values
 
 
-@inner_kernel
-def _step(form, point):  # type: ignore[no-untyped-def]
-    """One step, with Mehrotra's corrector; and whether it could be made."""
+@kernel
+def step(form, point):  # type: ignore[no-untyped-def]
+    """One step along the central path, with Mehrotra's corrector; and whether it could be made."""
     u, z, Z, slack, _ = point
     w, size = form.mirror, len(Z) + len(z)
-    S = project(form.C - combined(form, u, z), w)
-    root_S, good = _inverse_root(S)
-    if not good:
-        return point, False
-    root_Z, good = _inverse_root(Z)
-    if not good:
+    S = _dual(form, u, z, 1.0)
+    root_S, good_S = _inverse_root(S)
+    root_Z, good_Z = _inverse_root(Z)
+    mu = (_inner(Z, S) + _dot(z, slack)) / size
+    if not (good_S and good_Z and 0 < mu < np.inf):
         return point, False
     inverse = root_S.T @ root_S
-    mu = ((Z * S).sum() + (z * slack).sum()) / size
-    if not 0 < mu < np.inf:
-        return point, False
     factor, good = _factor(_system(form, unproject(Z, w), unproject(inverse, w), z, slack))
     if not good:
         return point, False
     affine = _direction(form, point, inverse, factor, 0.0, np.zeros_like(Z), np.zeros_like(z))
     primal = min(_rough_length(Z, affine.Z), _length(slack, affine.slack))
     dual = min(_rough_length(S, affine.S), _length(z, affine.z))
-    left = ((Z + primal * affine.Z) * (S + dual * affine.S)).sum()
-    left = (left + ((z + dual * affine.z) * (slack + primal * affine.slack)).sum()) / size
-    aim = mu * min(max((left / mu) ** 2, 0.01), 0.8)
-    second = affine.Z @ affine.S @ inverse
-    move = _direction(form, point, inverse, factor, aim, (second + second.T) / 2, affine.slack * affine.z)
+    left = _inner(Z, S) + primal * _inner(affine.Z, S) + dual * _inner(Z, affine.S)
+    left += primal * dual * (_inner(affine.Z, affine.S) + _dot(affine.slack, affine.z))
+    left += _dot(z, slack) + primal * _dot(z, affine.slack) + dual * _dot(affine.z, slack)
+    aim = mu * min(max((left / size / mu) ** 2, 0.01), 0.8)
+    second = _symmetric(affine.Z @ affine.S @ inverse)
+    for k in range(len(z)):
+        affine.z[k] *= affine.slack[k]
+    move = _direction(form, point, inverse, factor, aim, second, affine.z)
     primal = min(_cone_length(root_Z, move.Z), _length(slack, move.slack))
     dual = min(_cone_length(root_S, move.S), _length(z, move.z))
     if not max(primal, dual) > LEAST_STEP:
         return point, False
-    u, z, Z, slack = u + dual * move.u, z + dual * move.z, Z + primal * move.Z, slack + primal * move.slack
-    mu = ((Z * (S + dual * move.S)).sum() + (z * slack).sum()) / size
-    return Point(u, z, Z, slack, mu), np.isfinite(mu) and np.isfinite(u.sum())
+    u, z, slack = _moved(u, dual, move.u), _moved(z, dual, move.z), _moved(slack, primal, move.slack)
+    Z, S = _shifted(Z, primal, move.Z), _shifted(S, dual, move.S)
+    mu = (_inner(Z, S) + _dot(z, slack)) / size
+    return Point(u, z, Z, slack, mu), True
+
+
+@inner_kernel
+def _dual(form, u, z, constant):  # type: ignore[no-untyped-def]
+    """Vᵀ(constant · C − what the multipliers multiply)V, [n, n]."""
+    A = combined(form, u, z)
+    for i in range(len(A)):
+        for j in range(len(A)):
+            A[i, j] = constant * form.C[i, j] - A[i, j]
+    return project(A, form.mirror)
 
 
 @inner_kernel
 def _direction(form, point, inverse, factor, aim, second, second_z):  # type: ignore[no-untyped-def]
     """Towards complementarity `aim`, less the second-order terms."""
     _, z, Z, slack, _ = point
-    p = len(form.C)
-    goal = aim * inverse - second
+    p, n, m = len(form.C), len(Z), len(z)
+    goal = np.empty((n, n))
+    for i in range(n):
+        for j in range(n):
+            goal[i, j] = aim * inverse[i, j] - second[i, j]
     lifted = unproject(goal, form.mirror)
-    wanted = (aim - second_z) / z
-    rest = np.empty(p + len(z))
-    rest[:p] = 1 - np.diag(lifted)
-    rest[p:] = wanted + form.right - products(form, lifted)
+    held = _products(form, lifted)
+    rest, wanted = np.empty(p + m), np.empty(m)
+    for i in range(p):
+        rest[i] = 1 - lifted[i, i]
+    for k in range(m):
+        wanted[k] = (aim - second_z[k]) / z[k]
+        rest[p + k] = wanted[k] + form.right[k] - held[k]
     _solve(factor, rest)
     du, dz = rest[:p].copy(), rest[p:].copy()
-    dS = -project(combined(form, du, dz), form.mirror)
-    product = Z @ dS @ inverse
-    dZ = goal - Z - (product + product.T) / 2
-    return _Move(du, dz, dZ, dS, wanted - slack - slack * dz / z)
+    dS = _dual(form, du, dz, 0.0)
+    dZ = _symmetric(Z @ dS @ inverse)
+    for i in range(n):
+        for j in range(n):
+            dZ[i, j] = goal[i, j] - Z[i, j] - dZ[i, j]
+    for k in range(m):
+        wanted[k] -= slack[k] + slack[k] * dz[k] / z[k]
+    return _Move(du, dz, dZ, dS, wanted)
 
 
 @inner_kernel
@@ -198,18 +199,67 @@ def _system(form, Y, P, z, slack):  # type: ignore[no-untyped-def]
     p, m = len(Y), len(form.units)
     M = np.zeros((p + len(z), p + len(z)))
     schur(Y, P, form.units, form.signs, M)
+    product, Yr, Pr = np.empty((p, p)), np.empty(p), np.empty(p)
     for c in range(len(form.rows)):
-        Yr, Pr = np.zeros(p), np.zeros(p)
         for i in range(p):
-            Yr[i] = (Y[i, 1:] * form.rows[c]).sum()
-            Pr[i] = (P[i, 1:] * form.rows[c]).sum()
-        product = np.outer(Y[:, 0], Pr) + np.outer(Yr, P[0])
-        product = (product + product.T) / 2
-        M[p + m + c, :p] = np.diag(product)
-        M[p + m + c, p:] = products(form, product)
+            Yr[i], Pr[i] = 0.0, 0.0
+            for j in range(1, p):
+                Yr[i] += Y[i, j] * form.rows[c, j - 1]
+                Pr[i] += P[i, j] * form.rows[c, j - 1]
+        for i in range(p):
+            for j in range(p):
+                product[i, j] = 0.5 * (Y[i, 0] * Pr[j] + Yr[i] * P[0, j] + Y[j, 0] * Pr[i] + Yr[j] * P[0, i])
+        held = _products(form, product)
+        for i in range(p):
+            M[p + m + c, i] = product[i, i]
+        for k in range(len(z)):
+            M[p + m + c, p + k] = held[k]
     for k in range(len(z)):
         M[p + k, p + k] += slack[k] / z[k]
     return M
+
+
+@inner_kernel
+def _inner(A, B):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(len(A)):
+        for j in range(len(A)):
+            total += A[i, j] * B[i, j]
+    return total
+
+
+@inner_kernel
+def _dot(x, y):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for k in range(len(x)):
+        total += x[k] * y[k]
+    return total
+
+
+@inner_kernel
+def _moved(x, length, change):  # type: ignore[no-untyped-def]
+    moved = np.empty(len(x))
+    for k in range(len(x)):
+        moved[k] = x[k] + length * change[k]
+    return moved
+
+
+@inner_kernel
+def _shifted(A, length, change):  # type: ignore[no-untyped-def]
+    B = np.empty((len(A), len(A)))
+    for i in range(len(A)):
+        for j in range(len(A)):
+            B[i, j] = A[i, j] + length * change[i, j]
+    return B
+
+
+@inner_kernel
+def _symmetric(A):  # type: ignore[no-untyped-def]
+    """The symmetric part of A, in its place."""
+    for i in range(len(A)):
+        for j in range(i):
+            A[i, j] = A[j, i] = (A[i, j] + A[j, i]) / 2
+    return A
 
 
 @inner_kernel
@@ -248,17 +298,22 @@ def _solve(L, x):  # type: ignore[no-untyped-def]
     n = len(x)
     for k in range(n):
         x[k] /= L[k, k]
-        x[k + 1 :] -= x[k] * L[k + 1 :, k]
+        known = x[k]
+        for i in range(k + 1, n):
+            x[i] -= known * L[i, k]
     for k in range(n - 1, -1, -1):
-        x[k] = (x[k] - (L[k + 1 :, k] * x[k + 1 :]).sum()) / L[k, k]
+        total = x[k]
+        for i in range(k + 1, n):
+            total -= L[i, k] * x[i]
+        x[k] = total / L[k, k]
 
 
 @inner_kernel
 def _rough_length(A, change):  # type: ignore[no-untyped-def]
     """A step along `change` that stays in the cone, of a few tried."""
-    for step in ROUGH_STEPS:
-        if _factor(A + step * change)[1]:
-            return step
+    for length in ROUGH_STEPS:
+        if _factor(_shifted(A, length, change))[1]:
+            return length
     return 0.0
 
 

@@ -126,6 +126,13 @@ class Node:
         return Minorant(Q, linear, offset + self.constant)
 
 
+def compile_kernels() -> None:
+    """Bound a small node, so that the kernels are compiled."""
+    n, none = 8, np.zeros(0)
+    node = Node(np.arange(n), np.eye(n) + 0.1, np.zeros(n), n // 2, 0.0, np.zeros((0, n)), none)
+    node.tighten(no_triangles(), np.inf, 0.0, 1e-3)
+
+
 class Minorant(NamedTuple):
     """xᵀQx + linear·x + offset over a node's free units: convex along Σx = const, at or below E at every state.
 

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from excise.ising.solvers.bound import inverse_of
-from excise.ising.solvers.interior import Form, Point, combined, follow, project, unproject
+from excise.ising.solvers.interior import Form, Point, combined, project, step, unproject
 from excise.ising.solvers.triangles import Triangles, inner_products, no_triangles
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
+MOST_STEPS = 40
+ENOUGH = 0.02  # of the distance to a target that is out of reach
 START = 1.0  # distance of the start from the edge of the cone, in standard deviations of C's eigenvalues
 NEW_SLACK = 0.5  # that an inequality is given where it enters, of the 1 that independent spins have
 
@@ -103,11 +105,22 @@ class Relaxation:
             near: Duality gap below which a point is too close to the edge to start others from, in the same unit.
 
         """
-        scaled = tolerance / self.scale, (target - self.constant) / self.scale, near / self.scale
-        point, central, value = follow(self._form(cuts), start, *scaled)
-        # Where the factorisations end at the edge of the cones, numbers may overflow first.
-        if not (np.isfinite(value) and np.isfinite(point.u).all() and np.isfinite(point.Z).all()):
-            return Solution(start, start, cuts, -np.inf)
+        form, projected = self._form(cuts), project(self.C, self.mirror)
+        tolerance, target, near = tolerance / self.scale, (target - self.constant) / self.scale, near / self.scale
+        point, central, value = start, start, -np.inf
+        for _ in range(MOST_STEPS):
+            moved, possible = step(form, point)
+            # At the edge of the cones, or where no state meets the constraints, numbers overflow.
+            if not (possible and np.isfinite(moved.mu) and np.isfinite(moved.u).all() and np.isfinite(moved.Z).all()):
+                break
+            point = moved
+            if point.mu * (len(point.Z) + len(point.z)) > near:
+                central = point
+            value = float(point.u.sum() + point.z @ form.right)
+            primal = float(np.vdot(projected, point.Z))
+            hopeless = primal < target < np.inf and primal - value < ENOUGH * (target - value)
+            if value > target or hopeless or abs(primal - value) < tolerance:
+                break
         return Solution(point, central, cuts, value * self.scale + self.constant)
 
     def proved(self, solution: Solution) -> float:
