@@ -192,3 +192,12 @@ def test_all_budgets_with_distance_and_another_solver():
         assert list(spectra) == [3, 6]
         for budget, spectrum in spectra.items():
             assert spectrum.states == solve(Problem(problem.energy, budget), states=5, **arguments).states
+
+
+def test_a_failure_in_a_search_thread_is_raised_not_told_as_a_time_limit(monkeypatch):
+    def fail(self, thread, nodes):
+        raise ZeroDivisionError("in a thread")
+
+    monkeypatch.setattr(TreeSearch, "_expand", fail)
+    with pytest.raises(ZeroDivisionError, match="in a thread"):
+        BranchAndBound(threads=2).solve(Problem(hard_energy(20), 10), 5)

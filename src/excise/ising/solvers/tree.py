@@ -30,7 +30,7 @@ class Instance(NamedTuple):
     C: NDArray[np.float64]  # [constraints, n]
     bounds: NDArray[np.float64]  # [constraints]
     by_weight: NDArray[np.int64]  # [constraints, n], units by decreasing weight
-    convex: NDArray[np.float64]  # [n, n], what the bound has in place of J, before the shift: J, or less
+    convex: NDArray[np.float64]  # [n, n], what the bound has in place of J: J, or a node's own function
     linear: NDArray[np.float64]  # [n], what it has in place of h
     tilt: NDArray[np.float64]  # [n], −Cᵀλ: what the constraints' multipliers add to the linear part of the bound
     offset: NDArray[np.float64]  # [1], λ·bounds
