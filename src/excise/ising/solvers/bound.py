@@ -164,7 +164,9 @@ class _Barrier:
 
     def solve(self, state: State, mu_final: float) -> State:
         for _ in range(MOST_STEPS):
-            step, decrement, moved = self._newton(state)
+            # A point that reaches the edge of the cube overflows; that ends the method at the one before.
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                step, decrement, moved = self._newton(state)
             if moved is None:
                 break
             state = moved
