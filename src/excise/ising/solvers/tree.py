@@ -281,7 +281,7 @@ def _descend(instance, shared, work, depth):  # type: ignore[no-untyped-def]
             bound = _bound(work, depth)
             q = work.values[depth, Q]
             best = max(best, bound)
-            if best > limit or q - bound < 1.0 * (limit - q) or q - bound < 1e-4 * (limit - bound):
+            if best > limit or q - bound < limit - q or q - bound < 1e-4 * (limit - bound):
                 break
         i, lowest = -1, np.inf
         for a in range(size):
