@@ -8,6 +8,7 @@ models: `measure` is any function from removals to damages.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,9 +30,11 @@ Measure = Callable[[Sequence[Removal]], Mapping[Removal, tuple[float, float]]]
 LOWEST = 64
 # Two swaps: states a single swap apart are what the neighbours try anyway.
 APART = 4
-# Of the excess damage. With 0.05, 0.3 and 0.5 predictions made before measuring were worse: ρ of 0.65, 0.56 and 0.42
-# against 0.79 (log, 2026-11-24, what counts in a chat).
-MISFIT = 0.15
+# Of the excess damage: how far a quadratic energy is off. And of a measurement's standard error: what is left of it in
+# differences, as every removal is measured on the same samples. Grids, from which the marginal likelihood chooses
+# after every round (log, 2026-11-29, noise of differences).
+MISFITS = (0.15, 0.3, 0.5)
+UNSHARED = (0.125, 0.25, 0.5, 1.0)
 # Nats. A measurement that claims to be exact, as of the intact model, would leave the kernel matrix singular.
 LEAST_NOISE = 1e-3
 # Seconds for the last solve, whose states are listed with their proof.
@@ -159,14 +162,23 @@ def fit_around_the_best(prior: Energy, damages: Mapping[Removal, tuple[float, fl
     """Fit an energy that is meant to be right near the best removal.
 
     No quadratic energy fits damages from 0.5 to 15 nats, and the large ones do not matter: what exceeds the lowest
-    damage of the wanted size is taken as noisier in proportion.
+    damage of the wanted size is taken as noisier in proportion. Standard errors are of damages by themselves; an energy
+    has to order them, so only the part that the samples do not share counts.
     """
     sized = [d for removed, (d, _) in damages.items() if problem.allows(removed) and math.isfinite(d)]
     lowest = min(sized, default=max((d for d, _ in damages.values() if math.isfinite(d)), default=0.0))
     # Damage itself, not its log or root: singles do not add up on those scales, and ρ fell below 0 (log, 2026-11-24,
     # what counts in a chat).
-    noise = {r: math.hypot(max(se, LEAST_NOISE), MISFIT * max(0.0, d - lowest)) for r, (d, se) in damages.items()}
-    return fit(prior, {removed: damage for removed, (damage, _) in damages.items()}, noise)
+    values = {removed: damage for removed, (damage, _) in damages.items()}
+    fits = [
+        fit(prior, values, {r: _noise(d - lowest, se, misfit, unshared) for r, (d, se) in damages.items()})
+        for misfit, unshared in itertools.product(MISFITS, UNSHARED)
+    ]
+    return max(fits, key=Fitted.log_likelihood)
+
+
+def _noise(excess: float, error: float, misfit: float, unshared: float) -> float:
+    return math.hypot(max(unshared * error, LEAST_NOISE), misfit * max(0.0, excess))
 
 
 def _propose(

@@ -19,6 +19,8 @@ from excise.ising.solvers.kernels import EMPTY_STATE, inner_kernel, is_known, ke
 from excise.ising.solvers.places import settle
 
 MOST_DESCENTS = 400
+MOVES_PER_BOUND = 6
+HOPELESS = 3.0  # a relaxation ends where its bound is so many times as far from its value as that from the limit
 TIES_FOLLOWED = 2000
 
 
@@ -60,6 +62,7 @@ class Work(NamedTuple):
     numbers: NDArray[np.int64]  # [depth, 6]: r, size of F, first free unit, table, branching unit, its first value
     values: NDArray[np.float64]  # [depth, 3]: energy of the fixed units, q, lower bound
     scratch: NDArray[np.float64]  # [n]
+    own: NDArray[np.float64]  # [n], the diagonal of the bound's matrix at a depth
     counters: NDArray[np.int64]  # [2]: nodes, ties with the threshold met
     open_status: NDArray[np.int8]  # [capacity, n]: nodes handed back
     open_bounds: NDArray[np.float64]  # [capacity]
@@ -82,6 +85,7 @@ def new_work(n: int, capacity: int) -> Work:
         np.empty((depth, n), dtype=np.int64),
         np.zeros((depth, 6), dtype=np.int64),
         np.zeros((depth, 3)),
+        np.empty(n),
         np.empty(n),
         np.zeros(2, dtype=np.int64),
         np.empty((capacity + depth, n), dtype=np.int8),
@@ -272,16 +276,19 @@ def _move(instance, work, depth, i, j, amount):  # type: ignore[no-untyped-def]
 def _descend(instance, shared, work, depth):  # type: ignore[no-untyped-def]
     """Lower the relaxation by moves along pairs until the bound decides; returns the bound at the last point."""
     convex, y, G, free = instance.convex, work.y[depth], work.G[depth], work.free[depth]
-    size = work.numbers[depth, SIZE]
+    size, own = work.numbers[depth, SIZE], work.own
     u = instance.shifts[work.numbers[depth, TABLE]]
+    # Side by side, where the loops below read it; a diagonal is spread over as many cache lines as it is long.
+    for k in range(len(y)):
+        own[k] = convex[k, k] - u[k]
     limit = shared.threshold[0] + shared.margin[0]
     best = -np.inf
     for step in range(MOST_DESCENTS):
-        if step % 5 == 0:
+        if step % MOVES_PER_BOUND == 0:
             bound = _bound(work, depth)
             q = work.values[depth, Q]
             best = max(best, bound)
-            if best > limit or q - bound < limit - q or q - bound < 1e-4 * (limit - bound):
+            if best > limit or q - bound < HOPELESS * (limit - q) or q - bound < 1e-4 * (limit - bound):
                 break
         i, lowest = -1, np.inf
         for a in range(size):
@@ -290,19 +297,18 @@ def _descend(instance, shared, work, depth):  # type: ignore[no-untyped-def]
                 i, lowest = k, G[k]
         if i < 0:
             break
-        j, gain = -1, 0.0
-        own = convex[i, i] - u[i]
+        j, gain, row = -1, 0.0, convex[i]
         for a in range(size):
             k = free[a]
-            difference = G[k] - lowest
-            if difference > 0 and y[k] > 1e-12:
-                curvature = max(own + convex[k, k] - u[k] - 2 * convex[i, k], 1e-30)
-                if difference * difference > gain * curvature:
-                    j, gain = k, difference * difference / curvature
+            # Without branches that the processor cannot foresee.
+            fall = max(G[k] - lowest, 0.0) if y[k] > 1e-12 else 0.0
+            worth = fall * fall / max(own[i] + own[k] - 2 * row[k], 1e-30)
+            if worth > gain:
+                j, gain = k, worth
         if j < 0:
             best = max(best, _bound(work, depth))
             break
-        curvature = own + convex[j, j] - u[j] - 2 * convex[i, j]
+        curvature = own[i] + own[j] - 2 * row[j]
         amount = min(1 - y[i], y[j])
         if 2 * curvature * amount > G[j] - lowest:
             amount = (G[j] - lowest) / (2 * curvature)
