@@ -123,7 +123,7 @@ def step(form, point):  # type: ignore[no-untyped-def]
     """One step along the central path, with Mehrotra's corrector; and whether it could be made."""
     u, z, Z, slack, _ = point
     w, size = form.mirror, len(Z) + len(z)
-    S = _dual(form, u, z, 1.0)
+    S = dual(form, u, z, 1.0)
     root_S, good_S = _inverse_root(S)
     root_Z, good_Z = _inverse_root(Z)
     mu = (_inner(Z, S) + _dot(z, slack)) / size
@@ -135,27 +135,27 @@ def step(form, point):  # type: ignore[no-untyped-def]
         return point, False
     affine = _direction(form, point, inverse, factor, 0.0, np.zeros_like(Z), np.zeros_like(z))
     primal = min(_rough_length(Z, affine.Z), _length(slack, affine.slack))
-    dual = min(_rough_length(S, affine.S), _length(z, affine.z))
-    left = _inner(Z, S) + primal * _inner(affine.Z, S) + dual * _inner(Z, affine.S)
-    left += primal * dual * (_inner(affine.Z, affine.S) + _dot(affine.slack, affine.z))
-    left += _dot(z, slack) + primal * _dot(z, affine.slack) + dual * _dot(affine.z, slack)
+    other = min(_rough_length(S, affine.S), _length(z, affine.z))
+    left = _inner(Z, S) + primal * _inner(affine.Z, S) + other * _inner(Z, affine.S)
+    left += primal * other * (_inner(affine.Z, affine.S) + _dot(affine.slack, affine.z))
+    left += _dot(z, slack) + primal * _dot(z, affine.slack) + other * _dot(affine.z, slack)
     aim = mu * min(max((left / size / mu) ** 2, 0.01), 0.8)
     second = _symmetric(affine.Z @ affine.S @ inverse)
     for k in range(len(z)):
         affine.z[k] *= affine.slack[k]
     move = _direction(form, point, inverse, factor, aim, second, affine.z)
     primal = min(_cone_length(root_Z, move.Z), _length(slack, move.slack))
-    dual = min(_cone_length(root_S, move.S), _length(z, move.z))
-    if not max(primal, dual) > LEAST_STEP:
+    other = min(_cone_length(root_S, move.S), _length(z, move.z))
+    if not max(primal, other) > LEAST_STEP:
         return point, False
-    u, z, slack = _moved(u, dual, move.u), _moved(z, dual, move.z), _moved(slack, primal, move.slack)
-    Z, S = _shifted(Z, primal, move.Z), _shifted(S, dual, move.S)
+    u, z, slack = _moved(u, other, move.u), _moved(z, other, move.z), _moved(slack, primal, move.slack)
+    Z, S = _shifted(Z, primal, move.Z), _shifted(S, other, move.S)
     mu = (_inner(Z, S) + _dot(z, slack)) / size
     return Point(u, z, Z, slack, mu), True
 
 
-@inner_kernel
-def _dual(form, u, z, constant):  # type: ignore[no-untyped-def]
+@kernel
+def dual(form, u, z, constant):  # type: ignore[no-untyped-def]
     """Vᵀ(constant · C − what the multipliers multiply)V, [n, n]."""
     A = combined(form, u, z)
     for i in range(len(A)):
@@ -183,7 +183,7 @@ def _direction(form, point, inverse, factor, aim, second, second_z):  # type: ig
         rest[p + k] = wanted[k] + form.right[k] - held[k]
     _solve(factor, rest)
     du, dz = rest[:p].copy(), rest[p:].copy()
-    dS = _dual(form, du, dz, 0.0)
+    dS = dual(form, du, dz, 0.0)
     dZ = _symmetric(Z @ dS @ inverse)
     for i in range(n):
         for j in range(n):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from excise.ising.solvers.bound import inverse_of
-from excise.ising.solvers.interior import Form, Point, combined, project, step, unproject
+from excise.ising.solvers.interior import Form, Point, combined, dual, project, step, unproject
 from excise.ising.solvers.triangles import Triangles, inner_products, no_triangles
 
 Vector = NDArray[np.float64]
@@ -75,7 +75,7 @@ class Relaxation:
 
     def dual(self, u: Vector, z: Vector, cuts: Triangles) -> Matrix:
         """S, [n, n]."""
-        return project(self.C - self.combined(u, z, cuts), self.mirror)
+        return dual(self._form(cuts), u, z, 1.0)
 
     def right(self, cuts: Triangles) -> Vector:
         """What the products with the triangles and the constraints are at least."""
