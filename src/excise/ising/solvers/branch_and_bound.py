@@ -32,8 +32,8 @@ from excise.ising.spectrum import Spectrum
 
 FIRST_NODES = 6000  # with one shift for all depths, before the table of shifts is computed
 NODES_PER_CALL = 1000
-TABLE_NODES = 20_000  # with the table of shifts, before nodes are bounded one by one where that is far from the end:
-FAR = 0.4  # where the gap that is open exceeds this share of the root's
+TABLE_NODES = 60_000  # with the table of shifts, before nodes are bounded one by one where that is far from the end:
+FAR = 1.45  # where the gap still open is so many times the one that the root's own shift leaves
 CAPACITY = 4000
 SMALLEST_TAIL = 8
 LEAST_RESTARTS = 20
