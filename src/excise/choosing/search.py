@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from excise.ising.energies import Energy
-from excise.ising.energies.fitted import Fitted, fit
+from excise.ising.energies.fitted import Fitted, fit, likeliest
 from excise.ising.problem import Problem, Removal, weigh_at_least
 from excise.ising.solvers import solve
 from excise.ising.spectrum import Spectrum
@@ -170,11 +170,11 @@ def fit_around_the_best(prior: Energy, damages: Mapping[Removal, tuple[float, fl
     # Damage itself, not its log or root: singles do not add up on those scales, and ρ fell below 0 (log, 2026-11-24,
     # what counts in a chat).
     values = {removed: damage for removed, (damage, _) in damages.items()}
-    fits = [
-        fit(prior, values, {r: _noise(d - lowest, se, misfit, unshared) for r, (d, se) in damages.items()})
+    noises = [
+        {r: _noise(d - lowest, se, misfit, unshared) for r, (d, se) in damages.items()}
         for misfit, unshared in itertools.product(MISFITS, UNSHARED)
     ]
-    return max(fits, key=Fitted.log_likelihood)
+    return likeliest(prior, values, noises)
 
 
 def _noise(excess: float, error: float, misfit: float, unshared: float) -> float:

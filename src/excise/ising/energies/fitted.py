@@ -86,12 +86,7 @@ class Fitted:
 
     def log_likelihood(self) -> float:
         """Log marginal likelihood of the measurements."""
-        residual = self.damages - self._prior_mean(self.masks)
-        factor = self._factor
-        log_determinant = 2 * np.log(np.diag(factor[0])).sum()
-        return float(
-            -0.5 * (residual @ cho_solve(factor, residual) + log_determinant + len(residual) * np.log(2 * np.pi))
-        )
+        return _log_likelihood(self.damages - self._prior_mean(self.masks), self._factor)
 
     def leave_one_out(self) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
         """Prediction of each measurement from all others, and its standard deviation, noise included, [n] each."""
@@ -156,18 +151,45 @@ def fit(
         InputError: no measurement is finite, or a standard deviation is not above 0.
 
     """
+    return likeliest(prior, damages, [noise], spreads=spreads)
+
+
+def likeliest(
+    prior: Energy,
+    damages: Mapping[Removal, float],
+    noises: Sequence[Mapping[Removal, float] | float],
+    *,
+    spreads: Sequence[tuple[float, float]] = SPREADS,
+) -> Fitted:
+    """The fit of the largest marginal likelihood where the noise is not certain either; see `fit`."""
     kept = [removed for removed, damage in damages.items() if np.isfinite(damage)]
     if not kept:
         raise InputError("an energy is fitted to measured damages, and none that is finite was given")
     values = np.array([damages[removed] for removed in kept])
-    sds = np.array([noise[removed] if isinstance(noise, Mapping) else noise for removed in kept], dtype=np.float64)
+    sds = np.array([[noise[r] if isinstance(noise, Mapping) else noise for r in kept] for noise in noises], np.float64)
     if not (sds > 0).all():
         raise InputError("the noise of a measurement must be above 0 nats")
     # The median: a few removals of 15 nats must not set the scale for all.
     unit = max(float(np.median(np.abs(values))), 1e-12)
-    start = Fitted(prior, masks_of(kept, len(prior)).astype(np.float64), values, sds, 1.0, 1.0)
-    fits = [replace(start, linear_sd=linear * unit, pair_sd=pair * unit) for linear, pair in spreads]
-    return max(fits, key=Fitted.log_likelihood)
+    start = Fitted(prior, masks_of(kept, len(prior)).astype(np.float64), values, sds[0], 0.0, 0.0)
+    # The kernel is linear in the squares of its spreads: its parts are worked out once, not for every candidate.
+    fixed = start._kernel(start.masks, start.masks)
+    linear = replace(start, linear_sd=1.0)._kernel(start.masks, start.masks) - fixed
+    pair = replace(start, pair_sd=1.0)._kernel(start.masks, start.masks) - fixed
+    residual = values - start._prior_mean(start.masks)
+
+    def likelihood(candidate: tuple[Floats, tuple[float, float]]) -> float:
+        sd, (u, v) = candidate
+        kernel = fixed + (u * unit) ** 2 * linear + (v * unit) ** 2 * pair + np.diag(sd**2)
+        return _log_likelihood(residual, cho_factor(kernel, lower=True))
+
+    sd, (u, v) = max(itertools.product(sds, spreads), key=likelihood)
+    return replace(start, noise=sd, linear_sd=u * unit, pair_sd=v * unit)
+
+
+def _log_likelihood(residual: Floats, factor: tuple[Floats, bool]) -> float:
+    log_determinant = 2 * np.log(np.diag(factor[0])).sum()
+    return float(-0.5 * (residual @ cho_solve(factor, residual) + log_determinant + len(residual) * np.log(2 * np.pi)))
 
 
 def _values(energy: Energy, masks: Floats) -> Floats:

@@ -34,6 +34,7 @@ FIRST_NODES = 6000  # with one shift for all depths, before the table of shifts 
 NODES_PER_CALL = 1000
 TABLE_NODES = 60_000  # with the table of shifts, before nodes are bounded one by one where that is far from the end:
 FAR = 1.45  # where the gap still open is so many times the one that the root's own shift leaves
+STAGE = 0.2  # of the way from the bound to the threshold; see TreeSearch._level
 CAPACITY = 4000
 SMALLEST_TAIL = 8
 LEAST_RESTARTS = 20
@@ -356,7 +357,6 @@ class TreeSearch:
 
         The first nodes use one shift for all depths; only if that does not end it, shifts for the depths are computed.
         """
-        self.staged = deadline.limited
         self._in_parallel(self._search, deadline, budget=FIRST_NODES)
         if (
             self.queue and self.ties > TIES_FOLLOWED
@@ -372,7 +372,8 @@ class TreeSearch:
                 # From the root, where a node by itself is worth more; what another search left is deep already.
                 if not self.reopened:
                     self._restart(min(node.bound for node in self.queue))
-                self.one_by_one = True
+                # Stages cost up to twice the time, which pays where time is likely to run out.
+                self.one_by_one, self.staged = True, deadline.limited
             self._in_parallel(self._search, deadline)
 
     def _in_parallel(self, job: Callable[[int], None], deadline: Deadline, budget: int | None = None) -> None:
@@ -513,7 +514,7 @@ class TreeSearch:
         threshold = float(self.shared.threshold[0])
         if not self.staged or not math.isfinite(bound) or threshold - bound < 0.03 * abs(threshold):
             return math.inf
-        return bound + 0.2 * (threshold - bound)
+        return bound + STAGE * (threshold - bound)
 
     def _fill_tables(self, thread: int) -> None:
         """Compute shifts for the units left at greater depths, every `threads`-th of them, each from the one before."""
