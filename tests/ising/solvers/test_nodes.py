@@ -2,9 +2,11 @@ import itertools
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from excise.ising.energies import Energy
 from excise.ising.problem import Problem, at_most
+from excise.ising.solvers import branch_and_bound
 from excise.ising.solvers.branch_and_bound import TreeSearch
 from excise.ising.solvers.exhaustive import Exhaustive
 from excise.ising.solvers.nodes import Node
@@ -109,3 +111,21 @@ def test_random_problems_equal_enumeration_however_they_are_bounded(start):
     results = [is_right(seed) for seed in range(start, start + 60)]
     assert False not in results
     assert results.count(True) > 30
+
+
+def test_threads_that_bound_nodes_have_no_blas_threads_besides(monkeypatch):
+    seen = []
+    A = np.random.default_rng(0).standard_normal((60, 30))
+    problem = Problem(Energy(None, A.T @ A), 12)
+
+    def bounded(self, thread, node):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return []
+
+    for limit in ("FIRST_NODES", "TABLE_NODES", "NODES_PER_CALL"):
+        monkeypatch.setattr(branch_and_bound, limit, 1)
+    monkeypatch.setattr(branch_and_bound, "FAR", -1.0)
+    monkeypatch.setattr(TreeSearch, "_bounded", bounded)
+    with threadpool_limits(2, user_api="blas"):
+        branch_and_bound.BranchAndBound(threads=2).solve(problem, 5)
+    assert set(seen) == {1}

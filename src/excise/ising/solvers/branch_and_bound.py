@@ -12,12 +12,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count as counter
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from excise.ising.problem import Problem, Reduced
 from excise.ising.solvers.base import Deadline, make_spectrum, removed_sets
@@ -374,7 +376,9 @@ class TreeSearch:
                     self._restart(min(node.bound for node in self.queue))
                 # Stages cost up to twice the time, which pays where time is likely to run out.
                 self.one_by_one, self.staged = True, deadline.limited
-            self._in_parallel(self._search, deadline)
+            # The threads are the search's own: with BLAS's besides, relaxations take turns and half of them get done.
+            with threadpool_limits(1, user_api="blas") if self.one_by_one else nullcontext():
+                self._in_parallel(self._search, deadline)
 
     def _in_parallel(self, job: Callable[[int], None], deadline: Deadline, budget: int | None = None) -> None:
         """Run `job` in every thread until done, the deadline, the node budget or an interrupt."""
