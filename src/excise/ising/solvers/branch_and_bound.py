@@ -514,7 +514,7 @@ class TreeSearch:
         return halves
 
     def _level(self, bound: float) -> float:
-        """Bound up to which a subtree is searched now: all of it, or when time is limited the lowest part first."""
+        """Bound up to which a subtree is searched now: all of it, or in stages the lowest part first."""
         threshold = float(self.shared.threshold[0])
         if not self.staged or not math.isfinite(bound) or threshold - bound < 0.03 * abs(threshold):
             return math.inf
