@@ -382,6 +382,8 @@ class TreeSearch:
 
     def _in_parallel(self, job: Callable[[int], None], deadline: Deadline, budget: int | None = None) -> None:
         """Run `job` in every thread until done, the deadline, the node budget or an interrupt."""
+        if deadline.passed():
+            return
         self.shared.stop[0] = 0
         self.budget = math.inf if budget is None else self.nodes + budget
         failures: list[BaseException] = []
