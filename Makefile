@@ -9,7 +9,7 @@ M ?= 8
 DEMO ?= runs/demo
 N ?= 50
 
-.PHONY: dist setup test test-slow test-browser test-portable test-faults check format demo bench clean
+.PHONY: dist setup test test-slow test-gpu test-browser test-portable test-faults check format demo bench clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ $(OLD)/.ready: constraints.txt
 		"$$(grep '^torch==' constraints.txt)" "$$(grep '^accelerate==' constraints.txt)" "$$(grep '^gguf==' constraints.txt)" \
 		transformers==4.57.6
 	touch $@
+
+# On a GPU, with a build of torch for it: all paths that compute there, beside the CPU's.
+test-gpu: $(READY)
+	EXCISE_GPU=1 $(BIN)/python -m pytest -m gpu tests/gpu
 
 # The report in a headless Chromium, which is installed where it is not.
 test-browser: $(READY)

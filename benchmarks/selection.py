@@ -103,6 +103,9 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/selection"))
     parser.add_argument("--trust", action="store_true", help="instead: how well the fitted energy predicts")
+    parser.add_argument(
+        "--effort", type=float, default=DEFAULT_EFFORT, help="with --trust: of refinement, as for `run`"
+    )
     parser.add_argument("--collect", type=Path, help="only join what the folder holds, into this file")
     options = parser.parse_args()
     if options.collect:
@@ -125,7 +128,8 @@ def main() -> None:
         for budget in map(int, options.budgets.split(",")):
             brief = Brief.on(loaded.stack, budget, seed=seed)
             if options.trust:
-                _once(folder / f"trust-{budget}.json", lambda: _trust(context, calibration, brief))  # noqa: B023
+                path = folder / f"trust-{budget}.json"
+                _once(path, lambda: _trust(context, calibration, brief, options.effort))  # noqa: B023
                 continue
             for method in options.methods.split(","):
                 path = folder / f"row-{budget}-{method.replace('+', '-')}.json"
@@ -218,18 +222,19 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 3)
 
 
-def _trust(context: Context, calibration: Samples, brief: Brief) -> dict[str, Any]:
+def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) -> dict[str, Any]:
     """Spearman's ρ of predicted and measured repaired damage over removals that the energy was not fitted to.
 
     The measured noise ceiling stands beside it: the same correlation between two disjoint slices of the samples.
     """
     objective = parse_objective("kl", calibration, repaired=True)
-    found = refine(context, objective, brief, tokens=DEFAULT_EFFORT * calibration.tokens, alone=True)
+    found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
     slices = [parse_objective("kl", part, repaired=True) for part in calibration[len(calibration) // 2 :].dealt(2, [0])]
     left_out = {"random": _at_random(context, found, brief), "low": _low(found, brief)}
     return {
         "seed": brief.seed,
         "budget": brief.budget,
+        "effort": effort,
         "measured": len(found.search.damages),
         "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
         **{kind: _rho(context, slices, found, removals) for kind, removals in left_out.items()},

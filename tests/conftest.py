@@ -1,8 +1,10 @@
-"""What all tests share: the command line as a function, a cache of their own, and one thread for torch.
+"""What all tests share: the command line as a function, a cache of their own, one thread for torch, and no GPU.
 
-The tiny models of the tests only lose by sharing their few operations out.
+The tiny models of the tests only lose by sharing their few operations out. Tests compare with what a CPU computes, to
+the last bit at times; those of GPUs are in a folder of their own, and run where EXCISE_GPU is set (`make test-gpu`).
 """
 
+import os
 import sys
 
 import pytest
@@ -10,6 +12,9 @@ import torch
 from jaxtyping import install_import_hook
 
 from . import shapes
+
+if not os.environ.get("EXCISE_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Before anything of excise is imported.
 install_import_hook(shapes.STAGES, f"{shapes.__name__}.checked")

@@ -1,8 +1,11 @@
 """The layout's promises: the combinatorial half stays light, and nothing imports the command line."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import excise
@@ -36,6 +39,21 @@ def test_a_solve_imports_neither_torch_nor_transformers():
     assert not HEAVY & set(loaded)
 
 
+def test_every_package_imported_is_a_declared_dependency():
+    """One that only comes with another package is missing wherever that one has another version."""
+    project = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]
+    extras = {name: given for name, given in project["optional-dependencies"].items() if name != "dev"}
+    declared = {_plain(re.match(r"[\w.-]+", line)[0]) for line in sum(extras.values(), project["dependencies"])}
+    imported = {name.partition(".")[0] for path in SOURCE.rglob("*.py") for name in _modules(path)}
+    installed = packages_distributions()
+    wanted = {
+        name: {_plain(made) for made in installed.get(name, [name])}
+        for name in imported - set(sys.stdlib_module_names) - {"excise", "_typeshed"}
+    }
+    assert {"torch", "yaml", "pydantic"} <= set(wanted)
+    assert {name for name, made in wanted.items() if not made & declared} == set()
+
+
 # Folders and modules of the package in the order in which data passes through them: each imports only from those above
 # it (and within itself).
 STAGES = (
@@ -64,6 +82,10 @@ def _modules(path):
             yield from (f"excise.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+
+
+def _plain(distribution):
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _imports(path):

@@ -99,6 +99,11 @@ def launched_here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def rank_here() -> int:
+    """Number of this process among those on its machine, as the launcher says; 0 without one."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def team() -> Team:
     """The processes that this one has joined; by itself until then."""
     return _JOINED[0] if _JOINED else Team()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from excise.errors import InputError
-from excise.evaluation.speed import speed
+from excise.evaluation.speed import machine, speed
 from tests.tiny import tiny_model
 
 
@@ -34,3 +34,10 @@ def test_a_short_model_gets_a_shorter_prompt():
 def test_lengths_that_measure_nothing_are_refused():
     with pytest.raises(InputError, match="new tokens"):
         speed(tiny_model("llama", layers=1), fingerprint="x", new_tokens=1)
+
+
+def test_a_model_on_the_cpu_of_a_machine_with_a_gpu_is_not_told_as_on_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
+    assert machine(torch.device("cpu"))["device"] == "cpu"
+    assert machine(torch.device("cuda:1"))["device"] == "GPU cuda:1"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from excise.errors import ArchitectureError, CheckpointError, InputError
-from excise.models.loading import load
+from excise.models.loading import device_map, load
 from tests.gguf_files import write_gguf
 from tests.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -166,3 +166,14 @@ def test_a_damaged_gguf_file_is_an_error(tmp_path):
         (tmp_path / "tiny.gguf").write_bytes(damaged)
         with pytest.raises(CheckpointError, match="cannot load"):
             load(str(tmp_path / "tiny.gguf"))
+
+
+@pytest.mark.parametrize(("rank", "place"), [("0", "cuda:0"), ("1", "cuda:1"), ("2", "auto")])
+def test_each_of_several_processes_takes_a_gpu_of_its_own(rank, place, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_map("auto", "auto") == "auto"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert device_map("auto", "auto") == place
+    assert device_map("auto", "cuda:1") == "cuda:1"

@@ -75,7 +75,7 @@ class InTransformers:
     @property
     def machine(self) -> Facts:
         """Device, threads and versions."""
-        return machine()
+        return machine(self.stack.device)
 
     def in_turns(self, removals: Sequence[Removal], request: Request) -> tuple[Seconds, Seconds]:
         """As `Engine` says; a time of decoding is that of one token.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
@@ -95,12 +94,13 @@ def heal(settings: HealSettings) -> None:
     from excise.store import Store
     from excise.surgery.feasible import require_writable
 
-    place = _own_device(settings.device)
-    open_student = partial(load_model, dtype="float32", device=place, trust_remote_code=settings.trust_remote_code)
+    open_student = partial(
+        load_model, dtype="float32", device=settings.device, trust_remote_code=settings.trust_remote_code
+    )
     student = open_student(pruned[0])
     require_writable(student.folder, out, changes=student.stack.model, overwrite=settings.force)
     drawn, apart = _samples(plan, student, settings.loss_on)
-    said = _teacher(settings, plan, place, student, drawn)
+    said = _teacher(settings, plan, settings.device, student, drawn)
     options: Facts = {"force": settings.force, "further": {MADE_BY: made_by(settings)}}
     store = Store(out.with_name(f".{out.name}.work"))
     if len(pruned) > 1:
@@ -123,15 +123,6 @@ def heal(settings: HealSettings) -> None:
         return
     print_race(facts.get("race", {}).get("standings", ()), lambda standing: standing["student"])
     print_healed(out, facts)
-
-
-def _own_device(device: str) -> str:
-    """One GPU per process where several train together; else as asked."""
-    import torch
-
-    if device == "auto" and int(os.environ.get("WORLD_SIZE", "1")) > 1 and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device
 
 
 def _samples(plan: Preset, student: Loaded, loss_on: str) -> tuple[Samples, Samples]:

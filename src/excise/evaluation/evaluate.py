@@ -132,7 +132,7 @@ def _missing(
             yield f"perplexity of {name}", partial(perplexity, model, tokenizer, plan.text, **asked)
     if plan.speed and first:
         lengths = {"prompt_tokens": plan.prompt_tokens, "new_tokens": plan.new_tokens}
-        if known.find(fingerprint, "speed", "speed", speed_settings(**lengths, batch=1)) is None:
+        if known.find(fingerprint, "speed", "speed", speed_settings(**lengths, batch=1, device=model.device)) is None:
             yield "speed", partial(speed, model, fingerprint=fingerprint, **lengths)
 
 

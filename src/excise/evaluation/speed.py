@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 REPEATS, WARM_UP = 3, 1
 
 
-def speed_settings(prompt_tokens: int, new_tokens: int, batch: int) -> Facts:
-    """What a measured speed depends on beside model and machine.
+def speed_settings(prompt_tokens: int, new_tokens: int, batch: int, device: torch.device) -> Facts:
+    """What a measured speed depends on beside the model, on a device.
 
     Raises:
         InputError: a number is below 1, or fewer than two new tokens.
@@ -38,7 +38,7 @@ def speed_settings(prompt_tokens: int, new_tokens: int, batch: int) -> Facts:
             f"expected a prompt of 1 token or more, 2 new tokens or more and a batch of 1 or more, "
             f"got {prompt_tokens}, {new_tokens} and {batch}"
         )
-    return {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, **machine()}
+    return {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, **machine(device)}
 
 
 def speed(
@@ -62,24 +62,24 @@ def speed(
 
     Returns:
         `prefill_tokens_per_second`, `decode_tokens_per_second` (over all sequences), `weight_bytes`,
-        `cache_bytes_per_token`, and `peak_bytes`: on a GPU the most memory that was allocated, on a CPU the most this
+        `cache_bytes_per_token`, and `peak_bytes`: on GPUs the most memory that was allocated, on a CPU the most this
         process ever held, whichever model it was for.
 
     Raises:
         InputError: a number is out of range.
 
     """
-    settings = speed_settings(prompt_tokens, new_tokens, batch)
+    settings = speed_settings(prompt_tokens, new_tokens, batch, model.device)
     request = Request(prompt_tokens, new_tokens, batch).within(positions(model))
     prompt, prompt_tokens = random_prompt(model, request, seed), request.prompt_tokens
-    on_gpu = prompt.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+    weights = [*model.parameters(), *model.buffers()]
+    gpus = {t.device for t in weights if t.device.type == "cuda"}
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
     times = [_run(model, prompt, new_tokens) for _ in range(WARM_UP + REPEATS)][WARM_UP:]
     prefill = [batch * prompt_tokens / seconds for seconds, _, _ in times]
     decode = [batch * (new_tokens - 1) / seconds for _, seconds, _ in times]
-    weights = [*model.parameters(), *model.buffers()]
-    peak = torch.cuda.max_memory_allocated() if on_gpu else _peak_bytes_of_process()
+    peak = sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else _peak_bytes_of_process()
     metrics = {
         "prefill_tokens_per_second": Metric(statistics.median(prefill)),
         "decode_tokens_per_second": Metric(statistics.median(decode)),
@@ -170,10 +170,10 @@ def _peak_bytes_of_process() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def machine() -> Facts:
-    """What a speed depends on beside the model: device, threads and PyTorch."""
-    if torch.cuda.is_available():
-        return {"device": torch.cuda.get_device_name(), "threads": None, "torch": torch.__version__}
+def machine(device: torch.device) -> Facts:
+    """What the speed of a model on a device depends on beside the model: device, threads and PyTorch."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), "threads": None, "torch": torch.__version__}
     return {"device": "cpu", "model": _cpu(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 

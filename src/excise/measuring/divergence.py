@@ -13,7 +13,7 @@ from torch import Tensor
 from excise.context import Context
 from excise.data.batches import IGNORED, Batch
 from excise.measuring.distributions import TOP_K, Distributions, Top, Whole
-from excise.measuring.losses import positions_at_once, sample_losses
+from excise.measuring.losses import positions_at_once, sample_losses, sums_by_row
 from excise.models.stack import Stack
 from excise.plain import Facts
 
@@ -128,8 +128,7 @@ class Divergence:
     def _by_sample(self, rows: slice, values: Tensor) -> Tensor:
         """Sums [batch] of values at some positions."""
         # The terms of a divergence cancel where both models agree, so what is left is summed in float64.
-        sums = torch.zeros(self._samples, dtype=torch.float64, device=self._device)
-        return sums.index_add_(0, self._rows[rows].to(self._device), values.double())
+        return sums_by_row(values.double(), self._rows[rows], self._samples)
 
 
 def counted_positions(batch: Batch) -> int:

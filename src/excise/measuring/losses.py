@@ -67,6 +67,21 @@ def sample_losses(
     return SampleLosses(sums, (labels != IGNORED).sum(dim=1))
 
 
+def sums_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Sums [count] of values that belong to rows, each added up in its order.
+
+    On a GPU, adding by index would add in any order, and no two runs would find the same.
+
+    Args:
+        values: [values].
+        rows: [values] row of each, ascending.
+        count: of rows; one without values has the sum 0.
+
+    """
+    lengths = torch.bincount(rows, minlength=count).to(values.device)
+    return torch.segment_reduce(values, "sum", lengths=lengths)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, hidden: Tensor, labels: Tensor, stack: Stack) -> Tensor:
@@ -89,9 +104,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             losses.append(loss.detach())
         # Thousands of tokens are summed: in bfloat16 a sum would stop growing after some hundred of them.
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        sums = torch.zeros(labels.shape[0], dtype=dtype, device=head_device)
-        if losses:
-            sums.index_add_(0, rows.to(head_device), torch.cat(losses).to(dtype))
+        terms = torch.cat(losses).to(dtype) if losses else states.new_zeros(0, dtype=dtype)
+        sums = sums_by_row(terms, rows, labels.shape[0])
         if gradient is not None:
             ctx.save_for_backward(rows.to(hidden.device), positions.to(hidden.device), gradient.to(hidden.device))
             ctx.shape = hidden.shape  # type: ignore[attr-defined]

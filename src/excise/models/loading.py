@@ -25,13 +25,14 @@ from excise.models.claims import require_honest, require_honest_gguf
 from excise.models.gguf_header import require_sound_gguf
 from excise.models.headers import INDEX, Checkpoint, read_checkpoint
 from excise.models.identity import WeightFiles, loaded_from
-from excise.models.places import limited_map, own_map, streamed_map
+from excise.models.places import CPU, DISK, limited_map, own_map, streamed_map
 from excise.models.quantised import find_format, load_dequantised
 from excise.models.residency import hold_when_called, offload_folder
 from excise.models.room import free_memory, needed, placement_for
 from excise.models.stack import Stack, find_stack
 from excise.plain import Facts
 from excise.settings import DTYPES, PLACEMENTS
+from excise.team import launched_here, rank_here
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -104,8 +105,8 @@ def load(
         source: a folder with a transformers checkpoint, a `.gguf` file, or a hub id.
         dtype: of the computation; `auto` is the checkpoint's own on a GPU and float32 on a CPU, where half precision
             is several times slower.
-        device: `auto` spreads the model over the GPUs (and the CPU, if need be) through accelerate; without a GPU it
-            is the CPU.
+        device: `auto` spreads the model over the GPUs (and the CPU, if need be) through accelerate, or takes one GPU
+            for each of several processes; without a GPU it is the CPU.
         trust_remote_code: run Python code that comes with the checkpoint. Never without an explicit wish.
         placement: "resident" holds all weights in memory; "streamed" holds one block's at a time and reads the others
             from the checkpoint's files when they run (see `excise.models.residency`); "auto" streams what would not
@@ -190,7 +191,7 @@ def load_unread(
     elif folder is None:
         require_honest_gguf(config, file)
     stored = torch.float32 if headers is None else _stored_dtype(headers, config)
-    compute = _compute_dtype(dtype, stored, on_gpu=place != "cpu")
+    compute = _compute_dtype(dtype, stored, on_gpu=place != "cpu" and not _keeps_to_cpu(placement))
     with _clear_errors(source), _quiet():
         float8 = None if folder is None else find_format(folder, getattr(config, "quantization_config", None))
         loading = {
@@ -416,6 +417,9 @@ def device_map(dtype: str, device: str) -> str:
     """
     if dtype not in DTYPES:
         raise InputError(f"expected a dtype in {', '.join(DTYPES)}, got '{dtype}'")
+    if device == "auto" and launched_here() > 1 and rank_here() < torch.cuda.device_count():
+        # Of several processes each has a GPU of its own: spread over all, they would wait for each other.
+        return f"cuda:{rank_here()}"
     if device == "auto":
         return "auto" if torch.cuda.is_available() else "cpu"
     try:
@@ -431,6 +435,17 @@ def _compute_dtype(dtype: str, stored: torch.dtype, on_gpu: bool) -> torch.dtype
     if dtype != "auto":
         return getattr(torch, dtype)
     return stored if on_gpu else torch.float32
+
+
+def _keeps_to_cpu(placement: Placement) -> bool:
+    """Whether a device map, or memory by device, names no GPU."""
+    if isinstance(placement, str):
+        return False
+    if isinstance(placement, Mapping):
+        return set(placement) <= {CPU}
+    by_module = read_json(placement)
+    # A file that holds no map is refused where it is read as one.
+    return isinstance(by_module, dict) and {str(place) for place in by_module.values()} <= {CPU, DISK}
 
 
 def _require_complete(source: str, report: Facts, model: PreTrainedModel) -> None:
