@@ -147,7 +147,7 @@ def _judging(setting: Setting, data: Path, loaded: Loaded, calibration: Samples)
 
 def _once(path: Path, make: Any) -> None:
     if not path.exists():
-        write_json(path, make())
+        write_json(path, {**make(), "provenance": provenance()})
     print(json.dumps(read_json(path)), flush=True)
 
 
