@@ -42,7 +42,7 @@ $(OLD)/.ready: constraints.txt
 
 # On a GPU, with a build of torch for it: all paths that compute there, beside the CPU's.
 test-gpu: $(READY)
-	EXCISE_GPU=1 $(BIN)/python -m pytest -m gpu tests/gpu
+	EXCISE_GPU=1 $(BIN)/python -m pytest -rs -m gpu tests/gpu
 
 # The report in a headless Chromium, which is installed where it is not.
 test-browser: $(READY)

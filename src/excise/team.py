@@ -118,11 +118,20 @@ def join() -> Team:
         from torch import distributed
 
         if not distributed.is_initialized():
-            # Both backends where there are GPUs: what is told and gathered lies in host memory.
-            backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
-            PartialState(cpu=not torch.cuda.is_available(), backend=backend, timeout=PATIENCE)
+            PartialState(cpu=not torch.cuda.is_available(), backend=_backend(), timeout=PATIENCE)
     _JOINED[:] = [Team(rank, size)]
     return team()
+
+
+def _backend() -> str:
+    """What processes speak through."""
+    from torch import cuda
+
+    # NCCL knows no two processes on one GPU; gloo carries their sums through host memory.
+    if cuda.device_count() < max(1, launched_here()):
+        return "gloo"
+    # Both, as what is told and gathered lies in host memory.
+    return "cuda:nccl,cpu:gloo"
 
 
 def part() -> None:
