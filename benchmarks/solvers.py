@@ -6,8 +6,8 @@ Instances: every square `.npy` in the folder (default: $EXCISE_DATA/hessians, el
 the 60 sublayers of the real matrix stretched to 80 (see `stretched`). Without the folder, generated matrices stand in.
 `--large` runs those stretched to 96 (three draws), 128 and 160 instead, within each of `--limits` until one proves it,
 and energies that refinement fitted: to SmolLM2 and the trained hybrid in benchmarks/energies (of
-benchmarks/selection.py), and to larger generated truths (see `refined`), with the seconds of its rounds; where the proof
-does not end, `gap` is what is left.
+benchmarks/selection.py), and to larger generated truths (see `refined`), with the seconds of its rounds; where the
+proof does not end, `gap` is what is left.
 Gurobi's solution pool and SCIP are timed in the same run where they are installed. Times are warm: the kernels are
 compiled before the first measurement, and everything else (tabu search, bound, tree, energies) is included.
 """
