@@ -33,12 +33,13 @@ from scipy.stats import spearmanr
 from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
 from excise.artefacts.provenance import provenance
-from excise.choosing.brief import Brief
+from excise.choosing.brief import Brief, no_energy
 from excise.choosing.criteria import SEARCHING
 from excise.choosing.judged import Judged, judge
 from excise.choosing.objectives import Objective, parse_objective
 from excise.choosing.pipeline import propose
 from excise.choosing.refine import Refined, refine
+from excise.choosing.search import fit_around_the_best
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.ising.problem import Problem, Removal
@@ -88,7 +89,7 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
         {"chats": (CHATS, 48), **WIKITEXT, "documentation": (HYBRIDS_TEXT, 48)},
     ),
 }
-JUDGED_STATES, JUDGED_AMONG = 12, 2000
+JUDGED_STATES, JUDGED_AMONG, LEFT_OUT = 12, 2000, 40
 
 
 def main() -> None:
@@ -237,8 +238,23 @@ def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) 
         "effort": effort,
         "measured": len(found.search.damages),
         "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
+        "lowest_measured": _left_out(found, brief, len(context.stack.blocks)),
         **{kind: _rho(context, slices, found, removals) for kind, removals in left_out.items()},
     }
+
+
+def _left_out(found: Refined, brief: Brief, units: int) -> dict[str, Any]:
+    """ρ over the lowest removals that the loop measured, each predicted from all others: on the loop's own samples."""
+    damages, prior = found.search.damages, found.search.fitted.prior
+    problem = Problem(no_energy(units), brief.budget)
+    lowest = sorted(
+        (damage, r) for r, (damage, _) in damages.items() if len(r) == brief.budget and np.isfinite(damage)
+    )[:LEFT_OUT]
+    predicted = []
+    for _, removed in lowest:
+        others = {r: measured for r, measured in damages.items() if r != removed}
+        predicted += list(fit_around_the_best(prior, others, problem).energy().energies([removed]))
+    return {"rho": float(spearmanr(predicted, [damage for damage, _ in lowest]).statistic), "count": len(lowest)}
 
 
 def _at_random(context: Context, found: Refined, brief: Brief) -> list[Removal]:
