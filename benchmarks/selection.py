@@ -226,11 +226,13 @@ def _mean(values: Sequence[float]) -> float:
 def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) -> dict[str, Any]:
     """Spearman's ρ of predicted and measured repaired damage over removals that the energy was not fitted to.
 
-    The measured noise ceiling stands beside it: the same correlation between two disjoint slices of the samples.
+    The measured noise ceiling stands beside it, the same correlation between two disjoint slices of the samples, and
+    that of what is measured on the loop's own samples with what is measured on those.
     """
     objective = parse_objective("kl", calibration, repaired=True)
     found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
     slices = [parse_objective("kl", part, repaired=True) for part in calibration[len(calibration) // 2 :].dealt(2, [0])]
+    own = objective.first_tokens(found.plan.slice_tokens)
     left_out = {"random": _at_random(context, found, brief), "low": _low(found, brief)}
     return {
         "seed": brief.seed,
@@ -239,7 +241,7 @@ def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) 
         "measured": len(found.search.damages),
         "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
         "lowest_measured": _left_out(found, brief, len(context.stack.blocks)),
-        **{kind: _rho(context, slices, found, removals) for kind, removals in left_out.items()},
+        **{kind: _rho(context, slices, found, removals, own) for kind, removals in left_out.items()},
     }
 
 
@@ -269,11 +271,16 @@ def _low(found: Refined, brief: Brief) -> list[Removal]:
     return fresh[:: JUDGED_AMONG // JUDGED_STATES]
 
 
-def _rho(context: Context, slices: Sequence[Objective], found: Refined, removals: Sequence[Removal]) -> dict[str, Any]:
+def _rho(
+    context: Context, slices: Sequence[Objective], found: Refined, removals: Sequence[Removal], own: Objective
+) -> dict[str, Any]:
     predicted = found.energy().energies(removals)
     measured = [part.damages(context, removals).values for part in slices]
+    # What a fit to the loop's own samples would reach that made no error.
+    there = own.damages(context, removals).values
     return {
         "rho": float(spearmanr(predicted, np.mean(measured, axis=0)).statistic),
+        "without_error": float(spearmanr(there, np.mean(measured, axis=0)).statistic),
         "ceiling": float(spearmanr(*measured).statistic),
         "count": len(removals),
         "predicted": [round(float(value), 4) for value in predicted],
