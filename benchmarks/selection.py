@@ -33,13 +33,12 @@ from scipy.stats import spearmanr
 from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
 from excise.artefacts.provenance import provenance
-from excise.choosing.brief import Brief, no_energy
+from excise.choosing.brief import Brief
 from excise.choosing.criteria import SEARCHING
 from excise.choosing.judged import Judged, judge
 from excise.choosing.objectives import Objective, parse_objective
 from excise.choosing.pipeline import propose
-from excise.choosing.refine import Refined, refine
-from excise.choosing.search import fit_around_the_best
+from excise.choosing.refine import Refined, left_out, refine
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.ising.problem import Problem, Removal
@@ -233,30 +232,24 @@ def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) 
     found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
     slices = [parse_objective("kl", part, repaired=True) for part in calibration[len(calibration) // 2 :].dealt(2, [0])]
     own = objective.first_tokens(found.plan.slice_tokens)
-    left_out = {"random": _at_random(context, found, brief), "low": _low(found, brief)}
+    judged = {"random": _at_random(context, found, brief), "low": _low(found, brief)}
     return {
         "seed": brief.seed,
         "budget": brief.budget,
         "effort": effort,
         "measured": len(found.search.damages),
         "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
-        "lowest_measured": _left_out(found, brief, len(context.stack.blocks)),
-        **{kind: _rho(context, slices, found, removals, own) for kind, removals in left_out.items()},
+        "lowest_measured": _lowest_measured(found, brief),
+        **{kind: _rho(context, slices, found, removals, own) for kind, removals in judged.items()},
     }
 
 
-def _left_out(found: Refined, brief: Brief, units: int) -> dict[str, Any]:
+def _lowest_measured(found: Refined, brief: Brief) -> dict[str, Any]:
     """ρ over the lowest removals that the loop measured, each predicted from all others: on the loop's own samples."""
-    damages, prior = found.search.damages, found.search.fitted.prior
-    problem = Problem(no_energy(units), brief.budget)
-    lowest = sorted(
-        (damage, r) for r, (damage, _) in damages.items() if len(r) == brief.budget and np.isfinite(damage)
-    )[:LEFT_OUT]
-    predicted = []
-    for _, removed in lowest:
-        others = {r: measured for r, measured in damages.items() if r != removed}
-        predicted += list(fit_around_the_best(prior, others, problem).energy().energies([removed]))
-    return {"rho": float(spearmanr(predicted, [damage for damage, _ in lowest]).statistic), "count": len(lowest)}
+    damages = found.search.damages
+    lowest = sorted((d, r) for r, (d, _) in damages.items() if len(r) == brief.budget and np.isfinite(d))[:LEFT_OUT]
+    pairs = left_out(found.search, [removed for _, removed in lowest])
+    return {"rho": float(spearmanr(*zip(*pairs, strict=True)).statistic), "count": len(pairs)}
 
 
 def _at_random(context: Context, found: Refined, brief: Brief) -> list[Removal]:

@@ -128,7 +128,7 @@ def _backend() -> str:
     from torch import cuda
 
     # NCCL knows no two processes on one GPU; gloo carries their sums through host memory.
-    if cuda.device_count() < max(1, launched_here()):
+    if cuda.device_count() < launched_here():
         return "gloo"
     # Both, as what is told and gathered lies in host memory.
     return "cuda:nccl,cpu:gloo"

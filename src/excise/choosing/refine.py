@@ -192,15 +192,15 @@ def refine(
         )
         # More tokens than the loop's, all the same for everyone, so that differences are paired.
         finalists = _race(found, objective, problem, spent, measured)
-    left_out = _left_out(found, anchors)
+    anchored = left_out(found, anchors)
     proposed = [pair for r in found.rounds for pair in zip(r.predicted, r.measured, strict=True)]
     return Refined(
         finalists[0].removed,
         tuple(finalists),
         found,
-        _rho(left_out),
+        _rho(anchored),
         _rho(proposed),
-        tuple(left_out),
+        tuple(anchored),
         sum(cost.values()),
         time.perf_counter() - started,
         spent,
@@ -278,7 +278,7 @@ def _race(
     return sorted(results.values(), key=lambda f: (-f.tokens, not math.isfinite(f.damage), f.damage))
 
 
-def _left_out(found: Search, removals: Sequence[Removal]) -> list[tuple[float, float]]:
+def left_out(found: Search, removals: Sequence[Removal]) -> list[tuple[float, float]]:
     """(predicted from all other measurements, measured) of removals."""
     # The fit leaves out what is not finite; its rows are numbered without those.
     kept = [removed for removed, (damage, _) in found.damages.items() if math.isfinite(damage)]

@@ -18,6 +18,7 @@ from excise.healing.settings import Settings
 from excise.plain import Facts
 from excise.run import RunSettings
 from excise.settings import PLACEMENTS, Placement, Printing, Replacing, Sampling, borrowing, changed, names_in, option
+from excise.team import launched, rank_here
 
 if TYPE_CHECKING:
     from excise.data import Samples
@@ -94,13 +95,12 @@ def heal(settings: HealSettings) -> None:
     from excise.store import Store
     from excise.surgery.feasible import require_writable
 
-    open_student = partial(
-        load_model, dtype="float32", device=settings.device, trust_remote_code=settings.trust_remote_code
-    )
+    place = _own_device(settings.device)
+    open_student = partial(load_model, dtype="float32", device=place, trust_remote_code=settings.trust_remote_code)
     student = open_student(pruned[0])
     require_writable(student.folder, out, changes=student.stack.model, overwrite=settings.force)
     drawn, apart = _samples(plan, student, settings.loss_on)
-    said = _teacher(settings, plan, settings.device, student, drawn)
+    said = _teacher(settings, plan, place, student, drawn)
     options: Facts = {"force": settings.force, "further": {MADE_BY: made_by(settings)}}
     store = Store(out.with_name(f".{out.name}.work"))
     if len(pruned) > 1:
@@ -123,6 +123,13 @@ def heal(settings: HealSettings) -> None:
         return
     print_race(facts.get("race", {}).get("standings", ()), lambda standing: standing["student"])
     print_healed(out, facts)
+
+
+def _own_device(device: str) -> str:
+    """One GPU per process where several train together, on one machine or each on its own; else as asked."""
+    import torch
+
+    return f"cuda:{rank_here()}" if device == "auto" and launched()[1] > 1 and torch.cuda.is_available() else device
 
 
 def _samples(plan: Preset, student: Loaded, loss_on: str) -> tuple[Samples, Samples]:
