@@ -11,16 +11,16 @@ RACE_SHARE = 0.3
 # Two stages, as the first of a race once ran on the tokens of the loop and told nothing new (log, 2026-11-24,
 # refinement's default effort).
 FINALISTS, STAGES = 8, 2
-# Three sources take turns, so each gets two or three of a round; more in a round would rest on a staler fit.
+# A quarter goes where damage is lowest; more in a round would rest on a staler fit.
 BATCH = 8
 # Random removals tell how far to trust predictions away from the best; of fewer than four no rank correlation is given.
 ANCHORS = 8
 # Of a full forward pass that a removal costs along the trie, about.
 SHARED = 0.55
-# Five rounds were enough in all runs, the best found in the fourth or fifth (log, 2026-11-24, loss or divergence). What
-# is left over buys a larger slice: more chats in it pay before more rounds do (log, 2026-11-24, refinement's default
-# effort).
-MOST_ROUNDS, GOOD_ROUNDS, FEWEST_ROUNDS = 12, 5, 2
+# Up to slices of GOOD_SLICE tokens, a larger slice pays before more than five rounds do; from there on more removals
+# order low states better for the same effort, up to the thirty rounds tried (log, 2026-11-30, what a round measures).
+GOOD_SLICE = 1024
+MOST_ROUNDS, GOOD_ROUNDS, FEW_ROUNDS, FEWEST_ROUNDS = 30, 12, 5, 2
 # About one chat: on less, damage would be that of the text and not of the removal.
 LEAST_SLICE = 128
 
@@ -54,7 +54,8 @@ class Plan:
 def plan(units: int, removed: int, tokens: float) -> Plan:
     """Divide a number of forward tokens among singles, rounds and race.
 
-    The loop gets as many tokens a measurement as leave it five rounds, and no fewer than two rounds.
+    The loop gets as many tokens a measurement as leave it twelve rounds, where those are few as leave it five, and no
+    fewer than two rounds.
 
     Args:
         units: removable blocks.
@@ -74,7 +75,7 @@ def plan(units: int, removed: int, tokens: float) -> Plan:
     searching, racing = (1 - RACE_SHARE) * tokens, RACE_SHARE * tokens
     slice_tokens = LEAST_SLICE
     # Powers of two, so that efforts a little apart share a slice, and with it everything measured on it.
-    while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
+    while searching / (2 * slice_tokens) >= opening + _rounds_wanted(2 * slice_tokens) * BATCH * share:
         slice_tokens *= 2
     rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
     # Passes of the intact model over as many tokens as the first stage has: 1 + 2 + …
@@ -87,3 +88,8 @@ def plan(units: int, removed: int, tokens: float) -> Plan:
         min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)),
         tuple(first * 2**stage for stage in range(STAGES)),
     )
+
+
+def _rounds_wanted(slice_tokens: int) -> int:
+    """Rounds that a slice of so many tokens must leave room for."""
+    return FEW_ROUNDS if slice_tokens <= GOOD_SLICE else GOOD_ROUNDS

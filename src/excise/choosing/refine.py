@@ -187,7 +187,6 @@ def refine(
             rounds=spent.rounds,
             batch=BATCH,
             known=known,
-            seed=brief.seed,
             diary=state,
         )
         # More tokens than the loop's, all the same for everyone, so that differences are paired.

@@ -1,9 +1,10 @@
 """The refinement loop: solve the energy, measure what it points at, fit the energy to all measurements, again.
 
-Every round proposes removals not yet measured, from three sources in turn: the lowest states of the posterior mean, far
-apart; swap neighbours of the best removal so far, in the order of predicted damage; and ground states of energies drawn
-from the posterior (Thompson sampling: uncertain couplings are tried where they might pay). The loop knows nothing of
-models: `measure` is any function from removals to damages.
+Every round proposes removals not yet measured: a few where damage is lowest (the lowest states of the posterior mean,
+far apart, and swap neighbours of the best removal so far, in the order of predicted damage), and for the rest those of
+the lowest states whose measurement tells most about all of them (`excise.ising.energies.fitted.Fitted.most_telling`).
+Otherwise all that is measured lies in a few valleys, and the fit is wrong about low states elsewhere. The loop knows
+nothing of models: `measure` is any function from removals to damages.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-import numpy as np
-
 from excise.ising.energies import Energy
 from excise.ising.energies.fitted import Fitted, fit, likeliest
 from excise.ising.problem import Problem, Removal, weigh_at_least
@@ -26,8 +25,13 @@ from excise.team import team
 
 Measure = Callable[[Sequence[Removal]], Mapping[Removal, tuple[float, float]]]
 
-# States asked of each solve: more than a round can use, as those nearest the best have often been measured.
+# States of the last solve, and of those asked for around one removal.
 LOWEST = 64
+# States of the posterior mean that a fit is to be right about, and that a round chooses from; of 512 it learnt less.
+AMONG = 2000
+# Of a round, about so many go where damage is lowest; the others tell about the rest (log, 2026-11-30, what a round
+# measures).
+LOW_SHARE = 0.25
 # Two swaps: states a single swap apart are what the neighbours try anyway.
 APART = 4
 # Of the excess damage: how far a quadratic energy is off. And of a measurement's standard error: what is left of it in
@@ -103,7 +107,6 @@ def search(
     rounds: int,
     batch: int = 8,
     known: Mapping[Removal, tuple[float, float]] | None = None,
-    seed: int = 0,
     diary: Diary | None = None,
 ) -> Search:
     """Look for the removal of least measured damage.
@@ -115,24 +118,23 @@ def search(
         rounds: rounds of proposals.
         batch: removals measured per round.
         known: what was measured already, of any size (singles, pairs, other budgets).
-        seed: of the draws.
         diary: what the first rounds of an interrupted search proposed, which are not proposed anew; every new round is
             recorded in it before it is measured.
 
     """
     damages = dict(known or {})
     history: list[Round] = []
-    fitted = fit_around_the_best(prior, damages, problem) if damages else fit(prior, {(): 0.0}, LEAST_NOISE)
+    fitted = _fitted(prior, damages, problem)
     for number in range(rounds):
         # Proposed by one process and told to the others: solves have time limits, so two could propose differently.
-        proposed = team().once(partial(_next, number, diary, fitted, problem, damages, batch, seed))
+        proposed = team().once(partial(_next, number, diary, fitted, problem, damages, batch))
         if not proposed:
             break
         predicted = fitted.energy().energies(proposed)
         measured = measure(proposed)
         # Kept even where infinite: `_propose` must not ask for them again.
         damages |= measured
-        fitted = fit_around_the_best(prior, damages, problem)
+        fitted = _fitted(prior, damages, problem)
         best = min((d for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)), default=math.nan)
         history.append(Round(tuple(proposed), best, tuple(predicted), tuple(measured[r][0] for r in proposed)))
     spectrum = team().once(lambda: _listed(fitted.energy(), problem))
@@ -146,16 +148,22 @@ def _next(
     problem: Problem,
     damages: Mapping[Removal, tuple[float, float]],
     batch: int,
-    seed: int,
 ) -> list[Removal]:
     """Removals of a round, as the diary has them or new ones."""
     if diary is not None and number < len(diary.rounds):
         return [tuple(removed) for removed in diary.rounds[number]]
-    proposed = _propose(fitted, problem, damages, batch, np.random.default_rng((seed, number)))
+    proposed = _propose(fitted, problem, damages, batch)
     if diary is not None:
         # Before they are measured: an interrupted round could not be proposed again alike.
         diary.record(proposed)
     return proposed
+
+
+def _fitted(prior: Energy, damages: Mapping[Removal, tuple[float, float]], problem: Problem) -> Fitted:
+    """The fit to what is finite; to nothing, while all that was measured overflowed."""
+    if any(math.isfinite(damage) for damage, _ in damages.values()):
+        return fit_around_the_best(prior, damages, problem)
+    return fit(prior, {(): 0.0}, LEAST_NOISE)
 
 
 def fit_around_the_best(prior: Energy, damages: Mapping[Removal, tuple[float, float]], problem: Problem) -> Fitted:
@@ -182,32 +190,33 @@ def _noise(excess: float, error: float, misfit: float, unshared: float) -> float
 
 
 def _propose(
-    fitted: Fitted,
-    problem: Problem,
-    damages: Mapping[Removal, tuple[float, float]],
-    batch: int,
-    generator: np.random.Generator,
+    fitted: Fitted, problem: Problem, damages: Mapping[Removal, tuple[float, float]], batch: int
 ) -> list[Removal]:
-    """Up to `batch` removals not yet measured, from the sources in turn."""
+    """Up to `batch` removals not yet measured."""
     # A tiny space can be measured whole; without this the loop would look for what does not exist.
     if sum(problem.allows(removed) for removed in damages) >= problem.number_of_states():
         return []
     energy = fitted.energy()
-    # The last two are lazy: a draw costs a solve, and happens only where the round has room for it.
-    sources = [
-        _apart(_lowest(energy, problem, LOWEST)),
-        _neighbours(energy, problem, damages),
-        _drawn(fitted, problem, generator),
-    ]
-    chosen: list[Removal] = []
-    while sources and len(chosen) < batch:
+    lowest = _lowest(energy, problem, AMONG)
+    low = _in_turn([_apart(lowest), _neighbours(energy, problem, damages)], damages)
+    chosen = list(itertools.islice(low, max(1, round(LOW_SHARE * batch))))
+    fresh = [state.removed for state in lowest if state.removed not in damages and state.removed not in chosen]
+    chosen += fitted.most_telling(fresh, batch - len(chosen))
+    # Where hardly any state is left to tell about, as in small spaces.
+    return list(itertools.islice(dict.fromkeys(itertools.chain(chosen, low)), batch))
+
+
+def _in_turn(sources: list[Iterator[Removal]], damages: Mapping[Removal, tuple[float, float]]) -> Iterator[Removal]:
+    """Removals not yet measured, one of each source in turn, none twice."""
+    told: set[Removal] = set()
+    while sources:
         for source in list(sources):
-            fresh = next((r for r in source if r not in damages and r not in chosen), None)
+            fresh = next((r for r in source if r not in damages and r not in told), None)
             if fresh is None:
                 sources.remove(source)
-            elif len(chosen) < batch:
-                chosen.append(fresh)
-    return chosen
+            else:
+                told.add(fresh)
+                yield fresh
 
 
 def _listed(energy: Energy, problem: Problem) -> Spectrum:
@@ -250,9 +259,3 @@ def _one_step_from(centre: Removal, problem: Problem) -> list[Removal]:
     if problem.budget is None:
         steps += [*fewer, *(tuple(sorted((*centre, unit))) for unit in others)]
     return steps
-
-
-def _drawn(fitted: Fitted, problem: Problem, generator: np.random.Generator) -> Iterator[Removal]:
-    """Ground states of energies drawn from the posterior."""
-    for _ in range(LOWEST):
-        yield _lowest(fitted.draw(generator), problem, 1)[0].removed

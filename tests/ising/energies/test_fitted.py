@@ -84,14 +84,23 @@ def test_a_prior_of_the_wrong_scale_is_corrected_by_a_few_measurements():
     assert error < 0.2 * np.abs(np.array(prior.energies(unknown)) - truth.energies(unknown)).mean()
 
 
-def test_draws_have_the_posteriors_mean_and_spread():
-    known, unknown = states(1, 15), states(2, 30)
+def test_the_most_telling_removals_lower_the_variance_of_all_most():
+    known, asked = states(1, 15), states(2, 30)
     fitted = fit(planted(3), {r: planted(4).energy(r) for r in known}, 0.1, spreads=[(0.3, 0.1)])
-    generator = np.random.default_rng(0)
-    values = np.array([fitted.draw(generator).energies(unknown) for _ in range(600)])
-    sd = fitted.sd(unknown)
-    assert np.abs((values.mean(axis=0) - fitted.energy().energies(unknown)) / sd).max() < 0.25
-    np.testing.assert_allclose(values.std(axis=0), sd, rtol=0.15)
+    told = fitted.most_telling(asked, 3)
+    assert len(set(told)) == 3
+
+    def left(measured):
+        """Sum of the variances of all, had these been measured too, whatever the values."""
+        masks = np.concatenate([fitted.masks, np.array([[float(i in r) for i in range(N)] for r in measured])])
+        n = len(masks)
+        after = Fitted(fitted.prior, masks, np.zeros(n), np.full(n, 0.1), fitted.linear_sd, fitted.pair_sd)
+        return np.square(after.sd(asked)).sum()
+
+    for k, chosen in enumerate(told):
+        assert left([*told[:k], chosen]) == pytest.approx(min(left([*told[:k], r]) for r in asked if r not in told[:k]))
+    assert sorted(fitted.most_telling(asked[:2], 5)) == sorted(asked[:2])
+    assert fitted.most_telling([], 5) == []
 
 
 def test_leave_one_out_equals_leaving_one_out():

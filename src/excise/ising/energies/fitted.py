@@ -61,20 +61,6 @@ class Fitted:
         """Posterior mean as an energy (h, J), in nats."""
         return self._energy(self._dual(self.damages - self._prior_mean(self.masks)))
 
-    def draw(self, generator: np.random.Generator) -> Energy:
-        """One energy drawn from the posterior (by conditioning a draw from the prior on the measurements)."""
-        n = len(self.prior)
-        beta, gamma = SCALE_SD * generator.standard_normal(), COUPLING_SD * generator.standard_normal()
-        u = self.linear_sd * generator.standard_normal(n)
-        v = np.triu(self.pair_sd * generator.standard_normal((n, n)), 1)
-        couplings = (v + v.T + gamma * (1 - np.eye(n))) / 2
-        drawn = Energy((1 + beta) * self.prior.h + u, (1 + beta) * self.prior.J + couplings)
-        # Matheron's rule: a draw of the prior, moved by what it mispredicts; the posterior's covariance over all pairs
-        # is never formed.
-        residual = self.damages + self.noise * generator.standard_normal(len(self.damages)) - _values(drawn, self.masks)
-        correction = self._energy(self._dual(residual), scale=0.0)
-        return Energy(drawn.h + correction.h, drawn.J + correction.J, self.prior.labels, {"kind": "fitted draw"})
-
     def sd(self, removals: Sequence[Removal]) -> Float64[np.ndarray, " removals"]:
         """Posterior standard deviation of the damage of removals [removals], nats, without measurement noise."""
         masks = masks_of(removals, len(self.prior)).astype(np.float64)
@@ -83,6 +69,32 @@ class Fitted:
         variance -= np.einsum("ij,ji->i", cross, cho_solve(self._factor, cross.T))
         # Rounding may take the variance of what was measured below 0.
         return np.sqrt(np.maximum(variance, 0.0))
+
+    def most_telling(self, removals: Sequence[Removal], count: int) -> list[Removal]:
+        """The removals whose measurements would tell most about all of `removals`.
+
+        One after the other, each the one that lowers the sum of their posterior variances most, given those before it
+        (Cohn's criterion of active learning: Cohn, Ghahramani and Jordan, JAIR 4, 1996). What will be measured does not
+        matter to a variance, so nothing is measured in between.
+
+        Args:
+            removals: [n] distinct; takes memory and time of n² numbers.
+            count: how many are wanted; fewer are returned where there are no more.
+
+        """
+        masks = masks_of(removals, len(self.prior)).astype(np.float64)
+        cross = self._kernel(masks, self.masks)
+        covariance = self._kernel(masks, masks) - cross @ cho_solve(self._factor, cross.T)
+        # That of a measurement yet to come, as of those made.
+        noise, left, told = float(np.median(self.noise)) ** 2, np.ones(len(removals), bool), []
+        for _ in range(min(count, len(removals))):
+            variance = np.maximum(np.diag(covariance), 0.0) + noise
+            gains = np.where(left, np.square(covariance).sum(axis=0) / variance, -np.inf)
+            best = int(np.argmax(gains))
+            covariance = covariance - np.outer(covariance[:, best], covariance[best]) / variance[best]
+            left[best] = False
+            told.append(removals[best])
+        return told
 
     def log_likelihood(self) -> float:
         """Log marginal likelihood of the measurements."""
@@ -117,8 +129,8 @@ class Fitted:
     def _dual(self, residual: Floats) -> Floats:
         return cho_solve(self._factor, residual)
 
-    def _energy(self, dual: Floats, scale: float = 1.0) -> Energy:
-        """Energy whose values are scale·E₀ + Σ_n dual_n k(x, x_n)."""
+    def _energy(self, dual: Floats) -> Energy:
+        """Energy whose values are E₀ + Σ_n dual_n k(x, x_n)."""
         size = self.masks.sum(axis=1)
         beta = SCALE_SD**2 * float(dual @ self._prior_mean(self.masks))
         gamma = COUPLING_SD**2 * float(dual @ (size * (size - 1) / 2))
@@ -128,7 +140,7 @@ class Fitted:
         np.fill_diagonal(J, 0.0)
         J = (J + J.T) / 2
         source = {"kind": "fitted", "prior": self.prior.source.get("kind"), "measurements": len(self.damages)}
-        return Energy((scale + beta) * self.prior.h + h, (scale + beta) * self.prior.J + J, self.prior.labels, source)
+        return Energy((1 + beta) * self.prior.h + h, (1 + beta) * self.prior.J + J, self.prior.labels, source)
 
 
 def fit(
