@@ -16,7 +16,7 @@ from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import bypass, find_stack, first, gated
 from excise.repair.refitted import Repair
-from excise.repair.repair import FEATURES, Folding, repair, repair_each, repaired, require_repairable
+from excise.repair.repair import FEATURES, Folding, number_of_fits, repair, repair_each, repaired
 from excise.repair.ridge import GainEquations, NormalEquations
 from excise.repair.streams import WEIGHTINGS
 from excise.surgery.checkpoint import write_pruned
@@ -31,8 +31,8 @@ LENGTHS = (11, 7, 16, 9, 13, 5, 16, 12, 8, 10)
 
 
 def fit(stack, removed, samples, *, held_out=None, batch_tokens=None, stored=None, **folding):
-    """The repair of one removal of a model in memory; `folding` as for `Folding`."""
-    folding = {name: tuple(v) if isinstance(v, list) else v for name, v in folding.items()}
+    """The repair of one removal of a model in memory, below the cuts alone; `folding` as for `Folding`."""
+    folding = {"above": False} | {name: tuple(v) if isinstance(v, list) else v for name, v in folding.items()}
     loaded = Loaded(stack, None, "", stored or stack.model.dtype)
     context = Context(loaded, batch_tokens=batch_tokens)
     return repair(context, removed, samples, held_out=held_out, folding=Folding(**folding))
@@ -121,6 +121,22 @@ def test_each_cut_equals_naive_least_squares_on_the_stream_repaired_so_far(model
         module.weight.data = got  # the next cut is fitted on the repaired stream
         if f"{names[module]}.bias" in fitted.weights:
             module.bias.data = fitted.weights[f"{names[module]}.bias"]
+
+
+@pytest.mark.parametrize("removed", [(2, 3), (1, 2, 4)])
+def test_the_block_above_a_cut_is_refitted_after_the_one_below(removed):
+    """Towards the original's stream after itself; the block between two cuts is refitted for the upper one alone."""
+    stack, original, samples = stack_of("llama"), stack_of("llama"), random_samples(LENGTHS)
+    fitted = fit(stack, removed, samples, above=True, ridges=[0.03], batch_tokens=40)
+    expected = {(2, 3): [(1, 3), (4, 4)], (1, 2, 4): [(0, 2), (3, 4), (5, 5)]}[removed]
+    assert [step.block for step in fitted.steps] == [block for block, _ in expected]
+    assert {step.run for step in fitted.steps} == ({(2, 3)} if len(removed) == 2 else {(1, 2), (4,)})
+    for block, top in expected:
+        matrix = naive_matrix(stack, original, samples, removed, block, top, "uniform", "input", ridge=0.03)
+        got = fitted.weights[f"model.layers.{block}.mlp.down_proj.weight"]
+        torch.testing.assert_close(got.T, matrix, rtol=1e-5, atol=1e-6)
+        down_projection(stack, block).weight.data = got
+    assert fit(stack, [4, 5], samples, above=True).steps[-1].block == 3, "nothing is above the last block"
 
 
 @pytest.mark.parametrize("model_type", REPAIRABLE)
@@ -259,7 +275,7 @@ def test_the_model_is_left_as_it_was():
 def test_several_removals_are_repaired_as_each_alone_and_share_the_originals_pass(weighting):
     stack, samples, held_out = stack_of("llama"), random_samples(LENGTHS), random_samples([14] * 3, seed=1)
     removals, seen = [(4,), (1, 3)], []
-    context, folding = context_of(stack, told=seen.append), Folding(weighting=weighting)
+    context, folding = context_of(stack, told=seen.append), Folding(weighting=weighting, above=False)
     together = list(repair_each(context, removals, samples, held_out=held_out, folding=folding))
     alone = [fit(stack, removed, samples, held_out=held_out, weighting=weighting) for removed in removals]
     for one, other in zip(together, alone, strict=True):
@@ -359,14 +375,22 @@ def test_gains_are_the_least_squares_of_each_channel():
     ("model_type", "removed", "message"),
     [
         ("gemma4_text", [2], "use keys and values of blocks below them"),
-        ("llama", [0, 1], "run at block 0 has no kept block below"),
     ],
 )
 def test_what_cannot_be_folded_exactly_is_refused(model_type, removed, message):
     stack = find_stack(tiny_model(model_type, 6))
-    for refuse in (require_repairable, lambda *arguments: fit(*arguments, random_samples())):
+    for refuse in (number_of_fits, lambda *arguments: fit(*arguments, random_samples())):
         with pytest.raises(ArchitectureError, match=message):
             refuse(stack, removed)
+
+
+def test_a_run_at_block_0_is_repaired_above_alone():
+    stack, samples = stack_of("llama"), random_samples(LENGTHS)
+    with pytest.raises(ArchitectureError, match="run at block 0 has no kept block below"):
+        fit(stack, [0, 1], samples)
+    assert [step.block for step in fit(stack, [0, 1], samples, above=True).steps] == [2]
+    assert number_of_fits(stack, [0, 1]) == 1
+    assert number_of_fits(stack, [0, 3, 5]) == 3  # blocks 1, 2 and 4
 
 
 def test_mixed_blocks_other_sums_and_quantised_weights_are_refused():

@@ -32,14 +32,12 @@ def copy_of(model):
 
 
 def test_what_can_be_repaired_is_and_the_rest_says_why(loaded, tmp_path):
-    removals = [(1, 2), (0, 1), (3,), (0, 3)]
+    removals = [(1, 2), (0, 1), (3,), (0, 2)]
     repairs = repair_removals(Context(loaded, Store(tmp_path)), removals, SAMPLES, HELD_OUT, tokens=200)
-    assert list(repairs.fitted) == [(1, 2), (3,), (0, 3)]
-    assert "run at block 0" in repairs.refused[(0, 1)]
-    assert json.loads(json.dumps(repairs.describe()))["refused"][0]["removed"] == [0, 1]
-    # The cut that can be repaired is, and the other is left alone.
-    partly = repairs.fitted[(0, 3)]
-    assert [step.run for step in partly.steps] == [(3,)]
+    assert list(repairs.fitted) == removals
+    # The cut that can be repaired is, and the other is left alone: block 1 makes up for the upper one.
+    partly = repairs.fitted[(0, 2)]
+    assert {step.run for step in partly.steps} == {(2,)}
     assert [alone["run"] for alone in partly.facts["left_alone"]] == [[0]]
     for removed in repairs.fitted:
         plain = measure(context_of(loaded.stack), HELD_OUT, [removed]).losses[0]
@@ -49,8 +47,16 @@ def test_what_can_be_repaired_is_and_the_rest_says_why(loaded, tmp_path):
             changed = any(not torch.equal(v, state[name]) for name, v in loaded.stack.model.state_dict().items())
         assert after == min(plain, repairs.loss(removed))
         assert changed == (repairs.helpful(removed) is not None) == (repairs.loss(removed) < plain)
-    assert repairs.loss((0, 1)) is None
     assert repairs.fitted[(3,)].facts["samples"]["samples"] == 13
+
+
+def test_what_cannot_be_repaired_says_why(tmp_path):
+    loaded = load(str(tiny_folder(tmp_path, "gemma4_text", layers=6)))
+    repairs = repair_removals(Context(loaded), [(2,)], SAMPLES, HELD_OUT, tokens=200)
+    assert not repairs.fitted
+    assert "keys and values of blocks below" in repairs.refused[(2,)]
+    assert json.loads(json.dumps(repairs.describe()))["refused"][0]["removed"] == [2]
+    assert repairs.loss((2,)) is None
 
 
 def test_finished_repairs_are_found_again_and_others_are_not_taken_for_them(loaded, tmp_path):
@@ -61,8 +67,8 @@ def test_finished_repairs_are_found_again_and_others_are_not_taken_for_them(load
     assert again.fitted[(1,)].describe() == first.fitted[(1,)].describe()
     repair_removals(context, [(1,), (2,)], SAMPLES, HELD_OUT)
     repair_removals(context, [(1,)], SAMPLES[:20], HELD_OUT)
-    passes = 2 * 480 + 3 * 84  # of calibration and held-out samples
-    assert shown.announced == [passes, passes, 0, 2 * 320 + 3 * 84]
+    passes = 3 * 480 + 3 * 84  # of calibration (the original, below and above the cut) and held-out samples
+    assert shown.announced == [passes, passes, 0, 3 * 320 + 3 * 84]
 
 
 def test_a_repair_that_does_not_help_is_not_applied(loaded):

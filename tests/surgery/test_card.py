@@ -77,7 +77,7 @@ def test_a_repair_is_told_with_where_it_went_and_what_it_was_fitted_on():
     steps = [{"block": 2, "kind": "feed-forward"}, {"block": 6, "kind": "attention"}]
     repair = {"steps": steps, "samples": {"samples": 40, "data": "/home/someone/chats.jsonl"}}
     card = model_card({**FACTS, "repair": repair, "repaired_loss": 2.25}, name="small")
-    assert "are unchanged, but for one matrix below each cut, refitted without training." in card
+    assert "are unchanged, but for a matrix below and one above each cut, refitted without training." in card
     assert "feed-forward of block 2; attention of block 6, fitted on 40 samples of chats.jsonl" in card
     assert "| Loss after repair | 2.2500 nats/token" in card
     assert "/home/someone" not in card

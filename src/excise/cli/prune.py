@@ -43,7 +43,7 @@ class PruneSettings(Replacing, Printing, Porting, Loading):
         choices=names_in("excise.surgery.merge:RULES"),
     )
     repair: bool | None = option(
-        None, "Refit one matrix below each cut in closed form, where that helps; on where --data is given."
+        None, "Refit a matrix below and one above each cut in closed form, where that helps; on where --data is given."
     )
     data: str | None = option(
         None, "Source of the samples to repair with (default starter).", group="Data", reads="data"

@@ -198,7 +198,7 @@ TRAINED = {
     "all": "all parameters",
     "lora": "LoRA, merged",
     "cuts": "the blocks next to a cut",
-    "refitted": "the matrices below the cuts, and the gains of norms",
+    "refitted": "the matrices next to the cuts, and the gains of norms",
     "last": "the last three blocks and the head",
 }
 

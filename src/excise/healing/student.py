@@ -122,20 +122,6 @@ def cut_blocks(original_blocks: Sequence[int], teacher_blocks: int) -> tuple[int
     return tuple(sorted({p for pair in pairs for p in pair if 0 <= p < len(original_blocks)}))
 
 
-def blocks_below_cuts(original_blocks: Sequence[int], teacher_blocks: int) -> tuple[int, ...]:
-    """The student's blocks just below a cut, by their place in the student.
-
-    Examples:
-        >>> blocks_below_cuts([0, 1, 4, 5], teacher_blocks=7)
-        (1, 3)
-
-    """
-    above = (*original_blocks[1:], teacher_blocks)
-    return tuple(
-        place for place, (kept, then) in enumerate(zip(original_blocks, above, strict=True)) if then > kept + 1
-    )
-
-
 def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int] | None, teacher_blocks: int) -> Any:
     """Choose the weights that learn, and return the model to give to the trainer.
 
@@ -165,7 +151,7 @@ def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int]
                 f"excise.json names them"
             )
         if settings.train == "refitted":
-            _refitted_learn(student, blocks_below_cuts(original_blocks, teacher_blocks))
+            _refitted_learn(student, places)
         else:
             for place in places:
                 student.blocks[place].module.requires_grad_(True)
@@ -173,7 +159,7 @@ def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int]
 
 
 def _refitted_learn(student: Stack, places: Sequence[int]) -> None:
-    """What a repair would refit: the last matrices of the blocks below cuts; and every norm's gain."""
+    """What a repair would refit: the last matrices of the blocks next to cuts; and every norm's gain."""
     for parameter in student.model.parameters():
         parameter.requires_grad_(parameter.ndim == 1)
     for place in places:

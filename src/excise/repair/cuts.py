@@ -1,4 +1,4 @@
-"""Cuts: where a run of blocks was removed, and what of the block below a repair can be folded into."""
+"""Cuts: where a run of blocks was removed, and what of a block next to it a repair can be folded into."""
 
 from __future__ import annotations
 

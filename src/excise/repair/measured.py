@@ -3,8 +3,9 @@
 A repair at a cut depends only on what lies below it, so candidates that agree on the lowest blocks share it as they
 share the computation of these blocks. Every node holds the streams of all samples. Where a run of removed blocks ends,
 the matrix below it is refitted on the fitting samples, towards the original's stream there, and all samples go on with
-the stream as that matrix makes it; the damage is measured on the judging samples alone. No weight is changed: the
-effect of a refitted matrix on the stream is added to the stream.
+the stream as that matrix makes it; the same with the block above it, unless the next cut begins after it. The damage is
+measured on the judging samples alone. No weight is changed: the effect of a refitted matrix on the stream is added to
+the stream.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ MEASUREMENTS, STAGE = "repaired", "measuring, repaired"
 
 
 def repairable_folds(stack: Stack) -> dict[int, Fold]:
-    """What of a block below a cut a repair folds into, for every block where it does.
+    """What of a block next to a cut a repair folds into, for every block where it does.
 
     Asked of a stack for the first time, it costs a pass of a few tokens.
     """
     if stack not in _FOLDS:
-        found = folds_of(stack, range(len(stack.blocks) - 1), None)
+        found = folds_of(stack, range(len(stack.blocks)), None)
         _FOLDS[stack] = {b: folds[0] for b, folds in found.items() if not isinstance(folds, ArchitectureError)}
     return _FOLDS[stack]
 
@@ -62,8 +63,8 @@ def measure_repaired(
 ) -> Measurements:
     """Measure removals of whole blocks on samples, each repaired on others.
 
-    Cuts below which nothing can be refitted exactly stay as they are; where that is so of all, this is `measure`. What
-    the store holds is not measured again, and every candidate is kept as soon as it is measured.
+    Cuts next to which nothing can be refitted exactly stay as they are; where that is so of all, this is `measure`.
+    What the store holds is not measured again, and every candidate is kept as soon as it is measured.
 
     Args:
         context: the model and the store.
@@ -125,15 +126,16 @@ def _mine(context: Context, removals: Sequence[Removal]) -> list[Removal]:
 def _key(context: Context, fitting: Samples, judging: Samples, statistic: Statistic) -> Facts:
     """What measurements depend on beside the removals."""
     key = {**pass_key(context, judging, {}), "fitting": fitting.hash, "statistic": statistic, "ridge": RIDGE}
+    key["above"] = True  # of the cut, too: a store of version 0.1.0 has what was measured without
     # A candidate is judged on all batches before the next is, so that the distributions of all are held.
     return key if statistic == "loss" else {**key, "top_k": told_apart(context, context.batches(judging))}
 
 
 def _costs(trie: Trie, fitting: int, judging: int) -> np.ndarray:
-    """Tokens × blocks [candidates]: the fitting samples need no more than what lies below the highest cut."""
+    """Tokens × blocks [candidates]: the fitting samples need no more than the block above the highest cut."""
     costs = np.zeros(len(trie.order))
     for candidate, start in zip(trie.order, trie.starts, strict=True):
         kept = ~trie.removed[candidate]
         top = np.flatnonzero(trie.removed[candidate])[-1] if trie.removed[candidate].any() else 0
-        costs[candidate] = judging * kept[start:].sum() + fitting * kept[start:top].sum()
+        costs[candidate] = judging * kept[start:].sum() + fitting * kept[start : top + 2].sum()
     return costs

@@ -1,4 +1,4 @@
-"""What the block below a cut can add to the streams there, however high the cut will reach.
+"""What a kept block can add to the streams: after itself, or after a cut above it, however high that will reach.
 
 With fewer fitting tokens than features, the fit is solved in its dual form, whose matrices are tokens × tokens:
 Φ D = K (K_fit + ridge·s)⁻¹ R, with K = Φ Φ_fitᵀ.
@@ -22,7 +22,7 @@ RIDGE = 0.3
 
 
 class Opening:
-    """A kept block below a cut, however high the cut will reach: what its matrix can add to the streams.
+    """A kept block next to a cut: what its matrix can add to the streams.
 
     Args:
         features: [real tokens of a batch, features] of each batch.
@@ -92,13 +92,13 @@ def closed(
     stream_of: Callable[[int], Tensor],
     target_of: Callable[[int], Tensor],
 ) -> Iterator[Tensor]:
-    """Streams after a cut, repaired, of every batch.
+    """Streams after a cut, or after the block above it, repaired, of every batch.
 
     Args:
-        opening: of the block below the cut.
+        opening: of the block below the cut, or above it.
         batches: all.
         fits: which of them are fitted on.
-        stream_of: number of a batch → its stream [batch, tokens, width] at the cut.
+        stream_of: number of a batch → its stream [batch, tokens, width] there.
         target_of: number of a batch that is fitted on → the original's stream there, real tokens only.
 
     """

@@ -7,15 +7,16 @@ Y the rest of its residual stream in the student as repaired so far, and L the o
 
 and the down projection's output is multiplied by T, which is exact: no parameter is added, and the checkpoint is of the
 same architecture. Beyond the paper: several cuts, refitted in sequence on the repaired stream; the ridge chosen on
-held-out samples; tokens weighted by the gradient of the loss; other matrices to fold into; and the whole matrix
-refitted on its input (`features="input"`, the default where it is not too wide) instead of a map of its output.
+held-out samples; tokens weighted by the gradient of the loss; other matrices to fold into; the whole matrix refitted on
+its input (`features="input"`, the default where it is not too wide) instead of a map of its output; and the block above
+the cut refitted after it, towards the original's stream after that block, for what no block below can make up for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Folding:
     """What is folded where, and how it is fitted.
 
     Attributes:
-        into: kinds of sublayers of the block below a cut to fold into, one after the other, each refitted on the
+        into: kinds of sublayers of the blocks next to a cut to fold into, one after the other, each refitted on the
             stream that the one before it repaired. None takes the last, which in a transformer is the feed-forward, as
             in ReplaceMe. Before a sequential feed-forward, "attention" is fitted as if the feed-forward did not react;
             what follows corrects that. It did not pay on the model measured here.
@@ -58,6 +59,8 @@ class Folding:
             whole matrix on its inputs (width × inner width), which did better on the model measured here, and whose
             normal equations need 16 bytes × inner width² of memory; "auto" is "input" for inner widths up to 8,192.
         weighting: what a token's error weighs, see `streams.original_streams`.
+        above: also fold into the block above each cut, towards the original's stream after that block, where that is
+            exact and the block is not itself below the next cut, whose repair refits it: up to twice the fits.
         ridges: strengths to choose from, relative to the features' mean square, each > 0; an infinite one stands for
             leaving the matrix alone.
 
@@ -69,6 +72,7 @@ class Folding:
     into: tuple[str, ...] | None = None
     features: str = AUTO
     weighting: str = "uniform"
+    above: bool = True
     ridges: tuple[float, ...] = RIDGES
 
     def __post_init__(self) -> None:
@@ -112,7 +116,7 @@ def repair_each(
         removals: original indices of each.
         samples: calibration samples, at least two.
         held_out: other samples on which the loss is measured, without removal, with it, and repaired.
-        folding: what is folded where; by default the last matrix below each cut.
+        folding: what is folded where; by default the last matrix below each cut, then that of the block above it.
 
     Yields:
         New weights, to be used with `repaired`, in the order of the removals. The cost of each is what it would be
@@ -130,9 +134,9 @@ def repair_each(
     if not removals:
         return
     stack, folding = context.stack, folding or Folding()
-    targets = [_Target.of(stack, removed, folding.into) for removed in removals]
+    targets = [_Target.of(stack, removed, folding.into, folding.above) for removed in removals]
     n = len(stack.blocks)
-    tops = sorted({cut.removed[-1] for target in targets for cut in target.cuts.values()})
+    tops = sorted({part.top for target in targets for part in target.parts})
     facts = {
         "model_hash": context.identity,
         "samples": samples.describe(),
@@ -140,6 +144,7 @@ def repair_each(
             "into": folding.into and list(folding.into),
             "features": folding.features,
             "weighting": folding.weighting,
+            "above": folding.above,
         },
     }
     with tempfile.TemporaryDirectory(prefix="excise-repair-") as place:
@@ -147,7 +152,7 @@ def repair_each(
         fitting.keep_targets(tops)
         for target in targets:
             weights, steps, student_blocks = fitting.fit(target)
-            ends = [cut.removed[-1] for cut in target.cuts.values()]
+            ends = [part.top for part in target.parts]
             original_blocks = n + 2 * (n - min(ends)) if folding.weighting == "gradient" else max(ends) + 1
             cost = samples.tokens * (original_blocks + student_blocks) / n
             left_alone = list(target.left_alone)
@@ -155,39 +160,69 @@ def repair_each(
             yield fitted if held_out is None else with_losses(context, fitted, held_out)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One matrix to refit.
+
+    Attributes:
+        fold: what is refitted.
+        run: the removed run that it makes up for.
+        top: block after which the original's stream is the aim.
+
+    """
+
+    fold: Fold
+    run: tuple[int, ...]
+    top: int
+
+
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """A removal, the cuts that can be repaired by the block below each, and the matrices to fold into, bottom to top.
+    """A removal, and the matrices to refit, bottom to top.
 
-    Cuts that cannot are left alone, with the reason.
+    Cuts next to which none can be are left alone, with the reason.
     """
 
     removed: tuple[int, ...]
-    cuts: Mapping[int, Run]
-    folds: tuple[Fold, ...]
+    parts: tuple[_Part, ...]
     left_alone: tuple[Facts, ...]
 
     @staticmethod
-    def of(stack: Stack, removed: Sequence[int], into: Sequence[str] | None) -> _Target:
+    def of(stack: Stack, removed: Sequence[int], into: Sequence[str] | None, above: bool) -> _Target:
         cuts = {cut.kept: cut for cut in cuts_of(stack, removed)}
-        found = folds_of(stack, list(cuts), into)
-        refused = {block: reason for block, reason in found.items() if isinstance(reason, ArchitectureError)}
-        if len(refused) == len(cuts):
-            raise next(iter(refused.values()))
-        folds = [fold for folds in found.values() if isinstance(folds, list) for fold in folds]
-        left_alone = tuple({"run": list(cuts[b].removed), "reason": str(reason)} for b, reason in refused.items())
-        kept = {block: cut for block, cut in cuts.items() if block not in refused}
-        return _Target(block_indices(stack, removed), kept, tuple(folds), left_alone)
+        over = {cut.removed[-1] + 1: cut for cut in cuts.values() if above}
+        # The block between two cuts is refitted for the upper one, whose aim lies higher.
+        over = {block: cut for block, cut in over.items() if block < len(stack.blocks) and block not in cuts}
+        parts: list[_Part] = []
+        reasons: dict[Run, ArchitectureError] = {}
+        # From the bottom up; folds into one block in the order that was asked for.
+        for block, folds in sorted(folds_of(stack, [*cuts, *over], into).items()):
+            cut = cuts.get(block) or over[block]
+            if isinstance(folds, ArchitectureError):
+                reasons.setdefault(cut, folds)
+            else:
+                top = cut.removed[-1] if block in cuts else block
+                parts += [_Part(fold, cut.removed, top) for fold in folds]
+        if not parts:
+            raise next(iter(reasons.values()))
+        mended = {part.run for part in parts}
+        left_alone = tuple(
+            {"run": list(cut.removed), "reason": str(reason)}
+            for cut, reason in reasons.items()
+            if cut.removed not in mended
+        )
+        return _Target(block_indices(stack, removed), tuple(parts), left_alone)
 
 
-def require_repairable(stack: Stack, removed: Sequence[int], into: Sequence[str] | None = None) -> None:
-    """Refuse a removal of which no cut's repair can be folded exactly; costs a pass of a few tokens.
+def number_of_fits(stack: Stack, removed: Sequence[int]) -> int:
+    """How many matrices the repair of a removal refits by default; costs a pass of a few tokens.
 
     Raises:
         ArchitectureError: see `repair_each`.
 
     """
-    _Target.of(stack, removed, into)
+    folding = Folding()
+    return len(_Target.of(stack, removed, folding.into, folding.above).parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,25 +279,25 @@ class _Fitting:
         start, blocks_run, ridges = 0, 0, self.folding.ridges
         stored = self.context.loaded.stored_dtype
         with contextlib.ExitStack() as folded:
-            for fold in target.folds:
-                cut = target.cuts[fold.sublayer.block]
-                blocks_run += sum(i not in target.removed for i in range(start, cut.kept + 1))
-                start = self._advanced(start, cut.kept, target.removed)
+            for part in target.parts:
+                fold, block = part.fold, part.fold.sublayer.block
+                blocks_run += sum(i not in target.removed for i in range(start, block + 1))
+                start = self._advanced(start, block, target.removed)
                 features = fold.features(self.folding.features)
-                with held(self.context.stack.blocks[cut.kept].module):
-                    fit, choice = self._gather(start, target.removed, fold, cut, features)
+                with held(self.context.stack.blocks[block].module):
+                    fit, choice = self._gather(start, target.removed, part, features)
                     errors = fit.held_out_errors(choice, ridges)  # type: ignore[arg-type]
                     best = min(range(len(ridges)), key=errors.__getitem__)
                     # The ridge is chosen on samples kept out; the matrix is then fitted on all of them.
                     new = fold.folded((fit + choice).solve(ridges[best]), features)  # type: ignore[operator]
                     new = {name: tensor.to(stored) for name, tensor in new.items()}
-                # The next cut is fitted on the stream as repaired so far, and as rounded to what will be written.
+                # The next is fitted on the stream as repaired so far, and as rounded to what will be written.
                 folded.enter_context(swapped(self.context.stack.model, new))
                 weights |= new
-                kind = fold.sublayer.kind
                 # Rounded, since the order of a sum over processes is not that over batches.
-                steps.append(Step(cut.kept, kind, cut.removed, features, ridges[best], round(errors[best], 9)))
-                start = cut.kept
+                error = round(errors[best], 9)
+                steps.append(Step(block, fold.sublayer.kind, part.run, features, ridges[best], error))
+                start = block
         return weights, tuple(steps), blocks_run
 
     @torch.no_grad()
@@ -284,11 +319,9 @@ class _Fitting:
                     self.scratch.write(number, "state", {"state": through(batch.input_ids, state)})
         return stop
 
-    def _gather(
-        self, start: int, removed: Sequence[int], fold: Fold, cut: Run, features: str
-    ) -> tuple[Equations, Equations]:
+    def _gather(self, start: int, removed: Sequence[int], part: _Part, features: str) -> tuple[Equations, Equations]:
         """Normal equations of one fold, over the samples to fit and over those to choose the ridge by."""
-        stack = self.context.stack
+        stack, fold = self.context.stack, part.fold
         fit, choice = fold.equations(features), fold.equations(features)
         device = fit.gram.device
         every = min(EVERY, len(self.samples))
@@ -297,9 +330,9 @@ class _Fitting:
             state = self.scratch.read(number, "state").get("state") if start > 0 else None
             state = None if state is None else state.to(stack.device)
             before, found, stream = student_streams(stack, batch, start, state, removed, fold)
-            # The next cut lies above, so its pass starts here and not at the embedding.
+            # The next matrix lies above, so its pass starts here and not at the embedding.
             self.scratch.write(number, "state", {"state": before})
-            target = self.scratch.read(number, f"target-{cut.removed[-1]}")
+            target = self.scratch.read(number, f"target-{part.top}")
             real = batch.real.to(stream.device)
             residual = target["stream"].to(stream.device).double() - stream[real].double()
             phi = as_features(found, features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from excise.measuring.passes import pass_key
 from excise.models.loading import Loaded
 from excise.models.stack import Stack
 from excise.plain import Facts, Values
-from excise.repair.cuts import cuts_of
 from excise.repair.measured import repairable_folds
 from excise.repair.refitted import Repair
-from excise.repair.repair import repair_each, repaired, require_repairable, with_losses
+from excise.repair.repair import Folding, number_of_fits, repair_each, repaired, with_losses
 from excise.settings import REPAIR_TOKENS
 from excise.surgery.checkpoint import write_pruned
 from excise.surgery.on_disk import prune_folder
@@ -84,14 +83,14 @@ def repair_removals(
     loaded, stack, samples = context.loaded, context.stack, samples.first_tokens(tokens)
     if reason := _unfit(loaded, samples):
         return Repairs({}, dict.fromkeys(removals, reason))
-    refused = dict(_refused(stack, removals))
-    wanted = [removed for removed in dict.fromkeys(removals) if removed not in refused]
+    fits, refused = _fits(stack, removals)
+    wanted = list(fits)
     files = {removed: _file(context, removed, samples) for removed in wanted}
     fitted = context.team.once(
         lambda: {removed: Repair.load(path) for removed, path in files.items() if path and path.exists()}
     )
     new = [removed for removed in wanted if removed not in fitted]
-    passes = 1 + sum(len(cuts_of(stack, removed)) for removed in new)
+    passes = 1 + sum(fits[removed] for removed in new)
     with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):
         try:
             for result in repair_each(context, new, samples):
@@ -107,7 +106,7 @@ def repair_removals(
 
 def _file(context: Context, removed: Removal, samples: Samples) -> Path | None:
     """Where the store keeps the repair of a removal; its losses are with all others that were measured."""
-    key = {**pass_key(context, samples, {}), "removed": list(removed)}
+    key = {**pass_key(context, samples, {}), "removed": list(removed), "folding": asdict(Folding())}
     place = context.store.place("repairs", {**key, "dtype": str(context.loaded.stored_dtype)})
     return place and place / "repair.safetensors"
 
@@ -157,9 +156,13 @@ def _unfit(loaded: Loaded, samples: Samples) -> str | None:
     return None
 
 
-def _refused(stack: Stack, removals: Iterable[Removal]) -> Iterable[tuple[Removal, str]]:
-    for removed in removals:
+def _fits(stack: Stack, removals: Iterable[Removal]) -> tuple[dict[Removal, int], dict[Removal, str]]:
+    """How many matrices the repair of each refits; and of those that cannot be repaired, why."""
+    fits: dict[Removal, int] = {}
+    refused: dict[Removal, str] = {}
+    for removed in dict.fromkeys(removals):
         try:
-            require_repairable(stack, removed)
+            fits[removed] = number_of_fits(stack, removed)
         except ArchitectureError as error:
-            yield removed, str(error)
+            refused[removed] = str(error)
+    return fits, refused

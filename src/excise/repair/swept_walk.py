@@ -30,8 +30,9 @@ class _Node:
     Attributes:
         members: which candidates; the first node's first is the intact model.
         streams: number under which their streams before the next block wait.
-        opening: what is needed to repair the last kept block, where that may be.
+        opening: what the last kept block can add, where that may be.
         gap: whether a block was removed above that one.
+        above: whether that one is the first above a cut.
 
     """
 
@@ -39,6 +40,7 @@ class _Node:
     streams: int
     opening: Opening | Gains | None = None
     gap: bool = False
+    above: bool = False
 
 
 class SweptWalk(Judging):
@@ -80,16 +82,16 @@ class SweptWalk(Judging):
                 if keeping := [c for c in node.members if not gone[c]]:
                     assert through is not None
                     sent = self._sent(node, nodes[0], streams)
-                    above.append(self._passed(trie, block, keeping, sent, streams, through, next(numbers)))
+                    above.append(self._passed(trie, block, keeping, sent, streams, through, next(numbers), node.gap))
                 if removing := [c for c in node.members if gone[c]]:
                     # A repair of the block below waits until it is known how high the cut reaches.
                     above.append(_Node(removing, node.streams, node.opening, gap=True))
         return above
 
     def _sent(self, node: _Node, intact: _Node, streams: Streams) -> Iterator[tuple[int, Tensor]]:
-        """Numbers of batches with a node's streams as they enter a kept block: repaired where a cut ends."""
+        """Numbers of batches with a node's streams as they enter a kept block: repaired next to a cut."""
         device = self.context.stack.device
-        if node.opening is None or not node.gap:
+        if node.opening is None or not (node.gap or node.above):
             waiting = (n for n in range(len(self.batches)) if (node.streams, n) in streams)
             yield from ((n, streams.get((node.streams, n), device)) for n in waiting)
             return
@@ -112,12 +114,14 @@ class SweptWalk(Judging):
         streams: Streams,
         through: Through,
         name: int,
+        after_cut: bool,
     ) -> _Node:
-        """Send a node's streams through a block, and record what a repair of it needs where the next may go."""
+        """Send a node's streams through a block, and record what a repair by it needs next to a cut."""
         above = trie.removed[members, block + 1 :]
-        fold = self.folds.get(block) if above[:, :1].any() else None
-        # Of the intact model every cut that is still open or to come wants the stream, of others their own cuts only.
-        fitting_on = above.any() or (0 in members and trie.removed[:, block:].any())
+        fold = self.folds.get(block) if after_cut or above[:, :1].any() else None
+        # Of the intact model every cut that is open or to come wants the stream, and that after the block above it; of
+        # others their own cuts only.
+        fitting_on = after_cut or above.any() or (0 in members and trie.removed[:, max(block - 1, 0) :].any())
         features = []
         for number, stream in sent:
             stop_if_told()
@@ -128,7 +132,8 @@ class SweptWalk(Judging):
                 streams.put((name, number), through(batch.input_ids, stream))
             if fold is not None:
                 features.append(features_at(fold, found, batch))
-        return _Node(members, name, None if fold is None else opening_of(fold, features, self.fits))
+        opening = None if fold is None else opening_of(fold, features, self.fits)
+        return _Node(members, name, opening, above=after_cut)
 
     @torch.no_grad()
     def _evaluations(self, intact: _Node, streams: Streams) -> _Evaluations:

@@ -109,7 +109,7 @@ class Judging:
 
 @dataclass(frozen=True, eq=False)
 class _Node:
-    """The streams of all batches before a block; with what is needed to repair the block below, where that may be."""
+    """The streams of all batches before a block; with what the last block that was kept can add, where that may be."""
 
     streams: tuple[Tensor, ...]
     opening: Opening | Gains | None = None
@@ -149,20 +149,25 @@ class Walk(Judging):
         while depth < blocks:
             stop = depth + 1
             if not removed[depth]:
-                if depth > 0 and removed[depth - 1]:
-                    node = self._closed(node, depth - 1)
-                while stop < blocks and not removed[stop] and stop not in wanted:
+                node = self._mended(node, depth, removed)
+                # The block above a cut goes by itself, as it is refitted too.
+                above = depth > 0 and removed[depth - 1]
+                while not above and stop < blocks and not removed[stop] and stop not in wanted:
                     stop += 1
-                opens = stop < blocks and (removed[stop] or stop in wanted)
-                fitting_on = bool(removed[stop:].any()) or any(branch >= stop for branch in wanted)
+                opens = above or (stop < blocks and (removed[stop] or stop in wanted))
+                fitting_on = above or bool(removed[stop:].any()) or any(branch >= stop for branch in wanted)
                 node = self._run(node, depth, stop, opens, fitting_on)
             if stop in wanted and stop not in saved:
                 saved[stop] = node
             depth = stop
-        return self._closed(node, blocks - 1) if removed[-1] else node
+        return self._mended(node, blocks, removed)
+
+    def _mended(self, node: _Node, depth: int, removed: np.ndarray) -> _Node:
+        """The node before a kept block, or above all blocks: repaired after a cut, and after the block above it."""
+        return self._closed(node, depth - 1) if removed[max(0, depth - 2) : depth].any() else node
 
     def _run(self, node: _Node, start: int, stop: int, opens: bool, fitting_on: bool) -> _Node:
-        """Send the streams through blocks `start` to `stop` − 1, recording what a repair of the last of them needs."""
+        """Send the streams through blocks `start` to `stop` − 1, recording what a repair by the last of them needs."""
         fold = self.folds.get(stop - 1) if opens else None
         streams: list[Tensor] = []
         features: list[Tensor] = []
@@ -170,7 +175,7 @@ class Walk(Judging):
             stop_if_told()
             stream = node.streams[number]
             if self.fits[number] and not fitting_on:
-                # No cut lies above: what is fitted on is of no more use.
+                # Nothing above is repaired: what is fitted on is of no more use.
                 streams.append(stream)
                 continue
             with recorded_at(fold) as found:
@@ -182,7 +187,7 @@ class Walk(Judging):
         return _Node(tuple(streams), opening_of(fold, features, self.fits))
 
     def _closed(self, node: _Node, top: int) -> _Node:
-        """The node after a cut whose highest block is `top`, repaired where that is exact."""
+        """The node after block `top`, with the original's stream there as the aim of a repair, where that is exact."""
         if node.opening is None:
             return node
         return _Node(
@@ -198,9 +203,10 @@ class Walk(Judging):
         )
 
     def _keep_targets(self, trie: Trie) -> None:
-        """Write the original's streams of the fitting samples after every block in which a cut may end."""
+        """Write the original's streams of the fitting samples after every block where a cut may end, and the next."""
         gone, blocks = trie.removed, trie.removed.shape[1]
-        ends = [d for d in range(blocks) if (gone[:, d] & (~gone[:, d + 1] if d + 1 < blocks else True)).any()]
+        tops = [d for d in range(blocks) if (gone[:, d] & (~gone[:, d + 1] if d + 1 < blocks else True)).any()]
+        ends = sorted({*tops, *(top + 1 for top in tops if top + 1 < blocks)})
         if not ends:
             return
         for number, batch in over_batches(self.context, self.fitting, "targets"):

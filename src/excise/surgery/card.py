@@ -196,7 +196,9 @@ def _summary(facts: Values) -> str:
         others = "are unchanged, but for those into which others were merged"
     else:
         others = (
-            "are unchanged, but for one matrix below each cut, refitted without training" if mended else "are unchanged"
+            "are unchanged, but for a matrix below and one above each cut, refitted without training"
+            if mended
+            else "are unchanged"
         )
     return f"{summary}; the others {others}.\n"
 
