@@ -139,7 +139,7 @@ class RunSettings(
     repair: bool = changed(
         Objecting,
         "repair",
-        help="Refit what is next to each cut in closed form, where that is exact and helps, and choose by what is left.",
+        help="Refit what is next to each cut in closed form, where exact and helpful, and choose by what is left.",
     )
     repair_tokens: int = option(
         REPAIR_TOKENS, "Calibration tokens to fit the repair on.", group="How it chooses", least=2, hidden=True

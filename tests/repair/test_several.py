@@ -95,5 +95,5 @@ def test_models_stored_quantised_single_samples_and_overflows_are_left_as_they_a
     with torch.no_grad():
         other.stack.blocks[0].module.mlp.down_proj.weight.fill_(float("inf"))
     assert "not finite" in repair_removals(Context(other), [(1,)], SAMPLES, HELD_OUT).refused[(1,)]
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
     assert "stored quantised" in repair_removals(Context(other), [(1,)], SAMPLES, HELD_OUT).refused[(1,)]

@@ -228,6 +228,7 @@ def _in_memory(settings: PruneSettings, blocks: Sequence[int], sublayers: Sequen
         dtype=loaded.stored_dtype,
         card=card,
         overwrite=settings.force,
+        requantise=settings.repairs,
         test=test,
     )
     with merging(stack, blocks, merge or None), repairs.applied(stack, blocks), showing:

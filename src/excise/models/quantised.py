@@ -2,7 +2,8 @@
 
 transformers 5.23 does not know ModelOpt's format: it warns and loads the raw float8 values, without their scales; and
 fine-grained float8 it dequantises to bfloat16 only, beside whatever dtype is asked for. The formats below are
-dequantised here, weight by weight as the model takes them, and the model is then an ordinary one.
+dequantised here, weight by weight as the model takes them, and the model is then an ordinary one; a matrix that
+changes is quantised anew in the layout it had.
 Every other way in which a checkpoint holds float8 values is refused rather than read wrongly.
 
     weight = float8 values × scale,    scale per tensor, per row, or per block of the matrix
@@ -230,22 +231,73 @@ def dequantise(
         [[10.0, 20.0], [3.0, 4.0]]
 
     """
-    values = weight.float()
-    # Scales stored as bytes are E8M0: powers of two, their exponents biased by 127.
-    scale = (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
+    return weight.float() * _spread(_decoded(scale), weight.shape, block)
+
+
+def quantise(
+    weight: Shaped[Tensor, "*shape"],
+    values: torch.dtype,
+    scale: Shaped[Tensor, ...],
+    block: tuple[int, int] = DEFAULT_BLOCK,
+) -> tuple[Shaped[Tensor, "*shape"], Shaped[Tensor, ...]]:
+    """Return float8 values and scales that stand for a weight, in the layout of scales that stood for another.
+
+    The largest number of each group becomes the largest of float8; what is all zero keeps its scale.
+
+    Args:
+        weight: [..., rows, columns].
+        values: float8 dtype.
+        scale: as for `dequantise`; its shape and dtype are kept.
+        block: likewise.
+
+    Raises:
+        CheckpointError: the shapes do not fit.
+
+    Examples:
+        >>> values, scale = quantise(torch.tensor([[448.0, 1.0], [0.0, 896.0]]), torch.float8_e4m3fn, torch.ones(2, 1))
+        >>> values.float().tolist(), scale.tolist()
+        ([[448.0, 1.0], [0.0, 448.0]], [[1.0], [2.0]])
+
+    """
+    wide, largest = weight.float(), torch.finfo(values).max
+    # Which scale each number has, so that every layout is written down once.
+    groups = _spread(torch.arange(scale.numel()).reshape(scale.shape), weight.shape, block).expand(weight.shape)
+    most = torch.zeros(scale.numel()).scatter_reduce(0, groups.reshape(-1), wide.abs().reshape(-1).cpu(), "amax")
+    new = _encoded((most / largest).reshape(scale.shape), scale.dtype)
+    new = torch.where((most > 0).reshape(scale.shape), _decoded(new), _decoded(scale.cpu()))
+    # A scale that was rounded down would take the largest number out of range, which float8 makes NaN.
+    cast = (wide / _spread(new.to(wide.device), weight.shape, block)).clamp(-largest, largest).to(values)
+    return cast, _encoded(new, scale.dtype)
+
+
+def _decoded(scale: Tensor) -> Tensor:
+    """Scales as numbers; stored as bytes they are E8M0: powers of two, their exponents biased by 127."""
+    return (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
+
+
+def _encoded(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of `_decoded`; powers of two are rounded up."""
+    if dtype not in (torch.uint8, torch.float8_e8m0fnu):
+        return scale.to(dtype)
+    exponents = scale.clamp(min=2.0**-127).log2().ceil()
+    return (exponents + 127).to(torch.uint8) if dtype == torch.uint8 else exponents.exp2().to(dtype)
+
+
+def _spread(scale: Tensor, shape: torch.Size, block: tuple[int, int]) -> Tensor:
+    """Scales, in one of the layouts of `dequantise`, in a shape that broadcasts to that of their weight."""
     if scale.numel() == 1:
-        return values * scale.reshape(())
-    if values.dim() > 2 and scale.numel() == math.prod(values.shape[:-2]):
-        return values * scale.reshape(*values.shape[:-2], 1, 1)
-    if values.dim() >= 2:
-        *experts, rows, columns = values.shape
+        return scale.reshape(())
+    if len(shape) > 2 and scale.numel() == math.prod(shape[:-2]):
+        return scale.reshape(*shape[:-2], 1, 1)
+    if len(shape) >= 2:
+        *experts, rows, columns = shape
         if scale.numel() == math.prod((*experts, rows)):
-            return values * scale.reshape(*experts, rows, 1)
+            return scale.reshape(*experts, rows, 1)
         grid = (*experts, math.ceil(rows / block[0]), math.ceil(columns / block[1]))
         if scale.numel() == math.prod(grid):
             per_row = scale.reshape(grid).repeat_interleave(block[0], dim=-2)[..., :rows, :]
-            return values * per_row.repeat_interleave(block[1], dim=-1)[..., :columns]
+            return per_row.repeat_interleave(block[1], dim=-1)[..., :columns]
     raise CheckpointError(
-        f"a weight of shape {list(weight.shape)} has scales of shape {list(scale.shape)}; expected one, one a row, or "
+        f"a weight of shape {list(shape)} has scales of shape {list(scale.shape)}; expected one, one a row, or "
         f"one a block of {block[0]} × {block[1]}"
     )

@@ -37,6 +37,11 @@ class Projection:
     scale: float
 
     @property
+    def names(self) -> list[str]:
+        """Of the parameters that may change."""
+        return [f"{self.name}.{name}" for name, _ in self.module.named_parameters(recurse=False)]
+
+    @property
     def matrix(self) -> Tensor:
         """The weight as [in, out]: output = input @ matrix + bias."""
         weight = self.module.weight.data
@@ -112,6 +117,11 @@ class Gain:
     sublayer: Sublayer
     scale: float
     parameters: Mapping[str, tuple[nn.Module, Channels]]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters that may change."""
+        return list(self.parameters)
 
     def features(self, asked: str) -> str:
         """Always the output, channel by channel."""

@@ -31,8 +31,10 @@ from excise.measuring.measure import measure
 from excise.measuring.passes import over_batches
 from excise.measuring.sweep import Streams, alone, embedded, sweeps
 from excise.models.identity import model_identity
+from excise.models.loading import Loaded
 from excise.models.residency import held
 from excise.models.stack import Stack, block_indices
+from excise.models.stored import Stored
 from excise.plain import Facts
 from excise.repair.cuts import cuts_of, folds_of
 from excise.repair.folds import AUTO, FEATURES, Fold, as_features
@@ -134,7 +136,8 @@ def repair_each(
     if not removals:
         return
     stack, folding = context.stack, folding or Folding()
-    targets = [_Target.of(stack, removed, folding.into, folding.above) for removed in removals]
+    stored = Stored.of(context.loaded)
+    targets = [_Target.of(stack, stored, removed, folding) for removed in removals]
     n = len(stack.blocks)
     tops = sorted({part.top for target in targets for part in target.parts})
     facts = {
@@ -148,7 +151,7 @@ def repair_each(
         },
     }
     with tempfile.TemporaryDirectory(prefix="excise-repair-") as place:
-        fitting = _Fitting(context, samples, folding, Scratch(Path(place)))
+        fitting = _Fitting(context, samples, folding, stored, Scratch(Path(place)))
         fitting.keep_targets(tops)
         for target in targets:
             weights, steps, student_blocks = fitting.fit(target)
@@ -188,16 +191,18 @@ class _Target:
     left_alone: tuple[Facts, ...]
 
     @staticmethod
-    def of(stack: Stack, removed: Sequence[int], into: Sequence[str] | None, above: bool) -> _Target:
+    def of(stack: Stack, stored: Stored, removed: Sequence[int], folding: Folding) -> _Target:
         cuts = {cut.kept: cut for cut in cuts_of(stack, removed)}
-        over = {cut.removed[-1] + 1: cut for cut in cuts.values() if above}
+        over = {cut.removed[-1] + 1: cut for cut in cuts.values() if folding.above}
         # The block between two cuts is refitted for the upper one, whose aim lies higher.
         over = {block: cut for block, cut in over.items() if block < len(stack.blocks) and block not in cuts}
         parts: list[_Part] = []
         reasons: dict[Run, ArchitectureError] = {}
         # From the bottom up; folds into one block in the order that was asked for.
-        for block, folds in sorted(folds_of(stack, [*cuts, *over], into).items()):
+        for block, folds in sorted(folds_of(stack, [*cuts, *over], folding.into).items()):
             cut = cuts.get(block) or over[block]
+            if not isinstance(folds, ArchitectureError):
+                folds = stored.refusal(name for fold in folds for name in fold.names) or folds
             if isinstance(folds, ArchitectureError):
                 reasons.setdefault(cut, folds)
             else:
@@ -214,15 +219,14 @@ class _Target:
         return _Target(block_indices(stack, removed), tuple(parts), left_alone)
 
 
-def number_of_fits(stack: Stack, removed: Sequence[int]) -> int:
+def number_of_fits(loaded: Loaded, removed: Sequence[int]) -> int:
     """How many matrices the repair of a removal refits by default; costs a pass of a few tokens.
 
     Raises:
         ArchitectureError: see `repair_each`.
 
     """
-    folding = Folding()
-    return len(_Target.of(stack, removed, folding.into, folding.above).parts)
+    return len(_Target.of(loaded.stack, Stored.of(loaded), removed, Folding()).parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +236,7 @@ class _Fitting:
     context: Context
     samples: Samples
     folding: Folding
+    stored: Stored
     scratch: Scratch
 
     def keep_targets(self, tops: Sequence[int]) -> None:
@@ -277,7 +282,6 @@ class _Fitting:
         weights: dict[str, Tensor] = {}
         steps: list[Step] = []
         start, blocks_run, ridges = 0, 0, self.folding.ridges
-        stored = self.context.loaded.stored_dtype
         with contextlib.ExitStack() as folded:
             for part in target.parts:
                 fold, block = part.fold, part.fold.sublayer.block
@@ -290,7 +294,7 @@ class _Fitting:
                     best = min(range(len(ridges)), key=errors.__getitem__)
                     # The ridge is chosen on samples kept out; the matrix is then fitted on all of them.
                     new = fold.folded((fit + choice).solve(ridges[best]), features)  # type: ignore[operator]
-                    new = {name: tensor.to(stored) for name, tensor in new.items()}
+                    new = self.stored.rounded(new)
                 # The next is fitted on the stream as repaired so far, and as rounded to what will be written.
                 folded.enter_context(swapped(self.context.stack.model, new))
                 weights |= new

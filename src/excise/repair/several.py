@@ -17,6 +17,7 @@ from excise.ising.problem import Removal
 from excise.measuring.passes import pass_key
 from excise.models.loading import Loaded
 from excise.models.stack import Stack
+from excise.models.stored import format_of
 from excise.plain import Facts, Values
 from excise.repair.measured import repairable_folds
 from excise.repair.refitted import Repair
@@ -80,10 +81,10 @@ def repair_removals(
         tokens: of calibration.
 
     """
-    loaded, stack, samples = context.loaded, context.stack, samples.first_tokens(tokens)
+    loaded, samples = context.loaded, samples.first_tokens(tokens)
     if reason := _unfit(loaded, samples):
         return Repairs({}, dict.fromkeys(removals, reason))
-    fits, refused = _fits(stack, removals)
+    fits, refused = _fits(loaded, removals)
     wanted = list(fits)
     files = {removed: _file(context, removed, samples) for removed in wanted}
     fitted = context.team.once(
@@ -138,6 +139,7 @@ def write_removal(
             dtype=loaded.stored_dtype,
             card=card,
             overwrite=True,
+            requantise=True,
             test=test,
         )
 
@@ -149,20 +151,22 @@ def is_repairable(loaded: Loaded, samples: Samples) -> bool:
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:
     """Why nothing of this model can be repaired on these samples."""
-    if loaded.folder is not None and read_json(loaded.folder / "config.json").get("quantization_config"):
-        return "its weights are stored quantised, and a repaired matrix would have to be quantised anew"
+    quantised = loaded.folder is not None and read_json(loaded.folder / "config.json").get("quantization_config")
+    if quantised and loaded.folder is not None and format_of(loaded.folder) is None:
+        method = quantised.get("quant_method", "by an unnamed tool")
+        return f"its weights are stored quantised ({method}), and only float8 matrices are quantised anew once repaired"
     if len(samples) < 2:
         return f"it takes at least two calibration samples, got {len(samples)}"
     return None
 
 
-def _fits(stack: Stack, removals: Iterable[Removal]) -> tuple[dict[Removal, int], dict[Removal, str]]:
+def _fits(loaded: Loaded, removals: Iterable[Removal]) -> tuple[dict[Removal, int], dict[Removal, str]]:
     """How many matrices the repair of each refits; and of those that cannot be repaired, why."""
     fits: dict[Removal, int] = {}
     refused: dict[Removal, str] = {}
     for removed in dict.fromkeys(removals):
         try:
-            fits[removed] = number_of_fits(stack, removed)
+            fits[removed] = number_of_fits(loaded, removed)
         except ArchitectureError as error:
             refused[removed] = str(error)
     return fits, refused

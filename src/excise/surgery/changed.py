@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +16,17 @@ from excise.errors import CheckpointError
 from excise.models import headers
 from excise.models.headers import Checkpoint
 from excise.models.names import Names, without_prefix
+from excise.models.quantised import Format
 from excise.models.residency import replacements
+from excise.models.stored import FLOAT8_DTYPES, float8_of
 from excise.plain import Values
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+SCALES = {"U8": torch.uint8, "F8_E8M0": torch.float8_e8m0fnu}
+DTYPES = {**PLAIN, **FLOAT8_DTYPES, **SCALES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +77,7 @@ class Changed:
         """
         original = self.content.detach()
         cast = original.to("cpu", DTYPES[self.dtype]).contiguous()
-        if original.isfinite().all() and not cast.isfinite().all():
+        if self.dtype in PLAIN and original.isfinite().all() and not cast.isfinite().all():
             raise CheckpointError(
                 f"{self.name} exceeds the range of {self.dtype}, in which the original stores it; convert the original "
                 f"to bfloat16 or float32 first"
@@ -80,15 +85,19 @@ class Changed:
         return cast.reshape(-1).view(torch.uint8).numpy().data
 
 
-def changed_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[str, Changed]:
+def changed_tensors(
+    model: PreTrainedModel, checkpoint: Checkpoint, form: Format | None = None
+) -> Mapping[str, Changed]:
     """Find what a loaded model's weights say otherwise than the checkpoint they came from.
 
     Every tensor of the checkpoint is read once and compared in the model's dtype, so that what was only cast on the way
-    into memory counts as the same. Where the loader fuses or transposes tensors, its own reversal is asked for.
+    into memory counts as the same. Where the loader fuses or transposes tensors, its own reversal is asked for. A
+    float8 matrix that changed is quantised anew, with scales in the layout that it had.
 
     Args:
         model: the whole model, with all of its blocks.
-        checkpoint: of plain tensors.
+        checkpoint: of plain tensors, and float8 ones with their scales.
+        form: how the latter are stored, if there are any.
 
     Returns:
         Name in the checkpoint → the new tensor, in the dtype, shape and layout of the old one.
@@ -103,15 +112,21 @@ def changed_tensors(model: PreTrainedModel, checkpoint: Checkpoint) -> Mapping[s
     fused = {name for name in read if names.is_converted(name)}
     separate = revert_weight_conversion(model, dict(weights)) if fused else {}
     changed: dict[str, Changed] = {}
+    for name, matrix in (float8_of(checkpoint, form) if form else {}).items():
+        if name in read:
+            content = _separate(separate, name, model) if name in fused else weights[read[name]]
+            if not content.is_meta and _differs(matrix.values, matrix.read, content):
+                pair = zip((matrix.values, matrix.scale), matrix.quantised(content.detach()), strict=True)
+                changed |= {tensor.name: Changed(tensor.name, tensor.dtype, new) for tensor, new in pair}
     for shard in dict.fromkeys(tensor.shard for tensor in checkpoint.tensors):
         with safe_open(shard, framework="pt") as file:
             for tensor in checkpoint.tensors:
-                if tensor.shard != shard or tensor.name not in read or tensor.dtype not in DTYPES:
+                if tensor.shard != shard or tensor.name not in read or tensor.dtype not in PLAIN:
                     continue
                 key = read[tensor.name]
                 content = _separate(separate, tensor.name, model) if tensor.name in fused else weights[key]
                 # On the meta device lies what accelerate keeps on disk: nothing there can have changed.
-                if not content.is_meta and _differs(tensor, file, content):
+                if not content.is_meta and _differs(tensor, partial(file.get_tensor, tensor.name), content):
                     changed[tensor.name] = Changed(tensor.name, tensor.dtype, content)
     return changed
 
@@ -137,11 +152,10 @@ def _separate(separate: Mapping[str, torch.Tensor], name: str, model: PreTrained
     )
 
 
-def _differs(tensor: headers.Tensor, file: Any, content: torch.Tensor) -> bool:
+def _differs(tensor: headers.Tensor, read: Callable[[], torch.Tensor], content: torch.Tensor) -> bool:
     if tuple(content.shape) != tensor.shape:
         raise CheckpointError(
             f"{tensor.name} is {list(tensor.shape)} in the checkpoint and {list(content.shape)} in the model, so the "
             f"config no longer describes it; save the model with save_pretrained, and prune that folder"
         )
-    stored = file.get_tensor(tensor.name)
-    return not torch.equal(stored.to(content.dtype), content.detach().cpu())
+    return not torch.equal(read().to(content.dtype), content.detach().cpu())

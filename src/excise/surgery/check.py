@@ -10,18 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from excise.artefacts import read_json
 from excise.errors import ExciseError, MissingExtraError, UntestableError
 from excise.models.headers import read_checkpoint
 from excise.models.loading import Placement, device_map, load
-from excise.models.quantised import find_format, is_scale
+from excise.models.quantised import is_scale
 from excise.models.residency import is_offloaded
 from excise.models.room import free_everywhere
 from excise.models.stack import Stack
+from excise.models.stored import format_of
 from excise.surgery.config import kept_blocks
 from excise.surgery.files_test import wrong_files
 from excise.surgery.on_disk import original_indices, read_source
@@ -122,7 +121,7 @@ def check_loaded(
     streamed = any(is_offloaded(block.module) for block in stack.blocks)
     try:
         needed, free = 0 if streamed else memory_needed(out), free_everywhere()
-        reload = out.is_file() or _float8(out) is not None
+        reload = out.is_file() or format_of(out) is not None
     except ExciseError as error:
         return Proof(failed=[f"its files do not read back ({error})"]).report()
     if needed > free:
@@ -146,11 +145,6 @@ def _too_large(what: str, needed: int, free: int) -> str:
     return f"{what} {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
 
 
-def _float8(folder: Path) -> Any:
-    """The float8 format of a checkpoint; None for other forms."""
-    return find_format(folder, read_json(folder / "config.json").get("quantization_config"))
-
-
 def names_test(source: Path | None, removed: Sequence[int], out: Path, reason: str) -> Report:
     """Compare names and shapes with what stock transformers expects, and say why no more was tested.
 
@@ -172,7 +166,7 @@ def names_test(source: Path | None, removed: Sequence[int], out: Path, reason: s
     if out.is_file():
         proof.leave(reason, "names")
         return proof.report()
-    form = _float8(out)
+    form = format_of(out)
     options = ["plain"] if form else []
     folder = source if source is not None and source.is_dir() else None
     try:
@@ -257,7 +251,7 @@ def reload_test(
     found = compare(model, ids, expected, new_tokens)
     errors = {name: found.pop(name) for name in [*found] if name.endswith("_error")}
     proof.facts = {
-        "loads_in_stock_transformers": None if out.is_dir() and _float8(out) else True,
+        "loads_in_stock_transformers": None if out.is_dir() and format_of(out) else True,
         "without_excise": False,
         "model_class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

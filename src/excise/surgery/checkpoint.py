@@ -18,6 +18,7 @@ from excise.models.architectures import Architecture
 from excise.models.identity import unchanged
 from excise.models.portable import portability
 from excise.models.stack import Stack, block_indices, submodule
+from excise.models.stored import format_of
 from excise.plain import Facts, Plain, Values
 from excise.surgery.both_versions import write_for_both
 from excise.surgery.card import model_card, original_metadata
@@ -138,14 +139,15 @@ def write_pruned(
     card: Values | None = None,
     max_shard_size: str | int = "5GB",
     overwrite: bool = False,
+    requantise: bool = False,
     test: Test | None = None,
 ) -> Facts:
     """Write the model without the blocks `removed` as a checkpoint folder that stock transformers loads.
 
     With a `source` it is that folder's checkpoint without these blocks: its config, tokenizer and other files, its
     tensors' names, layout and dtypes; only tensors that changed in memory differ (see
-    `excise.surgery.on_disk.prune_folder`). Where the source is quantised, no tensor of it can be kept beside changed
-    ones, so weights in plain `dtype` replace all, and quantisation settings go. Without a source (a GGUF file, a model
+    `excise.surgery.on_disk.prune_folder`). Where the source is quantised, weights in plain `dtype` replace all, and
+    quantisation settings go, unless `requantise` is asked for. Without a source (a GGUF file, a model
     made in memory) transformers saves it, in the spelling that its version 4.57 reads, too.
 
     The folder also holds a model card (README.md) and the recipe as data (excise.json). It appears under its name only
@@ -164,6 +166,8 @@ def write_pruned(
         card: facts for the model card and the recipe, see `excise.surgery.card.model_card`.
         max_shard_size: upper size of one weights file, such as "5GB", or in bytes.
         overwrite: replace an existing checkpoint folder.
+        requantise: let a float8 source stay as it is, but for matrices that changed, which are quantised anew; meant
+            for changes that were fitted as they are rounded so (`excise.models.stored.Stored`).
         test: tests what was written before it gets its name, see `excise.surgery.publish.publishing`.
 
     Returns:
@@ -189,10 +193,11 @@ def write_pruned(
     if removal.zeroed:
         facts["zeroed_sublayers"] = [stack.sublayers[gate].name for gate in removal.zeroed]
     original = None if source is None else read_source(source)
-    if original is None or original.quantised:
+    form = format_of(original.folder) if original and original.quantised and requantise else None
+    if original is None or (original.quantised and form is None):
         return _write_from_memory(stack, removal, out, original, tokenizer, dtype, facts, max_shard_size, test)
     with zeroed(stack, removal.zeroed):  # not while testing: the reference must share nothing with what was written
-        changed = changed_tensors(stack.model, original.checkpoint)
+        changed = changed_tensors(stack.model, original.checkpoint, form)
     return prune_folder(
         original.folder,
         removal.blocks,
