@@ -118,6 +118,11 @@ def test_a_plan_spends_what_it_is_given():
     racing = sum(t * (1 + share * count) for t, count in zip(large.race_tokens, (8, 4), strict=True))
     looping = large.slice_tokens * (1 + 15 + share * 8 * (1 + large.rounds))
     assert 0.8 * 200_000 < racing + looping < 1.25 * 200_000
+    # Where every round reads all weights, as many removals in fewer rounds.
+    streamed = plan(30, 8, 200_000, streamed=True)
+    assert streamed.slice_tokens == large.slice_tokens
+    assert streamed.rounds < large.rounds / 2
+    assert 0.8 < streamed.rounds * streamed.batch / (large.rounds * large.batch) < 1.2
 
 
 def test_a_budget_that_does_not_fit_is_refused(stack, objective):

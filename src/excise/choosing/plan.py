@@ -11,8 +11,8 @@ RACE_SHARE = 0.3
 # Two stages, as the first of a race once ran on the tokens of the loop and told nothing new (log, 2026-11-24,
 # refinement's default effort).
 FINALISTS, STAGES = 8, 2
-# A quarter goes where damage is lowest; more in a round would rest on a staler fit.
-BATCH = 8
+# More in a round would rest on a staler fit; where all weights are read for each round, reading counts more.
+BATCH, STREAMED_BATCH = 8, 24
 # Random removals tell how far to trust predictions away from the best; of fewer than four no rank correlation is given.
 ANCHORS = 8
 # Of a full forward pass that a removal costs along the trie, about.
@@ -32,12 +32,14 @@ class Plan:
     Attributes:
         slice_tokens: tokens of the samples that the loop measures on.
         rounds: of the loop.
+        batch: removals measured in each.
         race_tokens: tokens of the samples of each stage of the race, FINALISTS, half of them, and so on.
 
     """
 
     slice_tokens: int
     rounds: int
+    batch: int
     race_tokens: tuple[int, ...]
 
     def measurements(self, units: int) -> int:
@@ -47,24 +49,25 @@ class Plan:
             units: removable blocks.
 
         """
-        loop = self.slice_tokens * (1 + units + ANCHORS + self.rounds * BATCH)
+        loop = self.slice_tokens * (1 + units + ANCHORS + self.rounds * self.batch)
         return loop + sum(t * (1 + max(1, FINALISTS >> stage)) for stage, t in enumerate(self.race_tokens))
 
 
-def plan(units: int, removed: int, tokens: float) -> Plan:
+def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> Plan:
     """Divide a number of forward tokens among singles, rounds and race.
 
-    The loop gets as many tokens a measurement as leave it twelve rounds, where those are few as leave it five, and no
-    fewer than two rounds.
+    The loop gets as many tokens a measurement as leave it twelve rounds of eight, where those are few as leave it five,
+    and no fewer than two rounds.
 
     Args:
         units: removable blocks.
         removed: budget M.
         tokens: forward tokens to spend.
+        streamed: whether every round reads all weights anew.
 
     Examples:
         >>> plan(units=30, removed=8, tokens=40_000)
-        Plan(slice_tokens=512, rounds=8, race_tokens=(1086, 2172))
+        Plan(slice_tokens=512, rounds=8, batch=8, race_tokens=(1086, 2172))
 
     """
     # The more is removed, the less of the stack is left to run. A plan is a guess: of 33,000 tokens planned 29,000 to
@@ -77,7 +80,8 @@ def plan(units: int, removed: int, tokens: float) -> Plan:
     # Powers of two, so that efforts a little apart share a slice, and with it everything measured on it.
     while searching / (2 * slice_tokens) >= opening + _rounds_wanted(2 * slice_tokens) * BATCH * share:
         slice_tokens *= 2
-    rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
+    batch = STREAMED_BATCH if streamed else BATCH
+    rounds = math.floor((searching / slice_tokens - opening) / (batch * share))
     # Passes of the intact model over as many tokens as the first stage has: 1 + 2 + …
     intact = 2**STAGES - 1
     # Half as many on twice the tokens: every stage costs the same. Not below the slice, on which all are measured
@@ -85,7 +89,8 @@ def plan(units: int, removed: int, tokens: float) -> Plan:
     first = max(slice_tokens, round(racing / (STAGES * FINALISTS * share + intact)))
     return Plan(
         slice_tokens,
-        min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds)),
+        min(MOST_ROUNDS * BATCH // batch, max(FEWEST_ROUNDS, rounds)),
+        batch,
         tuple(first * 2**stage for stage in range(STAGES)),
     )
 

@@ -15,7 +15,7 @@ from excise.artefacts import digest
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief, no_energy
 from excise.choosing.objectives import Objective
-from excise.choosing.plan import ANCHORS, BATCH, FINALISTS, Plan, plan
+from excise.choosing.plan import ANCHORS, FINALISTS, Plan, plan
 from excise.choosing.proposal import Proposal
 from excise.choosing.search import Search, search
 from excise.context import Context
@@ -27,6 +27,7 @@ from excise.ising.problem import Problem, Removal
 from excise.ising.solvers.kernels import random_state
 from excise.ising.solvers.places import open_states
 from excise.measuring.passes import pass_key
+from excise.measuring.sweep import sweeps
 from excise.plain import Facts
 
 SEARCHES = "searches"
@@ -157,7 +158,7 @@ def refine(
     started, units = time.perf_counter(), len(context.stack.blocks)
     brief.candidates(context.stack)
     problem = brief.problem(context.stack, no_energy(units))
-    spent = plan(len(problem.free), brief.budget, tokens)
+    spent = plan(len(problem.free), brief.budget, tokens, streamed=sweeps(context.stack))
     # One slice for all rounds. Another for each was better on one text and worse on the other, for a more complicated
     # loop (log, 2026-11-24, a slice of its own for each round).
     few = objective.first_tokens(spent.slice_tokens)
@@ -185,7 +186,7 @@ def refine(
             prior or pairs({r: known[r][0] for r in singles}, units),
             problem,
             rounds=spent.rounds,
-            batch=BATCH,
+            batch=spent.batch,
             known=known,
             diary=state,
         )

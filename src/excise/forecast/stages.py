@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from excise.choosing.plan import ANCHORS, BATCH, SHARED, plan
+from excise.choosing.plan import ANCHORS, SHARED, plan
 from excise.forecast.shape import Shape
 from excise.forecast.speed import Speed
 from excise.measuring.distributions import TOP_K
@@ -29,7 +29,7 @@ GRAMS = 7
 # Of a search's samples, three of five are fitted on.
 FITTED = 0.6
 # Beside a refinement's passes: fits of repairs, as a share of them; and seconds of the solves of its rounds.
-FITS, SOLVES = 0.3, 8.0
+FITS, SOLVES = 0.5, 15.0
 # Streams of all samples that wait at branching points of the trie, at a time.
 BRANCHES = 6
 # Passes over the samples that a repair takes, its own and the original's.
@@ -166,7 +166,7 @@ class _Sizes:
 
     def _refinement(self) -> Stage:
         work, blocks = self.work, len(self.shape.blocks)
-        spent = plan(blocks, work.removed, work.effort * work.calibration)
+        spent = plan(blocks, work.removed, work.effort * work.calibration, streamed=self.streamed)
         fitted = FITTED * spent.race_tokens[-1]
         judged = spent.race_tokens[-1] - fitted
         kept = self._distributions(judged)
@@ -174,7 +174,7 @@ class _Sizes:
         duals = 4.0 * (2 * fitted**2 + fitted * spent.race_tokens[-1])
         memory = LOGITS + kept + duals + self._streams(spent.race_tokens[-1], BRANCHES)
         sweeps = 1 + 1 + spent.rounds + len(spent.race_tokens)
-        heads = judged * (blocks + ANCHORS + spent.rounds * BATCH)
+        heads = judged * (blocks + ANCHORS + spent.rounds * spent.batch)
         return self._stage(
             "refinement",
             memory,
