@@ -14,7 +14,7 @@ from excise.context import Context
 from excise.models.loading import load
 from excise.models.quantised import dequantise, quantise
 from excise.repair.refitted import Losses
-from excise.repair.several import Repairs, repair_removals, write_removal
+from excise.repair.several import Repairs, is_repairable, repair_removals, write_removal
 from excise.surgery.check import check_loaded
 from excise.surgery.on_disk import prune_folder
 from tests.quantised import quantise as quantised_folder
@@ -88,6 +88,7 @@ def test_experts_that_are_fused_when_read_are_left_alone_with_the_reason(tmp_pat
     loaded = load(str(folder))
     repairs = repair_removals(Context(loaded), [(2,)], SAMPLES, HELD_OUT)
     assert "several float8 tensors" in repairs.refused[(2,)]
+    assert not is_repairable(loaded, SAMPLES)
 
 
 @pytest.mark.parametrize("values", [torch.float8_e4m3fn, torch.float8_e5m2])

@@ -10,6 +10,7 @@ import torch
 
 from excise.errors import ArchitectureError
 from excise.measuring.measure import measure
+from excise.models.loading import Loaded
 from excise.models.stack import find_stack
 from excise.repair.measured import known_repaired, measure_repaired, repairable_folds
 from excise.repair.openings import RIDGE, Opening
@@ -49,7 +50,7 @@ def by_itself(stack, removed, statistic="loss"):
 def test_a_removal_costs_what_it_costs_repaired_by_itself(architecture, repairable):
     stack = find_stack(tiny_model(architecture, 6).float())
     before = traces(stack.model)
-    assert len(repairable_folds(stack)) >= repairable
+    assert len(repairable_folds(Loaded.of(stack))) >= repairable
     removals = [r for r in REMOVALS if not set(r) & set(stack.fixed)]
     found = measure_repaired(context_of(stack), FITTING, JUDGING, removals)
     for removed in removals:
@@ -73,7 +74,7 @@ def test_it_does_not_matter_what_else_is_measured(statistic):
 def test_what_is_not_repaired_costs_what_it_costs_pruned_and_the_intact_model_nothing():
     # Blocks of Gemma 4 read keys and values of others, so that no stream alone tells what they do.
     stack = find_stack(tiny_model("gemma4_text", 6))
-    assert not repairable_folds(stack)
+    assert not repairable_folds(Loaded.of(stack))
     removals = [r for r in REMOVALS if not set(r) & set(stack.fixed)]
     plain = measure(context_of(stack), JUDGING, removals, statistic="divergence")
     found = measure_repaired(context_of(stack), FITTING, JUDGING, [(), *removals], statistic="divergence")

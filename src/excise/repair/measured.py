@@ -24,7 +24,9 @@ from excise.measuring.measure import DISTRIBUTIONS, Measurements, Statistic, mea
 from excise.measuring.passes import pass_key
 from excise.measuring.sweep import sweeps
 from excise.measuring.trie import Trie
+from excise.models.loading import Loaded
 from excise.models.stack import Stack, removable_indices
+from excise.models.stored import Stored
 from excise.plain import Facts
 from excise.repair.cuts import folds_of
 from excise.repair.folds import Fold
@@ -37,14 +39,16 @@ _FOLDS: WeakKeyDictionary[Stack, dict[int, Fold]] = WeakKeyDictionary()
 MEASUREMENTS, STAGE = "repaired", "measuring, repaired"
 
 
-def repairable_folds(stack: Stack) -> dict[int, Fold]:
-    """What of a block next to a cut a repair folds into, for every block where it does.
+def repairable_folds(loaded: Loaded) -> dict[int, Fold]:
+    """What of a block next to a cut a repair folds into, and its checkpoint can store, for every block with such.
 
     Asked of a stack for the first time, it costs a pass of a few tokens.
     """
+    stack = loaded.stack
     if stack not in _FOLDS:
-        found = folds_of(stack, range(len(stack.blocks)), None)
-        _FOLDS[stack] = {b: folds[0] for b, folds in found.items() if not isinstance(folds, ArchitectureError)}
+        stored, found = Stored.of(loaded), folds_of(stack, range(len(stack.blocks)), None)
+        exact = {b: folds[0] for b, folds in found.items() if not isinstance(folds, ArchitectureError)}
+        _FOLDS[stack] = {b: fold for b, fold in exact.items() if stored.refusal(fold.names) is None}
     return _FOLDS[stack]
 
 
@@ -87,7 +91,7 @@ def measure_repaired(
     known = context.store.ledger(MEASUREMENTS, key)
     new = context.team.once(lambda: [removed for removed in distinct if removed not in known])
     # Asked only where something is to be measured: searches ask again and again for what is known.
-    folds = repairable_folds(stack) if new else {}
+    folds = repairable_folds(context.loaded) if new else {}
     if new and not folds:
         return measure(context, judging, removals, statistic=statistic)
     with context.progress.stage(STAGE, judging.tokens * len(distinct) if new else 0) as advance:

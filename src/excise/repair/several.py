@@ -146,7 +146,7 @@ def write_removal(
 
 def is_repairable(loaded: Loaded, samples: Samples) -> bool:
     """Whether a removal from this model may be repaired at some cut; costs a pass of a few tokens."""
-    return _unfit(loaded, samples) is None and bool(repairable_folds(loaded.stack))
+    return _unfit(loaded, samples) is None and bool(repairable_folds(loaded))
 
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:
