@@ -17,10 +17,10 @@ BATCH, STREAMED_BATCH = 8, 24
 ANCHORS = 8
 # Of a full forward pass that a removal costs along the trie, about.
 SHARED = 0.55
-# Up to slices of GOOD_SLICE tokens, a larger slice pays before more than five rounds do; from there on more removals
-# order low states better for the same effort, up to the thirty rounds tried (log, 2026-11-30, what a round measures).
-GOOD_SLICE = 1024
-MOST_ROUNDS, GOOD_ROUNDS, FEW_ROUNDS, FEWEST_ROUNDS = 30, 12, 5, 2
+# Five rounds were enough in all runs, the best found in the fourth or fifth (log, 2026-11-24, loss or divergence).
+# What is left over buys a larger slice: of 1,024 tokens four samples judge, and err twice as much as the eight of 2,048
+# (log, 2026-11-30, what a round measures).
+MOST_ROUNDS, GOOD_ROUNDS, FEWEST_ROUNDS = 12, 5, 2
 # About one chat: on less, damage would be that of the text and not of the removal.
 LEAST_SLICE = 128
 
@@ -56,8 +56,7 @@ class Plan:
 def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> Plan:
     """Divide a number of forward tokens among singles, rounds and race.
 
-    The loop gets as many tokens a measurement as leave it twelve rounds of eight, where those are few as leave it five,
-    and no fewer than two rounds.
+    The loop gets as many tokens a measurement as leave it five rounds of eight, and no fewer than two rounds.
 
     Args:
         units: removable blocks.
@@ -78,7 +77,7 @@ def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> 
     searching, racing = (1 - RACE_SHARE) * tokens, RACE_SHARE * tokens
     slice_tokens = LEAST_SLICE
     # Powers of two, so that efforts a little apart share a slice, and with it everything measured on it.
-    while searching / (2 * slice_tokens) >= opening + _rounds_wanted(2 * slice_tokens) * BATCH * share:
+    while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
         slice_tokens *= 2
     batch = STREAMED_BATCH if streamed else BATCH
     rounds = math.floor((searching / slice_tokens - opening) / (batch * share))
@@ -93,8 +92,3 @@ def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> 
         batch,
         tuple(first * 2**stage for stage in range(STAGES)),
     )
-
-
-def _rounds_wanted(slice_tokens: int) -> int:
-    """Rounds that a slice of so many tokens must leave room for."""
-    return FEW_ROUNDS if slice_tokens <= GOOD_SLICE else GOOD_ROUNDS
