@@ -6,8 +6,8 @@
 All are fitted on the same text (chats and encyclopaedic passages), at every cut from the bottom up, each on the stream
 as the ones before it made it, and judged on texts that nothing was fitted on: those of `benchmarks.selection`, or of
 each `--judge`, less what overlaps with the text fitted on. Prints a JSON line for each row: Δ loss in nats/token with
-its standard error over samples, and by how much it is behind `down`, the last matrix below each cut alone, with the error of
-that difference. What is in the output file is not made again.
+its standard error over samples, and by how much it is behind `down`, the last matrix below each cut alone, with the
+error of that difference. What is in the output file is not made again.
 """
 
 from __future__ import annotations
