@@ -13,6 +13,9 @@ from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.models.loading import Loaded
 from excise.models.stack import find_stack
+from excise.repair.openings import RIDGE
+from excise.repair.repair import Folding, repair
+from excise.repair.streams import swapped
 from excise.settings import Objecting
 from tests.choosing.criteria.naive import divergence, log_probabilities, rejection, token_losses, without
 from tests.contexts import context_of
@@ -59,10 +62,13 @@ def test_kl_is_the_mean_divergence(model):
 def test_acceptance_is_the_mean_probability_of_rejection(model, repaired):
     samples, context = random_samples(seed=1), context_of(find_stack(model))
     objective = parse_objective("acceptance", samples, repaired=repaired)
-    # Without block 0 no cut has a block below it whose matrix could be refitted.
-    removals = [(0,)] if repaired else REMOVALS
-    found = objective.damages(context, [(), *removals])
-    expected = [rejection(model, without(model, r), objective.terms[0].samples) for r in removals]
+    found, term = objective.damages(context, [(), *REMOVALS]), objective.terms[0]
+    expected = []
+    for removed in REMOVALS:
+        fitted = repair(context, removed, term.fitting, folding=Folding(ridges=(RIDGE,))).weights if repaired else {}
+        with swapped(model, fitted):
+            pruned = without(model, removed)
+        expected.append(rejection(model, pruned, term.samples))
     np.testing.assert_allclose(found.values, [0.0, *expected], rtol=TOLERANCE, atol=1e-12)
     assert (found.errors[1:] > 0).all()
     assert objective.title == ("rejection after repair" if repaired else "rejection")

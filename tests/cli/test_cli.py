@@ -113,15 +113,18 @@ def test_prune_repairs_where_data_is_given(excise, model, tmp_path):
     assert kept["losses"]["pruned"] == recipe["pruned_loss"]
     assert "self-test: passed: its logits equal those of the original" in out
     card = (tmp_path / "r" / "README.md").read_text()
-    assert ("Loss after repair" in card) == ("feed-forward of block 1, fitted on 24 samples of starter" in card)
+    assert ("Loss after repair" in card) == (
+        "feed-forward of block 1; feed-forward of block 3, fitted on 24 samples of starter" in card
+    )
     weights, original = (load_file(path / "model.safetensors") for path in (tmp_path / "r", Path(model)))
     differing = {
         name for name in original if ".layers.1." in name and not np.array_equal(weights[name], original[name])
     }
     assert differing == ({"model.layers.1.mlp.down_proj.weight"} if "repair" in recipe else set())
-    code, _, err = excise("prune", model, "--removed", "0", "--out", tmp_path / "x", "--repair", *drawn)
+    sharing = str(tiny_folder(tmp_path / "sharing", "gemma4_text", layers=6))
+    code, _, err = excise("prune", sharing, "--removed", "1", "--out", tmp_path / "x", "--repair", *drawn)
     assert code == 2
-    assert "run at block 0" in err
+    assert "use keys and values of blocks below them" in err
     assert not (tmp_path / "x").exists()
 
 

