@@ -267,13 +267,18 @@ def _low(found: Refined, brief: Brief) -> list[Removal]:
 def _rho(
     context: Context, slices: Sequence[Objective], found: Refined, removals: Sequence[Removal], own: Objective
 ) -> dict[str, Any]:
-    predicted = found.energy().energies(removals)
+    predicted = np.array(found.energy().energies(removals))
     measured = [part.damages(context, removals).values for part in slices]
+    mean = np.mean(measured, axis=0)
     # What a fit to the loop's own samples would reach that made no error.
     there = own.damages(context, removals).values
     return {
-        "rho": float(spearmanr(predicted, np.mean(measured, axis=0)).statistic),
-        "without_error": float(spearmanr(there, np.mean(measured, axis=0)).statistic),
+        "rho": float(spearmanr(predicted, mean).statistic),
+        # Of states that lie close together no order can be told: how far apart they are, and how wrong predictions,
+        # up to what all have in common. The better the energy, the closer its lowest states.
+        "spread": float(np.std(mean)),
+        "error": float(np.std(mean - predicted)),
+        "without_error": float(spearmanr(there, mean).statistic),
         "ceiling": float(spearmanr(*measured).statistic),
         "count": len(removals),
         "predicted": [round(float(value), 4) for value in predicted],
