@@ -61,7 +61,7 @@ def evaluations_of_random_swaps(damage, optimum, seed, most=4000):
 
 def test_reaches_the_optimum_in_fewer_evaluations_than_random_swaps():
     ours, theirs = [], []
-    for seed in range(4):
+    for seed in range(3):
         damage = planted(seed)
         optimum = min(damage(removed) for removed in itertools.combinations(range(N), M))
         found, _ = loop(damage, rounds=20)
