@@ -106,7 +106,8 @@ def test_what_does_not_fit_is_measured_from_the_top_with_nearly_the_same_ranks(s
     # Other entries of the store: neither is taken for the other, and both are found again.
     assert 0.3 < top.losses.max() / whole.losses.max() < 0.999
     assert (top.sums <= whole.sums + 1e-6).all()
-    assert spearmanr(top.losses, whole.losses).statistic > 0.9
+    # Without repair the ranks are the same; refitted matrices of a random model leave two neighbours in another order.
+    assert spearmanr(top.losses, whole.losses).statistic >= (0.9 if repaired else 1)
     for room, first in ((of_all, whole), (of_all // 8, top)):
         again, _ = run(room)
         np.testing.assert_array_equal(again.sums, first.sums)

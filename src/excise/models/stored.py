@@ -71,14 +71,18 @@ class Stored:
     @staticmethod
     def of(loaded: Loaded) -> Stored:
         """Of a loaded model; where it came from a folder, asks its headers."""
-        form = None if loaded.folder is None else format_of(loaded.folder)
-        if form is None or loaded.folder is None:
+        if loaded.folder is None or (form := format_of(loaded.folder)) is None:
             return Stored(loaded.stored_dtype)
         names = Names(loaded.stack.model)
-        found = {key: (name, each) for name, each in float8_of(read_checkpoint(loaded.folder), form).items()
-                 if (key := names.key(name)) is not None}  # fmt: skip
-        fused = frozenset(key for key, (name, _) in found.items() if names.is_converted(name))
-        return Stored(loaded.stored_dtype, {k: each for k, (_, each) in found.items() if k not in fused}, fused)
+        alone: dict[str, Float8] = {}
+        fused: set[str] = set()
+        for name, matrix in float8_of(read_checkpoint(loaded.folder), form).items():
+            key = names.key(name)
+            if key is not None and names.is_converted(name):
+                fused.add(key)
+            elif key is not None:
+                alone[key] = matrix
+        return Stored(loaded.stored_dtype, alone, frozenset(fused))
 
     def refusal(self, names: Iterable[str]) -> ArchitectureError | None:
         """Why new values of parameters could not be stored; None where they can."""

@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from excise.artefacts import read_json
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
 from excise.ising.problem import Removal
 from excise.measuring.passes import pass_key
 from excise.models.loading import Loaded
+from excise.models.quantised import find_format
 from excise.models.stack import Stack
-from excise.models.stored import format_of
 from excise.plain import Facts, Values
 from excise.repair.measured import repairable_folds
 from excise.repair.refitted import Repair
@@ -151,9 +150,9 @@ def is_repairable(loaded: Loaded, samples: Samples) -> bool:
 
 def _unfit(loaded: Loaded, samples: Samples) -> str | None:
     """Why nothing of this model can be repaired on these samples."""
-    quantised = loaded.folder is not None and read_json(loaded.folder / "config.json").get("quantization_config")
-    if quantised and loaded.folder is not None and format_of(loaded.folder) is None:
-        method = quantised.get("quant_method", "by an unnamed tool")
+    settings = (loaded.raw_config or {}).get("quantization_config")
+    if settings and loaded.folder is not None and find_format(loaded.folder, settings) is None:
+        method = settings.get("quant_method", "by an unnamed tool")
         return f"its weights are stored quantised ({method}), and only float8 matrices are quantised anew once repaired"
     if len(samples) < 2:
         return f"it takes at least two calibration samples, got {len(samples)}"

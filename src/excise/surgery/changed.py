@@ -15,6 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from excise.errors import CheckpointError
 from excise.models import headers
 from excise.models.headers import Checkpoint
+from excise.models.loading import PLAIN
 from excise.models.names import Names, without_prefix
 from excise.models.quantised import Format
 from excise.models.residency import replacements
@@ -24,7 +25,6 @@ from excise.plain import Values
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 SCALES = {"U8": torch.uint8, "F8_E8M0": torch.float8_e8m0fnu}
 DTYPES = {**PLAIN, **FLOAT8_DTYPES, **SCALES}
 
