@@ -119,6 +119,9 @@ def test_a_plan_spends_what_it_is_given():
     looping = large.slice_tokens * (1 + 15 + share * 8 * (1 + large.rounds))
     assert 0.8 * 200_000 < racing + looping < 1.25 * 200_000
     # Where every round reads all weights, as many removals in fewer rounds.
+    for tokens in (1_000, 8_000, 40_000, 80_000, 200_000):
+        one, other = plan(30, 8, tokens), plan(30, 8, tokens, streamed=True)
+        assert one.rounds * one.batch - one.batch < other.rounds * other.batch <= one.rounds * one.batch
     streamed = plan(30, 8, 200_000, streamed=True)
     assert streamed.slice_tokens == large.slice_tokens
     assert streamed.rounds < large.rounds / 2

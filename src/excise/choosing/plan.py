@@ -11,8 +11,9 @@ RACE_SHARE = 0.3
 # Two stages, as the first of a race once ran on the tokens of the loop and told nothing new (log, 2026-11-24,
 # refinement's default effort).
 FINALISTS, STAGES = 8, 2
-# More in a round would rest on a staler fit; where all weights are read for each round, reading counts more.
-BATCH, STREAMED_BATCH = 8, 24
+# More in a round would rest on a staler fit; where all weights are read for each round, reading counts more, and so
+# many rounds are put into one.
+BATCH, STREAMED_ROUNDS = 8, 3
 # Random removals tell how far to trust predictions away from the best; of fewer than four no rank correlation is given.
 ANCHORS = 8
 # Of a full forward pass that a removal costs along the trie, about.
@@ -79,8 +80,11 @@ def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> 
     # Powers of two, so that efforts a little apart share a slice, and with it everything measured on it.
     while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
         slice_tokens *= 2
-    batch = STREAMED_BATCH if streamed else BATCH
-    rounds = math.floor((searching / slice_tokens - opening) / (batch * share))
+    rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
+    rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds))
+    # As many removals in any case: an effort that pays for few must not be spent several times over.
+    removals = rounds * BATCH
+    rounds = max(FEWEST_ROUNDS, rounds // STREAMED_ROUNDS) if streamed else rounds
     # Passes of the intact model over as many tokens as the first stage has: 1 + 2 + …
     intact = 2**STAGES - 1
     # Half as many on twice the tokens: every stage costs the same. Not below the slice, on which all are measured
@@ -88,7 +92,7 @@ def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> 
     first = max(slice_tokens, round(racing / (STAGES * FINALISTS * share + intact)))
     return Plan(
         slice_tokens,
-        min(MOST_ROUNDS * BATCH // batch, max(FEWEST_ROUNDS, rounds)),
-        batch,
+        rounds,
+        removals // rounds,
         tuple(first * 2**stage for stage in range(STAGES)),
     )
