@@ -93,6 +93,15 @@ def test_fewer_tokens_than_features_or_more_give_the_same_fit():
         torch.testing.assert_close(torch.cat(added), rows[: 2 * (len(rows) // 2)] @ D)
 
 
+@pytest.mark.parametrize("rows", [4, 12])
+def test_features_of_nothing_add_nothing_and_those_that_overflow_show(rows):
+    missing = torch.randn(rows, 4)
+    assert (torch.cat(Opening([torch.zeros(rows, 8)] * 2, [True, False]).added(missing)) == 0).all()
+    overflowing = torch.randn(rows, 8)
+    overflowing[0, 0] = torch.inf
+    assert Opening([overflowing] * 2, [True, False]).added(missing)[1].isnan().all()
+
+
 def test_an_interrupted_measurement_goes_on(tmp_path):
     stack = find_stack(tiny_model("llama", 6))
     expected = measure_repaired(context_of(stack), FITTING, JUDGING, REMOVALS)

@@ -15,6 +15,7 @@ from excise.errors import ArchitectureError, InputError
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import bypass, find_stack, first, gated
+from excise.models.stored import Stored
 from excise.repair.refitted import Repair
 from excise.repair.repair import FEATURES, Folding, number_of_fits, repair, repair_each, repaired
 from excise.repair.ridge import GainEquations, NormalEquations
@@ -382,7 +383,7 @@ def test_what_cannot_be_folded_exactly_is_refused(model_type, removed, message):
     with pytest.raises(ArchitectureError, match=message):
         fit(stack, removed, random_samples())
     with pytest.raises(ArchitectureError, match=message):
-        number_of_fits(Loaded.of(stack), removed)
+        number_of_fits(stack, Stored(stack.model.dtype), removed)
 
 
 def test_a_run_at_block_0_is_repaired_above_alone():
@@ -390,8 +391,8 @@ def test_a_run_at_block_0_is_repaired_above_alone():
     with pytest.raises(ArchitectureError, match="run at block 0 has no kept block below"):
         fit(stack, [0, 1], samples)
     assert [step.block for step in fit(stack, [0, 1], samples, above=True).steps] == [2]
-    assert number_of_fits(Loaded.of(stack), [0, 1]) == 1
-    assert number_of_fits(Loaded.of(stack), [0, 3, 5]) == 3  # blocks 1, 2 and 4
+    assert number_of_fits(stack, Stored(stack.model.dtype), [0, 1]) == 1
+    assert number_of_fits(stack, Stored(stack.model.dtype), [0, 3, 5]) == 3  # blocks 1, 2 and 4
 
 
 def test_mixed_blocks_other_sums_and_quantised_weights_are_refused():

@@ -12,6 +12,7 @@ from excise.context import Context
 from excise.measuring.measure import measure
 from excise.models.loading import load
 from excise.progress import Progress
+from excise.repair import repair
 from excise.repair.refitted import Losses
 from excise.repair.several import Repairs, repair_removals
 from excise.store import Store
@@ -57,6 +58,25 @@ def test_what_cannot_be_repaired_says_why(tmp_path):
     assert "keys and values of blocks below" in repairs.refused[(2,)]
     assert json.loads(json.dumps(repairs.describe()))["refused"][0]["removed"] == [2]
     assert repairs.loss((2,)) is None
+
+
+def test_a_removal_that_overflows_costs_the_others_nothing(loaded, monkeypatch):
+    plain = repair.student_streams
+
+    def overflowing(stack, batch, start, state, removed, fold):
+        before, found, stream = plain(stack, batch, start, state, removed, fold)
+        return before, found, stream * torch.inf if 2 in removed else stream
+
+    monkeypatch.setattr(repair, "student_streams", overflowing)
+    repairs = repair_removals(context_of(loaded.stack), [(1,), (2,), (3,)], SAMPLES, HELD_OUT)
+    assert list(repairs.fitted) == [(1,), (3,)]
+    assert "block 1 overflows" in repairs.refused[(2,)]
+
+
+def test_a_repair_that_cures_an_overflow_helps():
+    assert Losses(1.0, torch.nan, 2.0).helps
+    assert not Losses(1.0, 2.0, torch.nan).helps
+    assert not Losses(1.0, torch.nan, torch.inf).helps
 
 
 def test_finished_repairs_are_found_again_and_others_are_not_taken_for_them(loaded, tmp_path):

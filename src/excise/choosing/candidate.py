@@ -36,9 +36,9 @@ class Candidate:
 
     @property
     def best_loss(self) -> float:
-        """Loss as it will be written: repaired where that lowers it."""
-        after = self.repaired_loss
-        return after if after is not None and after < self.loss else self.loss
+        """Loss as it will be written: repaired where that lowers it, or cures an overflow."""
+        known = (self.loss, self.repaired_loss)
+        return min((loss for loss in known if loss is not None and math.isfinite(loss)), default=self.loss)
 
 
 @dataclass(frozen=True)

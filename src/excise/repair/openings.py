@@ -37,8 +37,9 @@ class Opening:
         gram = phi @ phi.T if dual else phi.T @ phi
         # As in `NormalEquations`, the ridge is relative to the mean diagonal of ΦᵀΦ, whatever the form.
         scale = float(phi.square().sum()) / phi.shape[1]
-        gram.diagonal().add_(max(RIDGE * scale, torch.finfo(gram.dtype).tiny))
-        self._factor = torch.linalg.cholesky(gram)
+        gram.diagonal().add_(_ridge(scale, gram.dtype))
+        # Not a number instead of an error, as an overflow shows wherever else a removal is measured.
+        self._factor = torch.linalg.cholesky(gram) if gram.isfinite().all() else torch.full_like(gram, torch.nan)
         self._fitted = None if dual else phi
         self._rows = [f @ phi.T for f in features] if dual else list(features)
 
@@ -70,14 +71,19 @@ class Gains:
     def added(self, residual: Float[Tensor, "tokens width"]) -> list[Tensor]:
         """See `Opening.added`."""
         gram = self._fitted.square().sum(dim=0)
-        ridge = RIDGE * float(gram.mean())
-        change = (self._fitted * residual).sum(dim=0) / (gram + max(ridge, torch.finfo(gram.dtype).tiny))
+        change = (self._fitted * residual).sum(dim=0) / (gram + _ridge(float(gram.mean()), gram.dtype))
         return [f * change for f in self._features]
+
+
+def _ridge(scale: float, dtype: torch.dtype) -> float:
+    """What is added to the diagonal of a Gram matrix; features that are all 0 need any that can be divided by."""
+    ridge = RIDGE * scale
+    return ridge if ridge > torch.finfo(dtype).tiny else 1.0
 
 
 def features_at(fold: Fold, found: dict[str, Tensor], batch: Batch) -> Float[Tensor, "tokens features"]:
     """Of what a pass recorded at a fold, that which its repair is fitted on, real tokens only."""
-    return wide(as_features(found, fold.features(AUTO))[batch.real])
+    return wide(as_features(found, fold.features(AUTO), batch.real))
 
 
 def opening_of(fold: Fold, features: Sequence[Tensor], fits: Sequence[bool]) -> Opening | Gains:

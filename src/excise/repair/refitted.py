@@ -57,6 +57,11 @@ class Losses:
     repaired: float
 
     @property
+    def helps(self) -> bool:
+        """Whether the repair lowers the loss; one that cures an overflow does."""
+        return math.isfinite(self.repaired) and not self.repaired >= self.pruned
+
+    @property
     def delta_before(self) -> float:
         """Damage of the removal alone."""
         return self.pruned - self.intact

@@ -31,7 +31,6 @@ from excise.measuring.measure import measure
 from excise.measuring.passes import over_batches
 from excise.measuring.sweep import Streams, alone, embedded, sweeps
 from excise.models.identity import model_identity
-from excise.models.loading import Loaded
 from excise.models.residency import held
 from excise.models.stack import Stack, block_indices
 from excise.models.stored import Stored
@@ -125,7 +124,7 @@ def repair_each(
         alone, so that it does not depend on what was repaired before: the original's pass counts for each of them.
 
     Raises:
-        InputError: there are fewer than two samples.
+        InputError: there are fewer than two samples, or streams overflow; of the removals, the one whose turn it is.
         ArchitectureError: at no cut of a removal would folding be exact; where it is at some, others are left alone.
 
     """
@@ -219,14 +218,19 @@ class _Target:
         return _Target(block_indices(stack, removed), tuple(parts), left_alone)
 
 
-def number_of_fits(loaded: Loaded, removed: Sequence[int]) -> int:
+def number_of_fits(stack: Stack, stored: Stored, removed: Sequence[int]) -> int:
     """How many matrices the repair of a removal refits by default; costs a pass of a few tokens.
+
+    Args:
+        stack: the model's blocks.
+        stored: how its parameters are stored, which takes reading its headers once.
+        removed: block indices.
 
     Raises:
         ArchitectureError: see `repair_each`.
 
     """
-    return len(_Target.of(loaded.stack, Stored.of(loaded), removed, Folding()).parts)
+    return len(_Target.of(stack, stored, removed, Folding()).parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,8 +343,7 @@ class _Fitting:
             target = self.scratch.read(number, f"target-{part.top}")
             real = batch.real.to(stream.device)
             residual = target["stream"].to(stream.device).double() - stream[real].double()
-            phi = as_features(found, features)
-            phi = phi[real.to(phi.device)]
+            phi = as_features(found, features, real)
             # By the sample's number, not the batch's: batches hold samples of similar length, and short chats differ
             # from long ones.
             chooses = torch.tensor([i in choosing for i in batch.indices], device=real.device)
@@ -352,6 +355,9 @@ class _Fitting:
         for equations in (fit, choice):
             for sums in (equations.gram, equations.cross, equations.square):
                 self.context.team.total(sums)
+            if not all(sums.isfinite().all() for sums in (equations.gram, equations.cross, equations.square)):
+                block = fold.sublayer.block
+                raise InputError(f"without the removed blocks, block {block} overflows; try --dtype float32")
         return fit, choice
 
 

@@ -17,6 +17,7 @@ from excise.measuring.passes import pass_key
 from excise.models.loading import Loaded
 from excise.models.quantised import find_format
 from excise.models.stack import Stack
+from excise.models.stored import Stored
 from excise.plain import Facts, Values
 from excise.repair.measured import repairable_folds
 from excise.repair.refitted import Repair
@@ -52,7 +53,7 @@ class Repairs:
     def helpful(self, removed: Removal) -> Repair | None:
         """The repair of a removal, where there is one and it lowers the loss on the held-out samples."""
         fitted = self.fitted.get(removed)
-        return fitted if fitted and fitted.losses and fitted.losses.repaired < fitted.losses.pruned else None
+        return fitted if fitted and fitted.losses and fitted.losses.helps else None
 
     def applied(self, stack: Stack, removed: Removal, *, always: bool = False) -> AbstractContextManager[Any]:
         """Context in which the model has the weights of the removal's repair, if it helps or `always`."""
@@ -92,14 +93,16 @@ def repair_removals(
     new = [removed for removed in wanted if removed not in fitted]
     passes = 1 + sum(fits[removed] for removed in new)
     with context.progress.stage("repair", samples.tokens * passes + 3 * held_out.tokens * len(new) if new else 0):
-        try:
-            for result in repair_each(context, new, samples):
-                fitted[result.removed] = result
-                if path := files[result.removed]:
-                    result.save(path)
-        # The model's streams overflow on these samples; the run goes on without repairs.
-        except InputError as error:
-            refused |= {removed: str(error) for removed in new if removed not in fitted}
+        left = list(new)
+        while left:
+            try:
+                for result in repair_each(context, left, samples):
+                    fitted[left.pop(0)] = result
+                    if path := files[result.removed]:
+                        result.save(path)
+            # Streams overflow without these blocks; the run goes on with the repairs of the others.
+            except InputError as error:
+                refused[left.pop(0)] = str(error)
         judged = {r: with_losses(context, fitted[r], held_out) for r in wanted if r in fitted}
     return Repairs(judged, refused)
 
@@ -163,9 +166,10 @@ def _fits(loaded: Loaded, removals: Iterable[Removal]) -> tuple[dict[Removal, in
     """How many matrices the repair of each refits; and of those that cannot be repaired, why."""
     fits: dict[Removal, int] = {}
     refused: dict[Removal, str] = {}
+    stored = Stored.of(loaded)
     for removed in dict.fromkeys(removals):
         try:
-            fits[removed] = number_of_fits(loaded, removed)
+            fits[removed] = number_of_fits(loaded.stack, stored, removed)
         except ArchitectureError as error:
             refused[removed] = str(error)
     return fits, refused
