@@ -240,7 +240,7 @@ class RunResult(Artefact):
         checkpoint_loss: of what was written, repaired where that helps, on those.
         damage: checkpoint_loss less base_loss, its standard error, and the same in every domain of the samples.
         choice: the other held-out samples, by which the candidates were measured and the best of them chosen, the
-            original's loss on them, and all that tie with the best.
+            original's loss on them, and those of the repaired that tie with the best.
         parameters: of the original.
         pruned_parameters: of what was written.
         repair: what was repaired and why some were not; None without repair.

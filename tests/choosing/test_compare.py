@@ -169,24 +169,25 @@ def test_table_and_figures_show_every_method(finished, tmp_path):
             assert any(tip.startswith(f"{method}, M = ") for tip in figure.tips)
 
 
-def test_a_comparison_with_repair_shows_the_damage_after_it_where_blocks_are_dropped(loaded, samples, tmp_path):
+def test_a_comparison_with_repair_is_of_the_damage_after_it_where_blocks_are_dropped(loaded, samples, tmp_path):
     methods = ("norm-ratio", "swm-figure", "random", "llm-drop-joint")
     comparison = compared(
         loaded, samples, [2], tmp_path, methods=",".join(methods), random_draws=2, seed=3, repair=True
     )
     rows = {row.method: row for row in comparison.rows}
-    assert rows["swm-figure"].repaired_delta is rows["llm-drop-joint"].repaired_delta is None
+    assert rows["swm-figure"].pruned_delta is rows["llm-drop-joint"].pruned_delta is None
     for row in (rows["norm-ratio"], rows["random"]):
         removals = [draw["removed"] for draw in row.draws] or [row.removed]
         if any(0 in removed for removed in removals):
-            assert row.repaired_delta is None
+            assert row.pruned_delta is None
             continue
-        losses = [
-            repair(context_of(loaded.stack), r, samples[0], held_out=samples[1]).losses.repaired for r in removals
-        ]
-        assert row.repaired_delta == pytest.approx(np.mean(losses) - comparison.base_loss, abs=1e-6)
-    assert any(row.repaired_delta is not None for row in rows.values())
+        losses = [repair(context_of(loaded.stack), r, samples[0], held_out=samples[1]).losses for r in removals]
+        assert row.delta == pytest.approx(np.mean([loss.delta_after for loss in losses]), abs=1e-6)
+        assert row.pruned_delta == pytest.approx(np.mean([loss.delta_before for loss in losses]), abs=1e-6)
+        assert row.interval[0] <= row.delta <= row.interval[1]
+    assert any(row.pruned_delta is not None for row in rows.values())
+    assert [row.delta for row in comparison.rows] == sorted(row.delta for row in comparison.rows)
     text = comparison_markdown(comparison)
-    assert "| Δ loss [95 %] | repaired | worst domain | perplexity |" in text
-    shown = next(row for row in rows.values() if row.repaired_delta is not None)
-    assert f"] | {shown.repaired_delta:+.3f} | " in text
+    assert "| Δ loss [95 %] | before repair | worst domain | perplexity |" in text
+    shown = next(row for row in rows.values() if row.pruned_delta is not None)
+    assert f"] | {shown.pruned_delta:+.3f} | " in text

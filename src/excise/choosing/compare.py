@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from excise.artefacts import Artefact
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
 from excise.choosing.contest import Contest
 from excise.choosing.criteria import RANDOM, SEARCHING
-from excise.choosing.intervals import Choice, Judge, Row
-from excise.choosing.pipeline import measure_proposals, propose_budgets, repair_proposals
+from excise.choosing.intervals import Choice, Floats, Judge, Row
+from excise.choosing.pipeline import measure_proposals, propose_budgets, repaired_sums
 from excise.choosing.proposal import Proposal
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import ArchitectureError, InputError
 from excise.ising.energies import ENERGIES
+from excise.ising.problem import Removal
 from excise.measuring.score import score
 from excise.plain import Facts
-from excise.repair.several import Repairs
 from excise.settings import REPAIR_TOKENS
 
 MANIFEST = "compare.json"
@@ -100,17 +98,14 @@ def compare(
     # Shared through the store with the criteria that took them.
     gradients = score(context, calibration)
     measured = measure_proposals(context, held_out, [entry.proposal for entry in entries])
-    choices = [
-        Choice(entry.method, entry.budget, entry.seed, entry.proposal, sums)
-        for entry, sums in zip(entries, measured.sums, strict=True)
-    ]
+    choices = _choices(entries, measured.sums)
+    if contest.repair:
+        proposals = [entry.proposal for entry in entries]
+        repaired = repaired_sums(context, proposals, calibration, held_out, tokens=REPAIR_TOKENS)
+        choices = _after_repair(choices, repaired)
     energy = ENERGIES[contest.energy](gradients.A)
     judge = Judge(context.stack, energy, measured.base, measured.counts, brief.seed, held_out.domains)
     rows = [row for budget in budgets for row in judge.rows([c for c in choices if c.budget == budget])]
-    if contest.repair:
-        proposals = [choice.proposal for budget in budgets for choice in choices if choice.budget == budget]
-        repairs = repair_proposals(context, proposals, calibration, held_out, tokens=REPAIR_TOKENS)
-        rows = [_repaired(row, repairs, measured.base_loss) for row in rows]
     return Comparison(
         base_loss=measured.base_loss,
         rows=tuple(rows),
@@ -167,12 +162,21 @@ def _entries(
     return entries, skipped
 
 
-def _repaired(row: Row, repairs: Repairs, base_loss: float) -> Row:
-    """The row with its damage after closed-form repair, where whole blocks are dropped and all draws were repaired."""
-    if row.merge or row.sublayers:
-        return row
-    removals = [tuple(draw["removed"]) for draw in row.draws] or [row.removed]
-    known = [loss for removed in removals if (loss := repairs.loss(removed)) is not None]
-    # A mean over some of the draws would compare another set before and after.
-    complete = len(known) == len(removals)
-    return replace(row, repaired_delta=float(np.mean(known)) - base_loss if complete else None)
+def _choices(entries: Sequence[_Entry], sums: Sequence[Floats]) -> list[Choice]:
+    return [Choice(e.method, e.budget, e.seed, e.proposal, own) for e, own in zip(entries, sums, strict=True)]
+
+
+def _after_repair(choices: Sequence[Choice], repaired: Mapping[Removal, Floats]) -> list[Choice]:
+    """Choices with their damage as it is after repair, where whole blocks are dropped and all draws were repaired."""
+
+    def of(choice: Choice) -> Floats | None:
+        return repaired.get(choice.proposal.removed) if choice.proposal.dropped else None
+
+    # A mean over repaired draws and others would say nothing of either.
+    incomplete = {(choice.method, choice.budget) for choice in choices if of(choice) is None}
+    return [
+        choice
+        if (choice.method, choice.budget) in incomplete or (sums := of(choice)) is None
+        else replace(choice, sums=sums, pruned=choice.sums)
+        for choice in choices
+    ]

@@ -28,7 +28,9 @@ class Contest(Checked):
         choices=names_in("excise.ising.energies:ENERGIES"),
     )
     repair: bool = option(
-        False, "Also repair every choice in closed form, and show Δ loss after it.", group="How it chooses"
+        False,
+        "Repair every choice in closed form, and compare what that leaves; Δ loss before it stands beside.",
+        group="How it chooses",
     )
 
     def __post_init__(self) -> None:

@@ -29,7 +29,8 @@ class Choice:
         budget: M.
         seed: of its random part.
         proposal: what it chose.
-        sums: [samples], loss sums on the held-out samples, nats.
+        sums: [samples], loss sums on the held-out samples, nats; after repair, where it was repaired.
+        pruned: the same before repair; None where it was not repaired.
 
     """
 
@@ -38,6 +39,7 @@ class Choice:
     seed: int
     proposal: Proposal
     sums: Float64[np.ndarray, " samples"]
+    pruned: Float64[np.ndarray, " samples"] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Row:
         sublayers: names of the sublayers removed, for a sublayer criterion.
         merge: rule by which runs of `removed` were merged into the block kept, or None.
         energy: under the comparison's energy model; None for a merge, which it does not describe.
-        loss: on the held-out text, nats per token.
+        loss: on the held-out text, nats per token; after closed-form repair, where there was one.
         delta: loss less that of the intact model.
         interval: of `delta`, 95 %, from a paired bootstrap over samples (for random draws, over draws too).
         behind: `delta` less that of the best at this budget.
@@ -63,8 +65,7 @@ class Row:
         parameters: parameters that hold weight after removal.
         draws: for random, each draw's `seed`, `removed` and `delta`.
         note: what a reader must know.
-        repaired_delta: `delta` after closed-form repair (the mean over draws, for random); None where it was not
-            repaired.
+        pruned_delta: `delta` before repair (the mean over draws, for random); None where nothing was repaired.
         domains: `delta` in each category of the held-out samples.
 
     """
@@ -87,7 +88,7 @@ class Row:
     parameters: int
     draws: tuple[Facts, ...] = ()
     note: str = ""
-    repaired_delta: float | None = None
+    pruned_delta: float | None = None
     domains: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -136,10 +137,15 @@ class Judge:
                 behind=deltas[method] - deltas[best],
                 behind_interval=quantiles(resampled[method] - resampled[best]),
                 domains=by_domain(excess[method].mean(axis=0), self.counts, self.domains),
+                pruned_delta=self._before_repair(drawn),
             )
             for method, drawn in by_method.items()
         ]
         return sorted(rows, key=lambda row: (math.isnan(row.delta), row.delta))
+
+    def _before_repair(self, drawn: Sequence[Choice]) -> float | None:
+        pruned = [c.pruned for c in drawn if c.pruned is not None]
+        return self._mean(np.array(pruned) - self.base) if pruned else None
 
     def _mean(self, excess: Floats) -> float:
         return float(excess.mean(axis=0).sum() / self.counts.sum())

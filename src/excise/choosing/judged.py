@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
 
-from excise.choosing.ratios import by_domain, ratio_error
+from excise.choosing.ratios import by_domain, ratio_error, worst_domain
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.ising.problem import Removal
@@ -18,8 +19,6 @@ from excise.repair.several import Repairs
 
 # Two-sided, 95 %.
 TIE = 1.96
-# Samples of a domain, below which its damage is that of a few texts.
-ENOUGH = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +65,8 @@ class Judged:
         return by_domain(self.sums - self.base, self.counts, self.domains)
 
     def worst(self) -> float:
-        """The largest damage of a domain with samples enough; that of all where no two domains have them."""
-        names = [name for name in dict.fromkeys(self.domains) if self.domains.count(name) >= ENOUGH]
-        damage = self.by_domain()
-        return max(damage[name] for name in names) if len(names) > 1 else self.delta
+        """Damage in the domain that suffers most, as far as its samples tell it from the mean."""
+        return worst_domain(self.sums - self.base, self.counts, self.domains)
 
     def ties_with(self, best: Judged) -> bool:
         """Whether this is no worse than another beyond chance, on the same samples."""
@@ -128,9 +125,10 @@ def settled(judged: Sequence[Judged]) -> tuple[Removal, list[Facts]]:
     """Of removals that tie with the best, the one whose worst domain suffers least; and all that tie.
 
     Args:
-        judged: on the same samples, at least one.
+        judged: on the same samples, at least one of finite loss.
 
     """
-    best = min(judged, key=lambda each: each.loss)
-    tied = sorted((each for each in judged if each.ties_with(best)), key=lambda each: (each.worst(), each.loss))
+    finite = [each for each in judged if math.isfinite(each.loss)]
+    best = min(finite, key=lambda each: each.loss)
+    tied = sorted((each for each in finite if each.ties_with(best)), key=lambda each: (each.worst(), each.loss))
     return tied[0].removed, [each.describe() for each in tied]

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from excise.choosing.brief import Brief
 from excise.choosing.criteria import AFTER_REPAIR, CRITERIA, SUBLAYER_CRITERIA
+from excise.choosing.judged import judge
 from excise.choosing.proposal import Cost, Meter, Proposal, at_smaller_budget
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.ising.problem import Removal
 from excise.measuring.measure import measure
 from excise.measuring.passes import pass_key
-from excise.repair.several import Repairs, repair_removals
+from excise.repair.several import repair_removals
 from excise.surgery.merge import merging
 
 PROPOSALS = "proposals"
@@ -159,9 +160,15 @@ def measure_proposals(context: Context, samples: Samples, proposals: Sequence[Pr
     return HeldOut(whole.of(), sums, whole.counts.astype(np.float64), cost)
 
 
-def repair_proposals(
+def repaired_sums(
     context: Context, proposals: Sequence[Proposal], samples: Samples, held_out: Samples, *, tokens: int
-) -> Repairs:
-    """Repair whatever only drops whole blocks; see `excise.repair.several.repair_removals`."""
+) -> dict[Removal, Floats]:
+    """Loss sums [samples] on held-out samples, nats, of whatever only drops whole blocks and can be repaired.
+
+    Every repair counts, whether it helps or not: which does is for other samples to say. See
+    `excise.repair.several.repair_removals`.
+    """
     removals = list(dict.fromkeys(p.removed for p in proposals if p.dropped))
-    return repair_removals(context, removals, samples, held_out, tokens=tokens)
+    repairs = repair_removals(context, removals, samples, held_out, tokens=tokens)
+    judged = judge(context, held_out, [r for r in removals if r in repairs.fitted], repairs, always=True)
+    return {each.removed: each.sums for each in judged}

@@ -63,22 +63,22 @@ def _mark(row: Row) -> str:
 
 
 def _repaired(comparison: Comparison) -> bool:
-    return any(row.repaired_delta is not None for row in comparison.rows)
+    return any(row.pruned_delta is not None for row in comparison.rows)
 
 
 def _headers(repaired: bool) -> tuple[str, ...]:
     place = HEADERS.index("worst domain")
-    return (*HEADERS[:place], *(["repaired"] if repaired else []), *HEADERS[place:])
+    return (*HEADERS[:place], *(["before repair"] if repaired else []), *HEADERS[place:])
 
 
 def _cells(row: Row, repaired: bool) -> tuple[str, ...]:
-    after = "" if row.repaired_delta is None else f"{row.repaired_delta:+.3f}"
+    before = "" if row.pruned_delta is None else f"{row.pruned_delta:+.3f}"
     return (
         row.method,
         _what(row),
         "" if row.energy is None else f"{row.energy:.3g}",
         f"{row.delta:+.3f} [{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]",
-        *([after] if repaired else []),
+        *([before] if repaired else []),
         _worst(row),
         f"{row.perplexity:.4g}",
         f"{row.forward_equivalents:,.0f}",
