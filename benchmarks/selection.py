@@ -89,6 +89,8 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     ),
 }
 JUDGED_STATES, JUDGED_AMONG, LEFT_OUT = 12, 2000, 40
+# Removals drawn to find the lowest percent of all: 2,000 of them lie in it, or all that there are.
+DRAWN = 200_000
 
 
 def main() -> None:
@@ -232,7 +234,11 @@ def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) 
     found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
     slices = [parse_objective("kl", part, repaired=True) for part in calibration[len(calibration) // 2 :].dealt(2, [0])]
     own = objective.first_tokens(found.plan.slice_tokens)
-    judged = {"random": _at_random(context, found, brief), "low": _low(found, brief)}
+    judged = {
+        "random": _at_random(context, found, brief),
+        "percent": _percent(context, found, brief),
+        "low": _low(found, brief),
+    }
     return {
         "seed": brief.seed,
         "budget": brief.budget,
@@ -256,6 +262,18 @@ def _at_random(context: Context, found: Refined, brief: Brief) -> list[Removal]:
     generator, n = np.random.default_rng((brief.seed, brief.budget)), len(context.stack.blocks)
     draws = {tuple(sorted(map(int, generator.choice(n, brief.budget, replace=False)))) for _ in range(JUDGED_STATES)}
     return [removed for removed in sorted(draws) if removed not in found.search.damages]
+
+
+def _percent(context: Context, found: Refined, brief: Brief) -> list[Removal]:
+    """Spread evenly over the one in a hundred of all removals that the energy says are lowest."""
+    generator, n = np.random.default_rng((brief.seed, brief.budget, 1)), len(context.stack.blocks)
+    orders = generator.random((DRAWN, n)).argsort(axis=1)[:, : brief.budget]
+    drawn = np.unique(np.sort(orders, axis=1), axis=0)
+    removals = [tuple(map(int, row)) for row in drawn]
+    energies = found.energy().energies(removals)
+    lowest = [removals[k] for k in np.argsort(energies)[: len(removals) // 100]]
+    fresh = [removed for removed in lowest if removed not in found.search.damages]
+    return [fresh[k] for k in np.linspace(0, len(fresh) - 1, JUDGED_STATES).round().astype(int)]
 
 
 def _low(found: Refined, brief: Brief) -> list[Removal]:
