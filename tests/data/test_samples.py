@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from excise.data.fit import Fit, require_fit
-from excise.data.samples import Sample, Samples, load_samples
+from excise.data.samples import Sample, Samples, load_samples, split_samples
+from excise.data.sources import draw_rows
 from excise.errors import InputError
 from excise.models.stack import find_stack
 from tests.tiny import CHAT_TEMPLATE, VOCABULARY, beginning_tokenizer, tiny_model, tiny_tokenizer
@@ -437,3 +438,50 @@ def test_a_source_that_is_too_small_makes_the_mixture_smaller(tmp_path, wanted, 
     counts = collections.Counter(sample.name.partition(".")[0] for sample in samples)
     assert counts == {"a": 10, "b": 20}
     assert bool(recwarn.list) == (wanted == 100)
+
+
+def rows_of_which_some_are_usable(usable):
+    return [{"text": f"row {i}" if usable(i) else "a"} for i in range(100)]
+
+
+def test_other_rows_are_drawn_in_place_of_unusable_ones(tmp_path):
+    tokenizer = tiny_tokenizer()
+    data = data_file(tmp_path, *rows_of_which_some_are_usable(lambda i: i % 3))
+    with pytest.warns(UserWarning, match="rows of .* were skipped"):
+        some, again = (load_samples(data, tokenizer, samples=40) for _ in range(2))
+    assert len({sample.name for sample in some}) == 40
+    assert [sample.name for sample in some] == [sample.name for sample in again]
+    with pytest.warns(UserWarning, match="34 rows of"):
+        every = load_samples(data, tokenizer, samples=90)
+    assert len({sample.name for sample in every}) == 66
+    # Of a draw of usable rows nothing moves.
+    first = [row.name for row in draw_rows(data, 40, seed=0).rows if len(row.text) > 1]
+    assert [sample.name for sample in some][: len(first)] == first
+
+
+def test_a_draw_from_rows_of_which_none_is_usable_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("excise.data.samples.PATIENCE", 20)
+    data = data_file(tmp_path, *rows_of_which_some_are_usable(lambda i: False))
+    with pytest.raises(InputError, match="no usable samples"):
+        load_samples(data, tiny_tokenizer(), samples=5)
+
+
+def split(data, **options):
+    drawing = {"samples": 20, "tokens": 30, "seed": 0, "loss_on": "content", **options}
+    return split_samples(data, tiny_tokenizer(), held_out=10, **drawing)
+
+
+def test_both_parts_of_a_split_are_as_large_as_asked_where_enough_rows_are_usable(tmp_path):
+    data = data_file(tmp_path, *rows_of_which_some_are_usable(lambda i: i % 3))
+    with pytest.warns(UserWarning, match="were skipped"):
+        assert list(map(len, split(data))) == [20, 10]
+
+
+def test_too_few_samples_are_split_as_asked(tmp_path):
+    for usable, sizes in ((27, [18, 9]), (29, [19, 10]), (2, [1, 1])):
+        data = data_file(tmp_path, *rows_of_which_some_are_usable(lambda i, usable=usable: i < usable))
+        told = f"gives {usable} of the 30 samples wanted: {sizes[0]} to calibrate, {sizes[1]} held out"
+        with pytest.warns(UserWarning, match="were skipped"), pytest.warns(UserWarning, match=told):
+            calibration, held_out = split(data)
+        assert [len(calibration), len(held_out)] == sizes
+        assert {sample.name for sample in calibration}.isdisjoint(sample.name for sample in held_out)

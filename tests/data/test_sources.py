@@ -307,3 +307,24 @@ def test_sources_and_their_shares(tmp_path, monkeypatch, data, places):
 def test_sources_that_make_no_sense(data, message):
     with pytest.raises(InputError, match=message):
         places_of(data)
+
+
+def further(source):
+    return [int(row.text) for row in source.further]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet", "folder", "stream"])
+def test_what_is_drawn_further_is_every_other_row_once(tmp_path, quiet_datasets, form):
+    rows, folder = [{"text": str(i)} for i in range(50)], tmp_path / "set"
+    folder.mkdir()
+    if form in ("jsonl", "folder"):
+        data = write_lines(folder / "train.jsonl", rows)
+    else:
+        data = str(folder / "train.parquet")
+        quiet_datasets.Dataset.from_list(rows).to_parquet(data)
+    place = data if form in ("jsonl", "parquet") else str(folder)
+    source = draw_rows(place, 6, seed=0)
+    first, others = [int(row.text) for row in source.rows], further(source)
+    assert sorted(first + others) == list(range(50))
+    assert others not in (sorted(others), sorted(others, reverse=True))
+    assert further(draw_rows(place, 6, seed=0)) == others != further(draw_rows(place, 6, seed=1))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 import numpy as np
@@ -21,7 +22,7 @@ from excise.data.dates import TEMPLATE_DATE, asks_for_date
 from excise.data.files import BadRowError
 from excise.data.fit import Fit
 from excise.data.rows import Row
-from excise.data.sources import TOLD, Place, Skipped, draw_rows, places_of, prompts_of
+from excise.data.sources import TOLD, Place, Skipped, Source, draw_rows, places_of, prompts_of
 from excise.errors import InputError
 from excise.plain import Facts, Values
 from excise.settings import LOSS_ON
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_TOKENS = 512
+# Rows in succession without a sample after which a draw ends: a stream from the hub may go on for ever.
+PATIENCE = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +174,7 @@ def load_samples(
     Chats go through the tokenizer's chat template where it has one, else their turns are joined by blank lines; a
     template that asks for today's date gets `TEMPLATE_DATE`. A text file is cut into windows of `tokens` tokens, of
     which a seeded draw is taken; each begins as the tokenizer begins a text. Rows that give no sample are skipped,
-    counted and warned of.
+    counted and warned of, and others drawn in their place.
 
     Args:
         data: see `excise.data.sources.draw_rows`; several sources with commas between them are mixed, in equal shares
@@ -263,22 +266,22 @@ def _drawn(
     items: list[Sample] = []
     if fit is not None and fit.positions is not None:
         tokens = min(tokens or fit.positions, fit.positions)
-    for row in source.rows:
+    answer = None if own is None or prompts is None else lambda row: own(row, tokens)
+    futile = 0
+    for piece in _pieces(source, tokenizer, 0 if loss_on == "responses" else tokens or 2048, seed):
         try:
-            # Without an answer of the model's own, `prompts` is None.
-            said = own(row, tokens) if own is not None and prompts is not None else row
-            if said.text is not None and source.is_text_file and prompts is None and loss_on != "responses":
-                made = _windows(said, tokenizer, tokens or 2048, count, seed)
-            else:
-                made = [_tokenise(said, tokenizer, tokens, loss_on)]
-        except BadRowError as reason:
-            source.skipped.add(row.name, reason)
-            continue
-        for sample in made:
+            sample = _sample(piece, tokenizer, tokens, loss_on, answer)
             if fit is not None and (refusal := fit.refusal(sample.input_ids)):
-                source.skipped.add(sample.name, refusal)
-            else:
-                items.append(sample)
+                raise BadRowError(refusal)
+        except BadRowError as reason:
+            source.skipped.add(piece.row.name, reason)
+            futile += 1
+        else:
+            items.append(sample)
+            futile = 0
+        # Before another row is asked for, which may read the whole source again.
+        if len(items) == count or futile == max(count, PATIENCE):
+            break
     return _Draw(items, source.skipped, {**source.provenance, **({} if prompts is None else {"answers": "own"})})
 
 
@@ -334,8 +337,8 @@ def split_samples(
 ) -> tuple[Samples, Samples]:
     """Calibration samples, and others kept apart to measure damage on.
 
-    From one source both come from one draw, so no sample is in both. Where the source has too few, a fifth of what
-    there is is kept apart.
+    From one source both come from one draw, so no sample is in both. Where the source has too few, each gets its share
+    of what there is.
 
     Args:
         data: source of the calibration samples (see `load_samples`).
@@ -366,30 +369,82 @@ def split_samples(
         raise InputError(
             f"'{data}' gives one usable sample; expected at least two, one to calibrate and one to measure on"
         )
-    if len(drawn) < samples + held_out:
-        held_out = min(held_out, max(1, len(drawn) // 5))
+    if len(drawn) < (wanted := both["samples"]):
+        held_out = min(max(1, round(len(drawn) * held_out / wanted)), len(drawn) - 1)
         warnings.warn(
-            f"'{data}' gives {len(drawn)} usable samples: {len(drawn) - held_out} to calibrate, {held_out} held out",
+            f"'{data}' gives {len(drawn)} of the {wanted} samples wanted: {len(drawn) - held_out} to calibrate, "
+            f"{held_out} held out",
             stacklevel=2,
         )
     return drawn[: len(drawn) - held_out], drawn[len(drawn) - held_out :]
 
 
-def _tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, tokens: int, loss_on: str) -> Sample:
-    if row.text is not None:
-        if loss_on == "responses":
-            raise BadRowError("plain text has no responses (use --loss-on all)")
-        ids = encode(tokenizer, row.text)["input_ids"]
-        counted = [True] * len(ids)
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A row; of a text file one of its windows, with the ids and its place in the text."""
+
+    row: Row
+    ids: Sequence[int] = ()
+    window: tuple[int, int] | None = None
+
+
+def _pieces(source: Source, tokenizer: PreTrainedTokenizerBase, width: int, seed: int) -> Iterator[_Piece]:
+    """What samples are made of, in the order of the draw; `width`: tokens of a text's windows, 0 to leave it whole."""
+    if not source.is_text_file or not width:
+        yield from map(_Piece, itertools.chain(source.rows, source.further))
+        return
+    (row,) = source.rows
+    whole = windows_of(row.text or "", tokenizer, width)
+    windows = [window for window in whole if len(window[1]) == width] or whole[:1]
+    random.Random(seed).shuffle(windows)
+    first = len(beginning(tokenizer))
+    for start, ids in windows:
+        span = (start, start + len(ids) - first)
+        yield _Piece(replace(row, name=f"{row.name}[{span[0]}:{span[1]}]"), ids, span)
+
+
+def _sample(
+    piece: _Piece,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int,
+    loss_on: str,
+    answer: Callable[[Row], Row] | None,
+) -> Sample:
+    """The sample of a piece, or of how the model goes on with it.
+
+    Raises:
+        BadRowError: nothing in it counts, or the row cannot be read.
+
+    """
+    row = piece.row
+    if row.text is not None and loss_on == "responses":
+        raise BadRowError("plain text has no responses (use --loss-on all)")
+    if answer is not None:
+        if piece.window is not None:
+            row = replace(row, text=tokenizer.decode(piece.ids, skip_special_tokens=True))
+        ids, counted = _tokenise(answer(row), tokenizer, loss_on)
+    elif piece.window is not None:
+        ids, counted = piece.ids, [True] * len(piece.ids)
     else:
-        ids, counted = tokenise_chat(row.messages or (), tokenizer, loss_on)
+        ids, counted = _tokenise(row, tokenizer, loss_on)
     limit = tokens or len(ids)
     sample = Sample(
-        row.name, np.array(ids[:limit], dtype=np.int64), np.array(counted[:limit], dtype=bool), row.category
+        row.name,
+        np.array(ids[:limit], dtype=np.int64),
+        np.array(counted[:limit], dtype=bool),
+        row.category,
+        piece.window,
     )
     if len(sample.input_ids) < 2 or sample.targets == 0:
         raise BadRowError(f"{len(sample.input_ids)} tokens, {sample.targets} of them counted in the loss")
     return sample
+
+
+def _tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> tuple[Sequence[int], Sequence[bool]]:
+    if row.text is not None:
+        ids = encode(tokenizer, row.text)["input_ids"]
+        return ids, [True] * len(ids)
+    return tokenise_chat(row.messages or (), tokenizer, loss_on)
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -418,17 +473,3 @@ def windows_of(text: str, tokenizer: PreTrainedTokenizerBase, width: int) -> lis
     ids = encode(tokenizer, text)["input_ids"][len(first) :]
     step = max(1, width - len(first))
     return [(start, [*first, *ids[start : start + step]]) for start in range(0, len(ids), step)]
-
-
-def _windows(row: Row, tokenizer: PreTrainedTokenizerBase, width: int, count: int, seed: int) -> list[Sample]:
-    whole = windows_of(row.text or "", tokenizer, width)
-    windows = [window for window in whole if len(window[1]) == width] or whole[:1]
-    random.Random(seed).shuffle(windows)
-    first = len(beginning(tokenizer))
-    samples = []
-    for start, ids in windows[:count]:
-        if len(ids) >= 2:
-            span = (start, start + len(ids) - first)
-            piece, counted = np.array(ids, dtype=np.int64), np.ones(len(ids), dtype=bool)
-            samples.append(Sample(f"{row.name}[{span[0]}:{span[1]}]", piece, counted, window=span))
-    return samples

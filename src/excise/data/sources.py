@@ -8,7 +8,7 @@ import io
 import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -64,6 +64,7 @@ class Source:
         provenance: the place, its hash and the seed.
         is_text_file: the one row is a whole text file, to be cut into windows.
         skipped: rows that could not be read.
+        further: the source's other rows in random order, drawn as they are asked for; once.
 
     """
 
@@ -71,6 +72,7 @@ class Source:
     provenance: Values
     is_text_file: bool = False
     skipped: Skipped = field(default_factory=Skipped)
+    further: Iterable[Row] = field(default=(), compare=False)
 
 
 def places_of(data: str) -> tuple[Place, ...]:
@@ -144,8 +146,9 @@ def draw_rows(data: str, count: int, seed: int) -> Source:
     skipped = Skipped()
     if data == STARTER:
         content = b"".join(resources.files("excise.data").joinpath(name).read_bytes() for name in STARTER_FILES)
-        rows = _reservoir(_rows(objects_of(io.BytesIO(content), STARTER), skipped), count, seed)
-        return Source(rows, {"data": STARTER, "sha256": hashlib.sha256(content).hexdigest(), "seed": seed})
+        source = _drawn(lambda told: _rows(objects_of(io.BytesIO(content), STARTER), told), count, seed, skipped)
+        facts = {"data": STARTER, "sha256": hashlib.sha256(content).hexdigest(), "seed": seed}
+        return replace(source, provenance=facts)
     if path.is_file():
         source = _from_file(path, count, seed, skipped)
         source = replace(source, provenance={"data": str(data), "sha256": sha256_of(path), "seed": seed})
@@ -191,17 +194,21 @@ def _stands(data: str) -> bool:
 
 def _from_file(path: Path, count: int, seed: int, skipped: Skipped) -> Source:
     if is_json(path):
-        return Source(_reservoir(_rows(read_objects(path), skipped), count, seed), {}, skipped=skipped)
+        return _drawn(lambda told: _rows(read_objects(path), told), count, seed, skipped)
     if reader := _table_reader(path):
-        options = {"sep": "\t"} if ".tsv" in path.suffixes else {}  # the reader of CSV takes it
-        records = _streamed(path.name, None, reader, data_files=str(path), split="train", **options)
-        named = ((f"{path.name}[{i}]", record) for i, record in enumerate(_guarded(records, path.name, None)))
-        return Source(_reservoir(_rows(named, skipped), count, seed), {}, skipped=skipped)
+        return _drawn(lambda told: _rows(_records(path, reader), told), count, seed, skipped)
     return Source((Row(path.name, text=read_text(path)),), {}, is_text_file=True)
 
 
 def _table_reader(path: Path) -> str | None:
     return TABLES.get(Path(path.name.removesuffix(".gz")).suffix.lower())
+
+
+def _records(path: Path, reader: str) -> Iterator[Parsed]:
+    options = {"sep": "\t"} if ".tsv" in path.suffixes else {}  # the reader of CSV takes it
+    records = _streamed(path.name, None, reader, data_files=str(path), split="train", **options)
+    for i, record in enumerate(_guarded(records, path.name, None)):
+        yield f"{path.name}[{i}]", record
 
 
 def _rows(parsed: Iterable[Parsed], skipped: Skipped) -> Iterator[Row]:
@@ -214,17 +221,38 @@ def _rows(parsed: Iterable[Parsed], skipped: Skipped) -> Iterator[Row]:
             skipped.add(name, reason)
 
 
-def _reservoir(rows: Iterator[Row], count: int, seed: int) -> tuple[Row, ...]:
+def _drawn(read: Callable[[Skipped], Iterator[Row]], count: int, seed: int, skipped: Skipped) -> Source:
+    """Rows of what can be read more than once; `read` counts what cannot be used."""
+    rounds = _rounds(read, count, random.Random(seed), skipped)
+    return Source(next(rounds), {}, skipped=skipped, further=itertools.chain.from_iterable(rounds))
+
+
+def _rounds(
+    read: Callable[[Skipped], Iterator[Row]], count: int, generator: random.Random, skipped: Skipped
+) -> Iterator[tuple[Row, ...]]:
+    """Draws of `count` rows, then of twice as many each time, no row twice, until none are left."""
+    taken: set[int] = set()
+    while True:
+        others = ((place, row) for place, row in enumerate(read(skipped)) if place not in taken)
+        drawn = _reservoir(others, count, generator)
+        yield tuple(row for _, row in drawn)
+        if len(drawn) < count:
+            return
+        taken.update(place for place, _ in drawn)
+        # The first reading has counted all.
+        count, skipped = 2 * count, Skipped()
+
+
+def _reservoir(rows: Iterator[tuple[int, Row]], count: int, generator: random.Random) -> list[tuple[int, Row]]:
     """Draw uniformly without replacement from a stream, in random order, holding only `count` rows."""
-    generator = random.Random(seed)
-    kept: list[Row] = []
+    kept: list[tuple[int, Row]] = []
     for seen, row in enumerate(rows):
         if len(kept) < count:
             kept.append(row)
         elif (place := generator.randint(0, seen)) < count:
             kept[place] = row
     generator.shuffle(kept)
-    return tuple(kept)
+    return kept
 
 
 def _from_datasets(data: str, count: int, seed: int, skipped: Skipped) -> Source:
@@ -235,16 +263,19 @@ def _from_datasets(data: str, count: int, seed: int, skipped: Skipped) -> Source
     if configuration is not None:
         facts["configuration"] = configuration
     if is_folder and (files := _files_of_json(name, configuration, split)):
-        parsed = (row for file in files for row in read_objects(file))
-        rows = _reservoir(_rows(parsed, skipped), count, seed)
+        source = _drawn(
+            lambda told: _rows((row for file in files for row in read_objects(file)), told), count, seed, skipped
+        )
         digest = hashlib.sha256("".join(sha256_of(Path(file)) for file in files).encode()).hexdigest()
-        return Source(rows, {**facts, "sha256": digest}, skipped=skipped)
+        return replace(source, provenance={**facts, "sha256": digest})
     stream = _streamed(name, split, name, configuration, split=split)
     shuffled = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     named = ((f"{name}@{split}:{i}", record) for i, record in enumerate(_guarded(shuffled, name, split)))
-    rows = tuple(itertools.islice(_rows(named, skipped), count))
+    usable = _rows(named, skipped)
+    rows = tuple(itertools.islice(usable, count))
     fingerprint = hashlib.sha256(repr(rows).encode()).hexdigest()
-    return Source(rows, {**facts, "sha256": fingerprint, "shuffle_buffer": SHUFFLE_BUFFER}, skipped=skipped)
+    facts |= {"sha256": fingerprint, "shuffle_buffer": SHUFFLE_BUFFER}
+    return Source(rows, facts, skipped=skipped, further=usable)
 
 
 def _files_of_json(name: str, configuration: str | None, split: str) -> list[str]:
