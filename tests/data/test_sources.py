@@ -285,11 +285,21 @@ AWKWARD = ("a.jsonl", "b,c.txt", "d:0.5", "e.jsonl:2", "f,g:1,h.txt")
         ("d:0.5,e.jsonl:2", [("d:0.5", 0.5), ("e.jsonl:2", 0.5)]),
         ("f,g:1,h.txt:3,starter:1", [("f,g:1,h.txt", 0.75), ("starter", 0.25)]),
         ("org/name:config@split", [("org/name:config@split", 1)]),
+        ("org/name:2024", [("org/name:2024", 1)]),
+        ("self=org/name:2024", [("self=org/name:2024", 1)]),
+        ("folder:2024", [("folder:2024", 1)]),
+        ("org/name:2024:1", [("org/name:2024", 1)]),
+        ("starter:2", [("starter", 1)]),
+        ("self:2", [("self", 1)]),
+        ("a.jsonl:2", [("a.jsonl", 1)]),
+        ("absent.jsonl:2", [("absent.jsonl", 1)]),
+        ("org/name:2024@train,starter", [("org/name:2024@train", 0.5), ("starter", 0.5)]),
         ("org/name:20231101.en@train:2,org/other:6", [("org/name:20231101.en@train", 0.25), ("org/other", 0.75)]),
     ],
 )
 def test_sources_and_their_shares(tmp_path, monkeypatch, data, places):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     for name in AWKWARD:
         (tmp_path / name).write_text("")
     assert [(place.data, place.share) for place in places_of(data)] == places

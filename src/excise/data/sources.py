@@ -79,7 +79,9 @@ def places_of(data: str) -> tuple[Place, ...]:
     """The sources that an option names: one, or several with commas between them, each with `:SHARE` or none.
 
     What exists under a name is that file, commas and colons in its name or not. A number after the last colon is a
-    share; shares are taken relative to their sum, and are equal where none is given.
+    share; shares are taken relative to their sum, and are equal where none is given. Of a folder or hub id that stands
+    alone it is the configuration, which in a mixture a share or a split must follow: `org/name:2024:1,starter:1` or
+    `org/name:2024@train,starter`.
 
     Raises:
         InputError: a source without a name, some shares given and others not, or a share of 0.
@@ -87,11 +89,16 @@ def places_of(data: str) -> tuple[Place, ...]:
     Examples:
         >>> places_of("starter:1,org/name:config@test:3")
         (Place(data='starter', share=0.25), Place(data='org/name:config@test', share=0.75))
+        >>> places_of("org/name:2024")
+        (Place(data='org/name:2024', share=1.0),)
 
     """
     if _stands(data):
         return (Place(data, 1.0),)
-    names = [_named(part) for part in _parts(data)]
+    parts = _parts(data)
+    names = [_named(part) for part in parts]
+    if len(parts) == 1 and _may_be_configured(names[0][0]):
+        return (Place(parts[0], 1.0),)
     if not all(name for name, _ in names):
         raise InputError(f"a source without a name in '{data}'; expected sources with commas between them")
     shares = [share for _, share in names if share is not None]
@@ -180,6 +187,14 @@ def _named(part: str) -> tuple[str, float | None]:
     """A source and its share."""
     match = None if _stands(part) else SHARE.fullmatch(part)
     return (part, None) if match is None else (match[1], float(match[2]))
+
+
+def _may_be_configured(name: str) -> bool:
+    """Whether it is a folder or a hub id, and names no configuration or split yet."""
+    name = prompts_of(name) or name
+    path = Path(name).expanduser()
+    is_file = name == STARTER or path.is_file() or path.suffix in FILE_SUFFIXES
+    return bool(name) and not is_file and not set(name) & set(":@")
 
 
 def _is_known(part: str) -> bool:
