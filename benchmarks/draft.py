@@ -32,10 +32,10 @@ from excise.artefacts import read_json, write_json
 from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
 from excise.choosing.objectives import parse_objective
-from excise.choosing.ratios import ratio_error
 from excise.choosing.refine import refine
 from excise.context import Context
 from excise.data import Fit, Samples, load_samples, own_answers
+from excise.measuring.ratios import ratio_error
 from excise.models.loading import load
 from excise.repair.several import repair_removals, write_removal
 from excise.store import Store

@@ -24,7 +24,6 @@ from matplotlib.figure import Figure
 from benchmarks.figures import save_figure
 from benchmarks.weights import HOW_TO_INSTALL, smollm2
 from excise.artefacts import read_json, write_json
-from excise.choosing.ratios import by_domain
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.data.answers import own_answers
@@ -33,6 +32,7 @@ from excise.healing.heal import heal
 from excise.healing.settings import Settings
 from excise.healing.teachers import INDEX, OfflineTeacher, record_teacher
 from excise.measuring.measure import measure
+from excise.measuring.ratios import by_domain
 from excise.models.loading import Loaded, load
 from excise.repair.refitted import Repair
 from excise.repair.repair import repair, repaired

@@ -131,11 +131,11 @@ class Refitting:
             found = [records.enter_context(recorded_at(fold)) for fold in folds]
             run_blocks(self.stack, batch.input_ids, 0, at + 1, removed=self.removed)
         kinds = "input" if step.features == "input" else "output"
-        phi = torch.cat([as_features(each, kinds) for each in found], dim=-1)
         chooses = torch.tensor([i in self.choosing for i in batch.indices]).unsqueeze(1) & batch.real
         for equations, rows in zip(sums, (batch.real & ~chooses, chooses), strict=True):
             residual = target[rows].double() - streams[at][rows].double()
-            equations.add(phi[rows], residual, torch.ones(len(residual)))
+            phi = torch.cat([as_features(each, kinds, rows) for each in found], dim=-1)
+            equations.add(phi, residual, torch.ones(len(residual)))
 
 
 def _folded(folds: Sequence[Projection], change: Tensor, features: str) -> Weights:

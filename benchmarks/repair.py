@@ -32,11 +32,11 @@ from benchmarks.selection import CHATS, JUDGING_SEED, PASSAGES, SETTINGS, TOKENS
 from benchmarks.weights import smollm2
 from excise.artefacts import read_json, write_json
 from excise.artefacts.provenance import provenance
-from excise.choosing.ratios import ratio_error
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.errors import ExciseError
 from excise.measuring.losses import sample_losses
+from excise.measuring.ratios import ratio_error
 from excise.models.loading import load
 from excise.models.stack import bypass
 from excise.repair.streams import swapped

@@ -5,7 +5,7 @@ import pytest
 
 from excise.choosing.candidate import Candidate
 from excise.choosing.judged import Judged, settled
-from excise.choosing.ratios import by_domain, worst_domain
+from excise.measuring.ratios import by_domain, worst_domain
 
 COUNTS = np.full(8, 10.0)
 BASE = np.full(8, 20.0)

@@ -11,6 +11,7 @@ from excise.data import load_samples
 from excise.errors import InputError
 from excise.ising.energies import Energy
 from excise.measuring.measure import measure
+from excise.measuring.ratios import by_domain
 from excise.models.stack import find_stack
 from tests.contexts import context_of
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -43,6 +44,8 @@ def test_candidates_come_by_measured_loss_with_energy_and_size(stack, samples, e
         assert candidate.loss == measured.loss(candidate.removed)
         assert candidate.delta == candidate.loss - verified.base_loss
         assert candidate.perplexity == pytest.approx(np.exp(candidate.loss))
+        excess = measured.of(candidate.removed) - measured.of()
+        assert candidate.domains == by_domain(excess, measured.counts, samples.domains)
         assert candidate.energy == sum(candidate.removed) + 2
         assert candidate.parameters == total - 2 * stack.blocks[0].parameters
     assert {c.method for c in verified.candidates} == {"a", "b", "c", "d", "e"}

@@ -17,6 +17,7 @@ from excise.healing.heal_stage import Healing
 from excise.healing.settings import Settings
 from excise.healing.teachers import OnlineTeacher
 from excise.measuring.measure import measure
+from excise.measuring.ratios import by_domain
 from excise.models.loading import load
 from excise.run import RunSettings, run
 from tests.contexts import context_of
@@ -65,6 +66,15 @@ def test_the_healed_model_stands_beside_the_pruned_one_with_its_losses(healed, s
         losses["healed"], abs=1e-5
     )
     assert losses["healed"] != losses["pruned"]
+    judging = halves(samples[1])[1]
+    found = measure(context_of(written.stack), judging, [()])
+    assert facts.healed["domains"]["healed"] == pytest.approx(
+        by_domain(found.of(), found.counts, judging.domains), abs=1e-5
+    )
+    card = (out / facts.healed["checkpoint"] / "README.md").read_text()
+    kinds = sorted(set(judging.domains))
+    assert len(kinds) > 1
+    assert f"| model | held-out loss, nats/token | {' | '.join(kinds)} |" in card
     assert facts.healed["steps"] == len(json.loads((out / "healed" / "heal.json").read_text())["curve"]) == 4
     assert json.loads((out / "healed" / "excise.json").read_text())["removed"] == list(facts.removed)
     assert facts.race is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from excise.artefacts import Artefact
 
@@ -22,6 +22,7 @@ class Candidate:
         perplexity: exp(loss).
         parameters: of the pruned model.
         repaired_loss: loss after closed-form repair; None where it was not repaired.
+        domains: `delta` in each category of the samples.
 
     """
 
@@ -33,6 +34,7 @@ class Candidate:
     perplexity: float
     parameters: int
     repaired_loss: float | None = None
+    domains: dict[str, float] = field(default_factory=dict)
 
     @property
     def best_loss(self) -> float:

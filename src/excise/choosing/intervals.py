@@ -11,9 +11,9 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from excise.choosing.proposal import Proposal
-from excise.choosing.ratios import by_domain
 from excise.evaluation.intervals import REPLICATES, quantiles
 from excise.ising.energies import Energy
+from excise.measuring.ratios import by_domain
 from excise.models.stack import Stack
 from excise.plain import Facts
 

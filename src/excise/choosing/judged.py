@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from excise.choosing.ratios import by_domain, ratio_error, worst_domain
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.ising.problem import Removal
 from excise.measuring.measure import measure
+from excise.measuring.ratios import by_domain, ratio_error, worst_domain
 from excise.plain import Facts
 from excise.repair.several import Repairs
 

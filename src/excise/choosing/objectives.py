@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from excise.choosing.ratios import ratio_error
 from excise.context import Context
 from excise.data.chats import encode
 from excise.data.files import BadRowError, read_objects
@@ -29,6 +28,7 @@ from excise.data.sources import Skipped
 from excise.errors import InputError
 from excise.ising.problem import Removal
 from excise.measuring.measure import Measurements, Statistic, known_removals, measure
+from excise.measuring.ratios import ratio_error
 from excise.models.loading import Loaded
 from excise.plain import Facts, Values
 from excise.repair.measured import known_repaired, measure_repaired

@@ -14,6 +14,7 @@ from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.ising.energies import Energy
+from excise.measuring.ratios import by_domain
 
 
 def verify(context: Context, samples: Samples, proposals: Sequence[Proposal], energy: Energy) -> Verified:
@@ -48,6 +49,7 @@ def verify(context: Context, samples: Samples, proposals: Sequence[Proposal], en
                 loss - base,
                 _perplexity(loss),
                 proposal.parameters_left(stack),
+                domains=by_domain(sums - held_out.base, held_out.counts, samples.domains),
             )
         )
     # NaN sorts nowhere in particular, so finiteness is asked first.

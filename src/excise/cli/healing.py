@@ -108,6 +108,12 @@ def print_healed(out: Path, facts: Values) -> None:
 
     losses = ", ".join(f"{name} {value:.4f}" for name, value in facts["losses"].items())
     output.print(f"wrote {out}: {facts['steps']} steps; held-out loss in nats/token: {losses}")
+    # What was healed before there were domains is found again without them.
+    domains = facts.get("domains", {}).get("healed", {})
+    if len(domains) > 1:
+        before = facts["domains"]["pruned"]
+        said = (f"{name or 'unnamed'} {before[name]:.2f} → {after:.2f}" for name, after in sorted(domains.items()))
+        output.print(f"by domain: {', '.join(said)}")
     print_self_test(facts["self_test"])
 
 

@@ -22,7 +22,8 @@ from excise.healing.settings import Settings
 from excise.healing.sharding import whole
 from excise.healing.teachers import OnlineTeacher, Teacher
 from excise.healing.trainer import Watching, train, training_place
-from excise.measuring.measure import measure
+from excise.measuring.measure import Measurements, measure
+from excise.measuring.ratios import by_domain
 from excise.models.identity import model_identity
 from excise.models.loading import Loaded
 from excise.models.stack import Stack
@@ -88,10 +89,10 @@ def heal(
     recipe, origin = recipe_of(student), origin_of(student, teacher)
     store = store or Store(out.with_name(f".{out.name}.work"))
     work = training_place(store, student.stack, teacher, samples, settings)
-    losses = {}
+    judged: dict[str, Measurements] = {}
     if isinstance(teacher, OnlineTeacher):
-        losses["original"] = _loss(Loaded.of(teacher.stack), held_out)
-    losses["pruned"] = _loss(student, held_out)
+        judged["original"] = _measured(Loaded.of(teacher.stack), held_out)
+    judged["pruned"] = _measured(student, held_out)
     curve = train(
         student.stack,
         teacher,
@@ -105,11 +106,12 @@ def heal(
         PartialState().wait_for_everyone()
         return {}
     student = whole(student, work)
-    losses["healed"] = _loss(student, held_out)
+    judged["healed"] = _measured(student, held_out)
     facts = {
         "job": job,
         "student": student.source,
-        "losses": losses,
+        "losses": {name: found.loss() for name, found in judged.items()},
+        "domains": {name: by_domain(found.of(), found.counts, held_out.domains) for name, found in judged.items()},
         "steps": len(curve),
         "settings": asdict(settings),
         "teacher": teacher.describe(),
@@ -140,14 +142,14 @@ def finished(out: Path, job: str) -> Facts:
     return facts if facts.get("job") == job else {}
 
 
-def _loss(loaded: Loaded, samples: Samples) -> float:
+def _measured(loaded: Loaded, samples: Samples) -> Measurements:
     # By this process alone: what was trained is measured by the first only.
-    return measure(Context(loaded, team=Team()), samples, [()]).loss()
+    return measure(Context(loaded, team=Team()), samples, [()])
 
 
 def _write(student: Loaded, recipe: Values, facts: Facts, out: Path, probe: torch.Tensor, started: float) -> Facts:
     """Write the checkpoint, its card, its curve and its facts as one folder, which is tested; returns the facts."""
-    told = {key: facts[key] for key in ("losses", "steps", "settings")}
+    told = {key: facts[key] for key in ("losses", "domains", "steps", "settings")}
     healing = {**told, "samples": facts["samples"], "teacher": facts["teacher"]}
 
     def tested(folder: Path) -> Facts:
@@ -205,12 +207,18 @@ TRAINED = {
 
 def _section(facts: Values) -> str:
     losses, settings, teacher = facts["losses"], facts["settings"], facts["teacher"]
-    rows = "".join(f"| {name} | {value:.4f} |\n" for name, value in losses.items())
+    kinds = sorted(facts["domains"]["healed"])
+    # Samples without categories are of one kind, which has no name.
+    kinds = kinds if len(kinds) > 1 else []
+    lines = [("model", "held-out loss, nats/token", *kinds), ("---",) * (2 + len(kinds))]
+    for name, value in losses.items():
+        lines.append((name, f"{value:.4f}", *(f"{facts['domains'][name][kind]:.3f}" for kind in kinds)))
+    rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     trained = TRAINED[settings["train"]]
     return (
         f"\n## Healing\n\nTrained by distillation from the original ({teacher['kind']} teacher): {facts['steps']} "
         f"steps of {settings['batch']} samples, AdamW at {settings['learning_rate']:g}, {trained}.\n\n"
-        f"| model | held-out loss, nats/token |\n|---|---|\n{rows}"
+        f"{rows}"
     )
 
 

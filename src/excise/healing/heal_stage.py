@@ -161,7 +161,7 @@ def heal_pruned(
             )
     # Only now: an interrupted run asks the race again, which would have to write its entrants anew.
     store.delete("entrants")
-    told = ("losses", "steps", "settings", "teacher", "samples", "self_test", "seconds")
+    told = ("losses", "domains", "steps", "settings", "teacher", "samples", "self_test", "seconds")
     # Of several processes the first writes it, and knows.
     facts = team().gather(facts)[0]
     return {"checkpoint": out.name, **{name: facts[name] for name in told}}

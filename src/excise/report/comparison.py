@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from excise.drawing.chart import write_charts
 from excise.report.sections.damage import comparison_figures
+from excise.report.tables import worst_of
 from excise.text import ranges
 
 if TYPE_CHECKING:
@@ -79,20 +79,11 @@ def _cells(row: Row, repaired: bool) -> tuple[str, ...]:
         "" if row.energy is None else f"{row.energy:.3g}",
         f"{row.delta:+.3f} [{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]",
         *([before] if repaired else []),
-        _worst(row),
+        worst_of(row.domains),
         f"{row.perplexity:.4g}",
         f"{row.forward_equivalents:,.0f}",
         f"{row.seconds:,.0f}",
     )
-
-
-def _worst(row: Row) -> str:
-    """The domain that suffers most, where there are several."""
-    finite = {name: delta for name, delta in row.domains.items() if math.isfinite(delta)}
-    if len(finite) < 2:
-        return ""
-    name = max(finite, key=finite.__getitem__)
-    return f"{name} {finite[name]:+.2f}"
 
 
 def _what(row: Row) -> str:

@@ -24,6 +24,7 @@ class _Candidate(TypedDict, total=False):
     perplexity: float | None
     parameters: int
     repaired_loss: float | None
+    domains: dict[str, float | None]
 
 
 class _Verified(TypedDict, total=False):
@@ -126,6 +127,7 @@ class _Comparison(TypedDict, total=False):
 class _Healing(TypedDict, total=False):
     student: str
     losses: dict[str, float | None]
+    domains: dict[str, dict[str, float | None]]
     steps: int
     settings: Facts
     teacher: Facts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.table import Table
 
@@ -65,8 +65,17 @@ def speed_line(speed: Facts) -> str:
     return f"as fast as the original in {speed['engine']}: {', '.join(parts)}"
 
 
+def worst_of(domains: Mapping[str, float]) -> str:
+    """The domain of the largest damage, where there are several."""
+    finite = {name: delta for name, delta in domains.items() if math.isfinite(delta)}
+    if len(finite) < 2:
+        return ""
+    name = max(finite, key=finite.__getitem__)
+    return f"{name} {finite[name]:+.2f}"
+
+
 def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table:
-    """Method, blocks removed, energy, Δ loss, perplexity, parameters left; the chosen row is marked.
+    """Method, blocks removed, energy, Δ loss, worst domain, perplexity, parameters left; the chosen row is marked.
 
     Where some were repaired, Δ loss after repair stands beside that before.
     """
@@ -74,7 +83,7 @@ def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table
     table = Table("", "method", "blocks removed", "energy", "Δ loss (nats)")
     if is_repaired:
         table.add_column("repaired")
-    for name in ("perplexity", "parameters"):
+    for name in ("worst domain", "perplexity", "parameters"):
         table.add_column(name)
     for candidate in verified.candidates:
         is_chosen = candidate.removed == chosen.removed
@@ -86,6 +95,7 @@ def candidates_table(verified: Verified, chosen: Candidate, total: int) -> Table
             f"{candidate.energy:.4g}",
             f"{candidate.delta:+.3f}",
             *(["" if after is None else f"{after - verified.base_loss:+.3f}"] if is_repaired else []),
+            worst_of(candidate.domains),
             f"{candidate.perplexity:.4g}" if math.isfinite(candidate.perplexity) else "∞",
             f"{candidate.parameters / 1e6:,.1f} M ({candidate.parameters / total:.0%})",
             style="bold green" if is_chosen else None,

@@ -23,7 +23,8 @@ def figures(material: Material) -> dict[str, Chart]:
 def _render(material: Material) -> Markup | None:
     if not material.healing:
         return None
-    return Markup("").join([_held_out(material.healing), *map(figure, figures(material).values())])
+    tables = [_held_out(material.healing), *_by_domain(material.healing)]
+    return Markup("").join([*tables, *map(figure, figures(material).values())])
 
 
 def _held_out(healing: Mapping[str, Values]) -> Markup:
@@ -37,6 +38,22 @@ def _held_out(healing: Mapping[str, Values]) -> Markup:
         rows.append((name, *cells, share, facts.get("steps", "")))
     head = ("healed model", "original", "pruned", "healed", "of the damage undone", "steps")
     return table(head, rows, "Loss on held-out text, nats/token", fold="")
+
+
+def _by_domain(healing: Mapping[str, Values]) -> list[Markup]:
+    """A table for each healed model whose held-out samples are of several kinds."""
+    tables = []
+    for name, facts in healing.items():
+        domains = facts.get("domains", {})
+        if len(domains.get("healed", {})) < 2:
+            continue
+        models = [model for model in ("original", "pruned", "healed") if model in domains]
+        rows = [
+            (kind or "unnamed", *("" if (loss := domains[m].get(kind)) is None else f"{loss:.3f}" for m in models))
+            for kind in sorted(domains["healed"])
+        ]
+        tables.append(table(("domain", *models), rows, f"{name}: loss on held-out text by domain, nats/token"))
+    return tables
 
 
 SECTION = Section(
