@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from excise.choosing.judged import halves
+from excise.choosing.objectives import parse_objective
 from excise.data.fit import Fit, require_fit
 from excise.data.samples import Sample, Samples, load_samples, split_samples
 from excise.data.sources import draw_rows
@@ -426,6 +428,50 @@ def test_sources_are_mixed_in_their_shares_throughout(tmp_path, book):
     assert [source["share"] for source in samples.provenance["sources"]] == [0.75, 0.25]
     assert samples.hash == load_samples(data, tiny_tokenizer(), samples=16, tokens=20).hash
     assert samples.hash != load_samples(data, tiny_tokenizer(), samples=16, tokens=20, seed=1).hash
+
+
+def mixture(tmp_path, *names, **row):
+    """Sources of 100 rows each, one a name."""
+    for name in names:
+        rows = ({"text": f"{name} {i}", **row} for i in range(100))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rows))
+    return [f"{tmp_path / name}.jsonl" for name in names]
+
+
+def sources(samples):
+    return collections.Counter(sample.name.partition(".")[0] for sample in samples)
+
+
+@pytest.mark.parametrize("row", [{}, {"category": "chat"}], ids=["no category", "one category"])
+def test_every_part_of_a_mixture_has_every_source_in_its_share(tmp_path, row):
+    a, b = mixture(tmp_path, "a", "b", **row)
+    for data, shares in ((f"{a},{b}", {"a": 0.5, "b": 0.5}), (f"{a}:3,{b}:1", {"a": 0.75, "b": 0.25})):
+        _, held_out = split_samples(
+            data, tiny_tokenizer(), samples=64, held_out=64, tokens=30, seed=0, loss_on="content"
+        )
+        parts = (held_out, *halves(held_out))
+        assert [sources(part) for part in parts] == [
+            {name: share * len(part) for name, share in shares.items()} for part in parts
+        ]
+
+
+def test_repairs_are_fitted_and_judged_on_every_source_of_a_mixture(tmp_path):
+    names = "abcde"
+    samples = load_samples(",".join(mixture(tmp_path, *names)), tiny_tokenizer(), samples=100)
+    (term,) = parse_objective("kl", samples, domains="worst", repaired=True).terms
+    assert sources(term.fitting) == dict.fromkeys(names, 12)
+    assert sources(term.samples) == dict.fromkeys(names, 8)
+    assert collections.Counter(term.domain_of_items()) == dict.fromkeys(names, 8)
+
+
+def test_what_has_no_category_is_of_its_source_in_a_mixture_alone(tmp_path):
+    (tmp_path / "other").mkdir()
+    (a,), (twin,) = mixture(tmp_path, "a"), mixture(tmp_path / "other", "a")
+    (kind,) = mixture(tmp_path, "kind", category="verse")
+    (tmp_path / "verse.txt").write_text("a line of some length. " * 20)
+    mixed = load_samples(f"{a},{twin},{kind},{tmp_path / 'verse.txt'}", tiny_tokenizer(), samples=40, tokens=10)
+    assert collections.Counter(mixed.domains) == {"a": 10, "a 2": 10, "verse": 10, "verse 2": 10}
+    assert set(load_samples(a, tiny_tokenizer(), samples=4).domains) == {""}
 
 
 @pytest.mark.parametrize("wanted", [100, sys.maxsize])

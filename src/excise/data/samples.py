@@ -22,7 +22,7 @@ from excise.data.dates import TEMPLATE_DATE, asks_for_date
 from excise.data.files import BadRowError
 from excise.data.fit import Fit
 from excise.data.rows import Row
-from excise.data.sources import TOLD, Place, Skipped, Source, draw_rows, places_of, prompts_of
+from excise.data.sources import TOLD, Place, Skipped, Source, draw_rows, names_of, places_of, prompts_of
 from excise.errors import InputError
 from excise.plain import Facts, Values
 from excise.settings import LOSS_ON
@@ -43,8 +43,9 @@ class Sample:
         name: where it came from, for messages.
         input_ids: [tokens], int64.
         counted: [tokens], bool; token t+1 enters the loss (as a target) where `counted[t+1]`.
-        category: the row's category, where the source gives one.
+        category: the row's category, where the source gives one; of a mixture, else the name of its source.
         window: first token and end of a piece of a longer text; None for a sample that is whole.
+        place: number of its source in a mixture.
 
     """
 
@@ -53,6 +54,7 @@ class Sample:
     counted: Bool[np.ndarray, " tokens"]
     category: str | None = None
     window: tuple[int, int] | None = None
+    place: int = 0
 
     @property
     def targets(self) -> int:
@@ -108,12 +110,12 @@ class Samples(Sequence[Sample]):
 
     def picked(self, of: int, picks: Collection[int]) -> frozenset[int]:
         """Numbers of the samples that `dealt` picks."""
-        # By category first: samples of several kinds may take turns, and every second one be of the same kind.
-        order = sorted(range(len(self)), key=self.domains.__getitem__)
+        # Samples of several kinds and sources may take turns, and every second one be of the same.
+        order = sorted(range(len(self)), key=lambda i: (self.items[i].category or "", self.items[i].place))
         return frozenset(i for place, i in enumerate(order) if place % of in picks)
 
     def dealt(self, of: int, picks: Collection[int]) -> tuple[Samples, Samples]:
-        """Deal samples out, of every category alike: of each `of` samples those numbered in `picks`, and the others.
+        """Deal samples out, of every category and source alike: of each `of` those numbered in `picks`, and the others.
 
         Examples:
             >>> ids, ones = np.arange(2), np.ones(2, dtype=bool)
@@ -178,7 +180,7 @@ def load_samples(
 
     Args:
         data: see `excise.data.sources.draw_rows`; several sources with commas between them are mixed, in equal shares
-            of the samples or as `a.jsonl:3,b.txt:1` says (see `excise.data.sources.places_of`).
+            of the samples (not of tokens) or as `a.jsonl:3,b.txt:1` says (see `excise.data.sources.places_of`).
         tokenizer: of the model.
         samples: number wanted; fewer come where the source has fewer.
         tokens: longest sample, in tokens; longer ones are cut; 0 for no limit (windows of text are then 2,048 long).
@@ -213,6 +215,8 @@ def load_samples(
         )
     if skipped.rows:
         warnings.warn(f"{skipped.rows} rows of '{data}' were skipped, such as {skipped.first[0]}", stacklevel=2)
+    if len(places) > 1:
+        draws = _named(draws, places)
     items = _mixed([draw.items for draw in draws], places, samples)
     template = getattr(tokenizer, "chat_template", None)
     facts: Facts = (
@@ -283,6 +287,16 @@ def _drawn(
         if len(items) == count or futile == max(count, PATIENCE):
             break
     return _Draw(items, source.skipped, {**source.provenance, **({} if prompts is None else {"answers": "own"})})
+
+
+def _named(draws: Sequence[_Draw], places: Sequence[Place]) -> list[_Draw]:
+    """Samples that know their source, and are of a category of its name where they have none."""
+    known = {sample.category for draw in draws for sample in draw.items if sample.category is not None}
+    named = enumerate(zip(draws, names_of(places, known), strict=True))
+    return [
+        replace(draw, items=[replace(s, category=s.category or name, place=place) for s in draw.items])
+        for place, (draw, name) in named
+    ]
 
 
 def _mixed(draws: Sequence[Sequence[Sample]], places: Sequence[Place], samples: int) -> list[Sample]:

@@ -8,7 +8,7 @@ import io
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -118,6 +118,32 @@ def prompts_of(data: str) -> str | None:
     if data == OWN:
         return STARTER
     return data.removeprefix(f"{OWN}=") if data.startswith(f"{OWN}=") else None
+
+
+def name_of(data: str) -> str:
+    """What to call a source in few words: a file without its folder and suffixes, a hub id without its organisation.
+
+    Examples:
+        >>> name_of("folder/chats.jsonl.gz"), name_of("org/name:2024@test"), name_of("self=prose.txt")
+        ('chats', 'name:2024@test', 'self=prose')
+
+    """
+    if data != OWN and (prompts := prompts_of(data)) is not None:
+        return f"{data.removesuffix(prompts)}{name_of(prompts)}"
+    path = Path(data)
+    while path.suffix in FILE_SUFFIXES:
+        path = path.with_suffix("")
+    return path.name or data
+
+
+def names_of(places: Sequence[Place], taken: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of sources, see `name_of`, none twice and none among those `taken`: `chats`, `chats 2`."""
+    found: list[str] = []
+    for name in (name_of(place.data) for place in places):
+        others = {*taken, *found}
+        numbered = (f"{name} {number}" for number in itertools.count(2))
+        found.append(next(free for free in itertools.chain([name], numbered) if free not in others))
+    return tuple(found)
 
 
 def asks_model(data: str) -> bool:
