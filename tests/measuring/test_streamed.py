@@ -37,10 +37,19 @@ def test_no_weight_of_a_block_stays_in_memory(both):
     resident, streamed = both
     assert all(p.is_meta for block in streamed.blocks for p in block.module.parameters())
     assert not sweeps(resident)
-    assert sweeps(streamed) == (streamed.architecture.kv_sharing is None)
+    assert sweeps(streamed) == (not streamed.shares_kv)
     # The model as a whole still runs, each block bringing its own weights.
     ids = torch.arange(9).unsqueeze(0)
     torch.testing.assert_close(streamed.hidden(ids), resident.hidden(ids), rtol=0, atol=0)
+
+
+def test_gemma_4_without_shared_keys_and_values_is_swept_and_shares_what_candidates_share(tmp_path):
+    folder = str(tiny_folder(tmp_path / "model", "gemma4_text", 6, num_kv_shared_layers=0))
+    both = [load(folder, placement=placement, dtype="float32").stack for placement in ("resident", "streamed")]
+    assert sweeps(both[1])
+    resident, streamed = (measure(c, SAMPLES, [(2,), (4,), (1, 4)]) for c in contexts(both))
+    np.testing.assert_allclose(streamed.sums, resident.sums, rtol=1e-6)
+    assert resident.forward_tokens < SAMPLES.tokens * (5 + 5 + 4) / 6
 
 
 @pytest.mark.parametrize("statistic", ["loss", "divergence", "rejection"])

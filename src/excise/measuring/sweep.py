@@ -36,8 +36,8 @@ Through = Callable[[Tensor, Tensor], Tensor]
 
 def sweeps(stack: Stack) -> bool:
     """Whether passes go block by block: some weights wait elsewhere, and every block can be run from a stream alone."""
-    # Blocks that use keys and values of blocks below them need more than the stream; each forward then reads them all.
-    return stack.architecture.kv_sharing is None and any(is_offloaded(block.module) for block in stack.blocks)
+    # Where blocks need more than the stream, each forward reads them all.
+    return not stack.shares_kv and any(is_offloaded(block.module) for block in stack.blocks)
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class Trie:
         # Sorted by what they keep, neighbours share their longest common beginning, as in a trie walked depth first.
         order = sorted(range(len(states)), key=lambda i: states[i])
         starts = [0] + [_first_difference(states[a], states[b]) for a, b in itertools.pairwise(order)]
-        if stack.architecture.kv_sharing:
+        if stack.shares_kv:
             # Blocks above a branching point may need keys and values from below it, which the stream does not carry.
             starts = [0] * len(order)
         removed = np.array(gone, dtype=bool).reshape(len(states), len(stack.blocks))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from excise.errors import ArchitectureError, InputError
 from excise.models.architectures import ARCHITECTURES, Architecture, SublayerRecord, architecture_of
-from excise.models.constraints import fixed_blocks, needed_blocks
+from excise.models.constraints import fixed_blocks, kv_sources, needed_blocks
 from excise.plain import Plain, Values
 
 if TYPE_CHECKING:
@@ -127,6 +127,11 @@ class Stack:
     def device(self) -> torch.device:
         """Where token ids go: the device of the embedding."""
         return self.model.get_input_embeddings().weight.device
+
+    @property
+    def shares_kv(self) -> bool:
+        """Whether blocks use keys and values of blocks below them, so that they need more than a residual stream."""
+        return any(source is not None for source in kv_sources(self.config, self.architecture))
 
     def hidden(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens width"]:
         """Final hidden states [batch, tokens, width], after the final norm, before the vocabulary head.
