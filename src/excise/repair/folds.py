@@ -21,13 +21,15 @@ WIDEST_INPUT = 8192
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The last matrix of a sublayer: its output is the sublayer's.
+    """The last matrix of a sublayer: its output is the sublayer's, or a part of the sum that is.
 
     Attributes:
         name: of the module, from the model's root.
         module: a linear module with plain floating-point weights.
         sublayer: whose output it makes.
         scale: what that output is multiplied by before it is added to the residual stream.
+        gate: the module whose output [tokens, 1] is the logit of a sigmoid by which each token's is multiplied, too, as
+            for some shared experts; None where there is no such gate.
 
     """
 
@@ -35,6 +37,7 @@ class Projection:
     module: Any
     sublayer: Sublayer
     scale: float
+    gate: nn.Module | None = None
 
     @property
     def names(self) -> list[str]:
@@ -154,9 +157,20 @@ def _own(owner: nn.Module, name: str) -> nn.Parameter:
 Fold = Projection | Gain
 
 
-def as_features(found: Mapping[str, Tensor], features: str) -> Tensor:
-    """Of what a pass recorded at a fold, that which it is fitted on."""
-    return found["input"] if features == "input" else found["output"]
+def as_features(found: Mapping[str, Tensor], features: str, real: Tensor) -> Tensor:
+    """Of what a pass recorded at a fold, that which it is fitted on [real tokens, features].
+
+    Args:
+        found: what `recorded_at` left.
+        features: "input", or another.
+        real: which tokens [batch, tokens] are no padding.
+
+    """
+    phi = found["input"] if features == "input" else found["output"]
+    if "gate" in found:
+        phi = phi * found["gate"].sigmoid()
+    # Some blocks lay all tokens of a batch in one row.
+    return phi.flatten(0, -2)[real.flatten().to(phi.device)]
 
 
 def probing_factors(width: int, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ from excise.models.stack import (
     replace_first,
 )
 from excise.plain import Facts
-from excise.repair.folds import Fold
+from excise.repair.folds import Fold, Projection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -137,7 +137,10 @@ def student_streams(
 
 @contextlib.contextmanager
 def recorded_at(fold: Fold | None) -> Iterator[dict[str, Tensor]]:
-    """Context in which a pass leaves the "input" of a fold's module, where it is a tensor, and its scaled "output"."""
+    """Context in which a pass leaves what a fold is fitted on, for `as_features`.
+
+    That is the "input" of its module, where it is a tensor, its scaled "output", and the logits of its "gate", if any.
+    """
     found: dict[str, Tensor] = {}
     if fold is None:
         yield found
@@ -148,11 +151,14 @@ def recorded_at(fold: Fold | None) -> Iterator[dict[str, Tensor]]:
             found["input"] = args[0]
         found["output"] = first(output) * fold.scale
 
-    handle = fold.module.register_forward_hook(keep)
-    try:
+    def keep_gate(module: object, args: object, output: Tensor) -> None:
+        found["gate"] = output
+
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(fold.module.register_forward_hook(keep).remove)
+        if isinstance(fold, Projection) and fold.gate is not None:
+            hooks.callback(fold.gate.register_forward_hook(keep_gate).remove)
         yield found
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
