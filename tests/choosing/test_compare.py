@@ -1,7 +1,9 @@
 """The comparison of criteria: rows against plain measurements, intervals against a plain bootstrap, resumption."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +123,12 @@ def test_all_is_everything_but_the_published_evolution():
     assert Contest(methods="first, all").names()[0] == "first"
     with pytest.raises(InputError, match=r"expected --methods 'all' or some of .*, got \['best'\]"):
         Contest(methods="best")
+
+
+def test_the_docs_name_every_criterion():
+    page = Path(__file__).parents[2] / "docs/compare.md"
+    rows = [line.split("|")[1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`([^`]+)`", " ".join(rows))) == {*CRITERIA, *SUBLAYER_CRITERIA}
 
 
 @pytest.mark.parametrize("budgets", [[0], [6], [2, 9]])
