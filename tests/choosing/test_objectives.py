@@ -163,6 +163,7 @@ def test_worst_domain_and_mixture(model):
     by_domain = np.array([parse_objective("loss", part).damages(context_of(stack), REMOVALS).values for part in parts])
     worst = parse_objective("loss", samples, domains="worst").damages(context_of(stack), REMOVALS)
     np.testing.assert_allclose(worst.values, by_domain.max(axis=0), rtol=1e-6)
+    np.testing.assert_allclose([list(of_one.values()) for of_one in worst.domains], by_domain.T, rtol=1e-6)
     mixed = parse_objective("kl:0.7,loss:0.3", samples)
     kl, loss = (parse_objective(kind, samples).damages(context_of(stack), REMOVALS) for kind in ("kl", "loss"))
     found = mixed.damages(context_of(stack), REMOVALS)

@@ -44,6 +44,9 @@ def test_finds_the_best_of_all_removals(stack, objective):
     assert found.forward_tokens < 14_000
     assert found.low_rho is not None
     assert found.finalists[0].removed == found.removed
+    for finalist in found.finalists:
+        damages = objective.first_tokens(finalist.tokens).damages(context_of(stack), [finalist.removed])
+        assert finalist.domains == pytest.approx(damages.domains[0])
     assert [f.tokens for f in found.finalists] == sorted((f.tokens for f in found.finalists), reverse=True)
 
 

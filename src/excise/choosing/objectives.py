@@ -59,6 +59,7 @@ class Damages:
         costs: [candidates], tokens through the whole intact stack. The intact model's is that of the removal (),
             once for these samples.
         distributions: see `excise.measuring.measure.Measurements`; of the last term that compares distributions.
+        domains: [candidates], damage by category of the samples; of a sum of terms, in the categories that all have.
 
     """
 
@@ -67,6 +68,7 @@ class Damages:
     errors: Float[np.ndarray, " candidates"]
     costs: Float[np.ndarray, " candidates"]
     distributions: Facts
+    domains: tuple[dict[str, float], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,7 +235,8 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     values, weights = term.values(sums, measured.counts.astype(np.float64))
     excess = values - values[0]
     domain = np.array(term.domain_of_items())
-    groups = [domain == name for name in dict.fromkeys(domain)] if term.domains == "worst" else [domain == domain]
+    by_name = {str(name): domain == name for name in dict.fromkeys(domain)}
+    groups = list(by_name.values()) if term.domains == "worst" else [domain == domain]
     means = np.array([excess[:, g].sum(axis=1) / weights[g].sum() for g in groups])  # [groups, candidates]
     # A domain in which the pruned model overflowed is the worst there is.
     worst = np.argmax(np.nan_to_num(means, nan=np.inf), axis=0)
@@ -241,7 +244,10 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
     keep = [rows.index(removed) for removed in asked]
     weighted = (term.weight * damage[keep], term.weight * errors[keep])
-    return Damages(tuple(asked), *weighted, costs[keep], measured.distributions)
+    domains = tuple(
+        {name: term.weight * float(excess[k, g].sum() / weights[g].sum()) for name, g in by_name.items()} for k in keep
+    )
+    return Damages(tuple(asked), *weighted, costs[keep], measured.distributions, domains)
 
 
 def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], mean: float) -> float:
@@ -255,7 +261,11 @@ def _standard_error(excess: Floats, weights: Floats, group: NDArray[np.bool_], m
 def _add(a: Damages, b: Damages) -> Damages:
     # As if errors were independent; those of two terms on the same samples are not, so a mixture's may be off.
     errors, distributions = np.hypot(a.errors, b.errors), b.distributions or a.distributions
-    return Damages(a.removals, a.values + b.values, errors, a.costs + b.costs, distributions)
+    domains = tuple(
+        {name: one[name] + other[name] for name in one if name in other}
+        for one, other in zip(a.domains, b.domains, strict=True)
+    )
+    return Damages(a.removals, a.values + b.values, errors, a.costs + b.costs, distributions, domains)
 
 
 def parse_objective(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -45,6 +45,7 @@ class Finalist:
         damage: measured on the samples of the last stage that it reached, nats.
         error: standard error of `damage`, nats.
         tokens: of those samples.
+        domains: `damage` in each of their categories.
 
     """
 
@@ -53,6 +54,7 @@ class Finalist:
     damage: float
     error: float
     tokens: int
+    domains: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +167,13 @@ def refine(
     state = _State.of(context, few, problem, brief, prior, alone)
     cost: dict[tuple[int, Removal], float] = {}
     distributions: Facts = {}
+    domains: dict[Removal, dict[str, float]] = {}
 
     def measured(samples: Objective, removals: Sequence[Removal]) -> Measured:
         damages = samples.damages(context, [(), *removals])
         distributions.update(damages.distributions)
+        # Of a finalist, those of the race's last stage that it reached.
+        domains.update(zip(damages.removals, damages.domains, strict=True))
         for removed, tokens_taken in zip(damages.removals, damages.costs.tolist(), strict=True):
             # What a removal costs depends on what it is measured with: the first time counts, the next ones are free.
             cost.setdefault((samples.tokens, removed), tokens_taken)
@@ -191,7 +196,10 @@ def refine(
             diary=state,
         )
         # More tokens than the loop's, all the same for everyone, so that differences are paired.
-        finalists = _race(found, objective, problem, spent, measured)
+        finalists = [
+            replace(finalist, domains=domains[finalist.removed])
+            for finalist in _race(found, objective, problem, spent, measured)
+        ]
     anchored = left_out(found, anchors)
     proposed = [pair for r in found.rounds for pair in zip(r.predicted, r.measured, strict=True)]
     return Refined(

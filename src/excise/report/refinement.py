@@ -9,6 +9,7 @@ from rich.table import Table
 
 from excise.drawing.chart import write_charts
 from excise.report.sections.refinement import budget_figures
+from excise.report.tables import worst_of
 from excise.text import ranges
 
 if TYPE_CHECKING:
@@ -19,12 +20,16 @@ TRUSTED = 0.6
 
 def finalists_table(refined: Refined, budget: int, objective: str) -> Table:
     """The race: predicted and measured damage, the winner first."""
-    table = Table("removed", f"{objective}, predicted", "measured", "on tokens", title=f"M = {budget}")
+    columns = ("removed", f"{objective}, predicted", "measured", "worst domain", "on tokens")
+    table = Table(
+        *columns, title=f"M = {budget}", caption="on samples that chose among them: the lowest is partly luck"
+    )
     for finalist in refined.finalists:
         table.add_row(
             ranges(finalist.removed),
             f"{finalist.predicted:.3f}",
             f"{finalist.damage:.3f} ± {finalist.error:.3f}",
+            worst_of(finalist.domains),
             f"{finalist.tokens:,}",
             style="bold green" if finalist.removed == refined.removed else None,
         )
