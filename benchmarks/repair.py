@@ -59,6 +59,12 @@ def _above(kind: str | None = None) -> Callable[[Run], list[Step]]:
     return lambda cut: [*_below()(cut), Step((cut.removed[-1] + 1,), cut.removed[-1] + 1, kind)]
 
 
+def _all(cut: Run) -> list[Step]:
+    """Attention and feed-forward below the cut, then both of the block above it."""
+    block = cut.removed[-1] + 1
+    return [*_both(cut), Step((block,), block, "attention"), Step((block,), block, None)]
+
+
 def _jointly(cut: Run) -> list[Step]:
     """The last two blocks below the cut, regressed at once as if the upper did not react to the lower."""
     return [Step((cut.kept - 1, cut.kept), cut.removed[-1])]
@@ -75,9 +81,11 @@ FOLDED = {
     "down, attention above": _above("attention"),
     "down, down above": _above(),
     "two downs jointly": _jointly,
+    "all four": _all,
 }
-NORM = "down, final norm"
-ROWS = ("pruned", *MAPS, *FOLDED, NORM)
+# With the final norm's gains after what a row folds.
+NORMED = {"down, final norm": REFERENCE, "all four, final norm": "all four"}
+ROWS = ("pruned", *MAPS, *FOLDED, *NORMED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +176,9 @@ def _as_in(task: Task, name: str) -> Iterator[None]:
 def _weights(task: Task, name: str) -> Weights:
     if name == "pruned":
         return {}
-    steps = FOLDED[REFERENCE if name == NORM else name]
+    steps = FOLDED[NORMED.get(name, name)]
     weights = task.refitting.weights([step for cut in task.refitting.cuts for step in steps(cut)])
-    if name == NORM:
+    if name in NORMED:
         weights |= norm_gains(task.context, task.removed, weights, task.calibration)
     return weights
 
