@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from excise.errors import HealingError, InputError, MissingExtraError
+from excise.errors import ArchitectureError, HealingError, InputError, MissingExtraError
 from excise.healing.losses import hidden_loss, vocabulary_loss
 from excise.healing.settings import Settings
 from excise.healing.teachers import Teacher
-from excise.models.stack import Stack, override_forward
+from excise.models.stack import SCALE, Block, Stack, override_forward
 from excise.plain import Plain
+from excise.repair.cuts import folds_of
+from excise.repair.folds import Fold, Projection
 from excise.repair.streams import recorded_streams
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int]
         teacher_blocks: number of the original's blocks.
 
     Raises:
-        InputError: "cuts" or "refitted" is asked for, and nobody knows where they are.
+        InputError: "cuts" or "refitted" is asked for, and nobody knows where they are, or no matrix is there to learn.
         MissingExtraError: "lora" is asked for, and peft is not installed.
 
     """
@@ -159,13 +161,25 @@ def trainable(student: Stack, settings: Settings, original_blocks: Sequence[int]
 
 
 def _refitted_learn(student: Stack, places: Sequence[int]) -> None:
-    """What a repair would refit: the last matrices of the blocks next to cuts; and every norm's gain."""
-    for parameter in student.model.parameters():
-        parameter.requires_grad_(parameter.ndim == 1)
-    for place in places:
-        block = student.blocks[place]
-        for name in block.sublayers[-1].writes:
-            block.module.get_parameter(name).requires_grad_(True)
+    """What a repair would refit in the blocks next to cuts, and every norm's gain."""
+    for name, parameter in student.model.named_parameters():
+        # Of parameters with one dimension only gains are called so; others are biases, decays, sinks.
+        parameter.requires_grad_(parameter.ndim == 1 and name.rpartition(".")[-1] == "weight")
+    found = folds_of(student, places, None)
+    learning = [parameter for place in places for parameter in _refitted(student.blocks[place], found[place], student)]
+    if not learning:
+        reason = next((f"; {folds}" for folds in found.values() if isinstance(folds, ArchitectureError)), "")
+        raise InputError(f"no block next to a cut has a matrix that repair refits, so train 'cuts' or 'all'{reason}")
+    for parameter in learning:
+        parameter.requires_grad_(True)
+
+
+def _refitted(block: Block, folds: list[Fold] | ArchitectureError, student: Stack) -> list[nn.Parameter]:
+    """The matrix that a repair would refit; where it would scale channels alone, all that make the output."""
+    if not isinstance(folds, ArchitectureError) and isinstance(folds[-1], Projection):
+        return [student.model.get_parameter(name) for name in folds[-1].names]
+    last = next(sublayer for sublayer in reversed(block.sublayers) if sublayer.kind != SCALE)
+    return [block.module.get_parameter(name) for name in last.writes]
 
 
 def _with_lora(model: PreTrainedModel, settings: Settings) -> Any:
