@@ -746,7 +746,7 @@ class Sampling(Checked):
         "'starter' (shipped, offline), a file of chats or texts (JSON, CSV, Parquet, plain text; .gz), a folder, or a "
         "hub data set id such as teknium/OpenHermes-2.5 (add :configuration, and @split for a split other than train); "
         "several in given shares: a.jsonl:3,b.txt:1; 'self' or 'self=SOURCE': prompts of the starter or of a source, "
-        "continued by the model itself.",
+        "continued by the model itself, greedily; 'self@0.8' samples at that temperature.",
         group="Data",
         reads="data",
     )

@@ -33,9 +33,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> An
 
 
 def tokenise_chat(
-    messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, loss_on: str
+    messages: Sequence[Values], tokenizer: PreTrainedTokenizerBase, loss_on: str, *, last: bool = False
 ) -> tuple[list[int], list[bool]]:
     """Token ids of a chat, and which of them enter the loss; see `excise.data.samples.load_samples`.
+
+    Args:
+        messages: turns.
+        tokenizer: of the model.
+        loss_on: which tokens count.
+        last: of the responses, the last alone counts.
 
     Raises:
         BadRowError: the template refuses the chat, or its responses cannot be located.
@@ -48,7 +54,7 @@ def tokenise_chat(
         ids = encode(tokenizer, text, **special)["input_ids"]
         uncounted = _opening(ids, messages, tokenizer, special) if has_template and loss_on == "content" else 0
         return ids, [False] * uncounted + [True] * (len(ids) - uncounted)
-    spans = list(_response_spans(messages, text, tokenizer))
+    spans = list(_response_spans(messages, text, tokenizer, last))
     encoded = encode(tokenizer, text, return_offsets_mapping=True, **special)
     counted = [
         any(start < end and start >= a and end <= b for a, b in spans) for start, end in encoded["offset_mapping"]
@@ -116,12 +122,11 @@ def render(
 
 
 def _response_spans(
-    messages: Sequence[Values], text: str, tokenizer: PreTrainedTokenizerBase
+    messages: Sequence[Values], text: str, tokenizer: PreTrainedTokenizerBase, last: bool
 ) -> Iterator[tuple[int, int]]:
-    """Character spans of assistant turns, found by rendering the chat up to each."""
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
+    """Character spans of assistant turns, or of the last one, found by rendering the chat up to each."""
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for i in turns[-1:] if last else turns:
         before, after = render(messages[:i], tokenizer, prompt=True), render(messages[: i + 1], tokenizer)
         if not (text.startswith(before) and text.startswith(after)):
             raise BadRowError("the chat template rewrites earlier turns, so its responses cannot be located")

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 import numpy as np
@@ -22,7 +23,7 @@ from excise.data.dates import TEMPLATE_DATE, asks_for_date
 from excise.data.files import BadRowError
 from excise.data.fit import Fit
 from excise.data.rows import Row
-from excise.data.sources import TOLD, Place, Skipped, Source, draw_rows, names_of, places_of, prompts_of
+from excise.data.sources import TOLD, Place, Prompts, Skipped, Source, draw_rows, names_of, places_of, prompts_of
 from excise.errors import InputError
 from excise.plain import Facts, Values
 from excise.settings import LOSS_ON
@@ -186,9 +187,10 @@ def load_samples(
         tokens: longest sample, in tokens; longer ones are cut; 0 for no limit (windows of text are then 2,048 long).
         seed: of the draw.
         loss_on: `all` counts every token after the first (as the paper does); `content` all but what the chat template
-            puts before a chat's first message, which is the same for every chat; `responses` only assistant turns.
+            puts before a chat's first message, which is the same for every chat; `responses` only assistant turns, and
+            of chats that the model answers only its own.
         fit: what the model can take; longer samples are cut to it, others that do not fit are skipped.
-        own: how the model continues prompts, for the sources `self` and `self=SOURCE`; see `excise.data.answers`.
+        own: how the model continues prompts, for the sources that `excise.data.sources.prompts_of` names.
 
     Raises:
         InputError: an option is out of range, a source gives not one usable sample, or `self` is asked for without a
@@ -266,11 +268,15 @@ def _drawn(
     prompts = prompts_of(data)
     if prompts is not None and own is None:
         raise InputError(f"'{data}' are the model's own words, and there is no model to ask here; name other data")
-    source = draw_rows(prompts or data, count, seed)
+    source = draw_rows(data if prompts is None else prompts.data, count, seed)
     items: list[Sample] = []
     if fit is not None and fit.positions is not None:
         tokens = min(tokens or fit.positions, fit.positions)
-    answer = None if own is None or prompts is None else lambda row: own(row, tokens)
+    answer = (
+        None
+        if own is None or prompts is None
+        else partial(own, tokens=tokens, temperature=prompts.temperature, seed=seed)
+    )
     futile = 0
     for piece in _pieces(source, tokenizer, 0 if loss_on == "responses" else tokens or 2048, seed):
         try:
@@ -286,7 +292,14 @@ def _drawn(
         # Before another row is asked for, which may read the whole source again.
         if len(items) == count or futile == max(count, PATIENCE):
             break
-    return _Draw(items, source.skipped, {**source.provenance, **({} if prompts is None else {"answers": "own"})})
+    return _Draw(items, source.skipped, {**source.provenance, **_answered(prompts)})
+
+
+def _answered(prompts: Prompts | None) -> Facts:
+    """Facts of answers, for provenance; the seed of the sampling is that of the draw."""
+    if prompts is None:
+        return {}
+    return {"answers": "own"} | ({"temperature": prompts.temperature} if prompts.temperature else {})
 
 
 def _named(draws: Sequence[_Draw], places: Sequence[Place]) -> list[_Draw]:
@@ -436,7 +449,7 @@ def _sample(
     if answer is not None:
         if piece.window is not None:
             row = replace(row, text=tokenizer.decode(piece.ids, skip_special_tokens=True))
-        ids, counted = _tokenise(answer(row), tokenizer, loss_on)
+        ids, counted = _tokenise(answer(row), tokenizer, loss_on, last=True)
     elif piece.window is not None:
         ids, counted = piece.ids, [True] * len(piece.ids)
     else:
@@ -454,11 +467,13 @@ def _sample(
     return sample
 
 
-def _tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: str) -> tuple[Sequence[int], Sequence[bool]]:
+def _tokenise(
+    row: Row, tokenizer: PreTrainedTokenizerBase, loss_on: str, *, last: bool = False
+) -> tuple[Sequence[int], Sequence[bool]]:
     if row.text is not None:
         ids = encode(tokenizer, row.text)["input_ids"]
         return ids, [True] * len(ids)
-    return tokenise_chat(row.messages or (), tokenizer, loss_on)
+    return tokenise_chat(row.messages or (), tokenizer, loss_on, last=last)
 
 
 def beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import itertools
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,8 +22,9 @@ from excise.models.file_hashes import sha256_of
 from excise.plain import Values
 
 STARTER = "starter"
-# The model's own words: `self` continues the starter's prompts, `self=SOURCE` those of another source.
+# The model's own words, see `prompts_of`.
 OWN = "self"
+OWN_WORDS = re.compile(rf"{OWN}(?:@([^=]*))?(?:=(.*))?")
 # Chats, and plain documents of other kinds of text.
 STARTER_FILES = ("starter.jsonl", "documents.jsonl")
 SHUFFLE_BUFFER = 10_000
@@ -113,11 +115,41 @@ def places_of(data: str) -> tuple[Place, ...]:
     return tuple(Place(name, (1.0 if share is None else share) / total) for name, share in names)
 
 
-def prompts_of(data: str) -> str | None:
-    """Where the prompts of `self` (the starter's) or of `self=SOURCE` come from; None for another source."""
-    if data == OWN:
-        return STARTER
-    return data.removeprefix(f"{OWN}=") if data.startswith(f"{OWN}=") else None
+@dataclass(frozen=True)
+class Prompts:
+    """What a model is to continue: a source of prompts, and the temperature of its answers, 0 where they are greedy."""
+
+    data: str
+    temperature: float = 0.0
+
+
+def prompts_of(data: str) -> Prompts | None:
+    """The prompts of a source in the model's own words; None for another source.
+
+    `self` stands for answers to the starter's prompts, `self=SOURCE` for those to another source's; `self@0.8` and
+    `self@0.8=SOURCE` for answers sampled at a temperature of 0.8.
+
+    Raises:
+        InputError: no source after the equals sign, or a temperature that is no number of at least 0.
+
+    Examples:
+        >>> prompts_of("self"), prompts_of("self@0.8=org/name@test")
+        (Prompts(data='starter', temperature=0.0), Prompts(data='org/name@test', temperature=0.8))
+
+    """
+    if (match := OWN_WORDS.fullmatch(data)) is None:
+        return None
+    told, source = match.groups()
+    try:
+        temperature = 0.0 if told is None else float(told)
+    except ValueError:
+        temperature = math.nan
+    if not (temperature >= 0 and math.isfinite(temperature)) or source == "":
+        raise InputError(
+            f"expected 'self', 'self=SOURCE', or either with a temperature of at least 0 such as 'self@0.8=SOURCE', "
+            f"got '{data}'"
+        )
+    return Prompts(STARTER if source is None else source, temperature)
 
 
 def name_of(data: str) -> str:
@@ -128,8 +160,9 @@ def name_of(data: str) -> str:
         ('chats', 'name:2024@test', 'self=prose')
 
     """
-    if data != OWN and (prompts := prompts_of(data)) is not None:
-        return f"{data.removesuffix(prompts)}{name_of(prompts)}"
+    if prompts_of(data) is not None:
+        how, equals, source = data.partition("=")
+        return f"{how}={name_of(source)}" if equals else data
     path = Path(data)
     while path.suffix in FILE_SUFFIXES:
         path = path.with_suffix("")
@@ -153,10 +186,16 @@ def asks_model(data: str) -> bool:
 
 def local_places(data: str) -> list[Path]:
     """Files and folders on this machine that an option names; what is shipped and what the hub holds are left out."""
-    named = [prompts_of(place.data) or place.data for place in places_of(data)]
+    named = [_read(place.data) for place in places_of(data)]
     folders = [_folder_of(name)[0] for name in named if name != STARTER]
     files = [Path(name).expanduser() for name in named if name != STARTER]
     return [path for path in dict.fromkeys([*files, *folders]) if path.exists()]
+
+
+def _read(data: str) -> str:
+    """The source itself, of prompts where the words are the model's."""
+    prompts = prompts_of(data)
+    return data if prompts is None else prompts.data
 
 
 def draw_rows(data: str, count: int, seed: int) -> Source:
@@ -217,7 +256,7 @@ def _named(part: str) -> tuple[str, float | None]:
 
 def _may_be_configured(name: str) -> bool:
     """Whether it is a folder or a hub id, and names no configuration or split yet."""
-    name = prompts_of(name) or name
+    name = _read(name)
     path = Path(name).expanduser()
     is_file = name == STARTER or path.is_file() or path.suffix in FILE_SUFFIXES
     return bool(name) and not is_file and not set(name) & set(":@")

@@ -1,12 +1,14 @@
-"""Greedy generation: what a model says by itself, several prompts at once."""
+"""Generation: what a model says by itself, several prompts at once, greedily or sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from excise.artefacts import digest
 from excise.errors import ArchitectureError
 from excise.models.stack import Stack
 
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@torch.no_grad()
+Scores = Callable[[Tensor, Tensor], Tensor]
+
+
 def greedy(
     stack: Stack, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], room: int
 ) -> list[list[int]]:
@@ -36,7 +40,52 @@ def greedy(
         ArchitectureError: the model does not generate.
 
     """
-    from transformers import GenerationConfig
+    return _generated(stack, tokenizer, prompts, room)
+
+
+def sampled(
+    stack: Stack,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    room: int,
+    *,
+    temperature: float,
+    seed: int,
+) -> list[list[int]]:
+    """As `greedy`, with each token sampled from softmax(logits / temperature).
+
+    What a prompt gets depends on it and the seed, and not on what is asked beside or before it: the most probable token
+    is taken of logits / temperature + noise, which are samples of that distribution where the noise is Gumbel's
+    (Gumbel, 1954; Maddison et al., 2014, arXiv 1411.0030), drawn for each prompt by itself, on the CPU.
+
+    Args:
+        stack: the model.
+        tokenizer: its own.
+        prompts: token ids of each.
+        room: most new tokens of each.
+        temperature: above 0.
+        seed: of the sampling.
+
+    """
+    generators = [torch.Generator().manual_seed(int(digest([seed, list(prompt)])[:15], 16)) for prompt in prompts]
+
+    def noisy(_: Tensor, scores: Tensor) -> Tensor:
+        drawn = [torch.empty(scores.shape[1]).exponential_(generator=each) for each in generators]
+        return scores / temperature - torch.stack(drawn).log().to(scores.device)
+
+    return _generated(stack, tokenizer, prompts, room, [noisy])
+
+
+@torch.no_grad()
+def _generated(
+    stack: Stack,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    room: int,
+    scores: Sequence[Scores] = (),
+) -> list[list[int]]:
+    """Greedy by what `scores` make, one after the other, of tokens so far and logits [batch, vocabulary]."""
+    from transformers import GenerationConfig, LogitsProcessorList
 
     model, ends = stack.model, end_tokens(stack, tokenizer)
     padding = next((i for i in (tokenizer.pad_token_id, *sorted(ends)) if i is not None), 0)
@@ -60,7 +109,12 @@ def greedy(
         eos_token_id=sorted(ends) or None,
     )
     try:
-        found = model.generate(ids.to(stack.device), attention_mask=real.to(stack.device), generation_config=config)
+        found = model.generate(
+            ids.to(stack.device),
+            attention_mask=real.to(stack.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(scores),
+        )
     # Whatever a model raises.
     except Exception as error:
         raise ArchitectureError(f"this {model.config.model_type} does not generate: {error}") from error
