@@ -55,6 +55,17 @@ def test_the_key_is_of_settings_and_contents(settings, tmp_path):
     assert len(keys | {made_by(moved)}) == 4
 
 
+def test_the_key_is_of_shares_and_of_how_a_source_is_read(settings, tmp_path):
+    file = tmp_path / "data.txt"
+    datas = (f"{file}", f"self={file}", f"self@0.8={file}", f"{file}:1,starter:2", f"{file}:2,starter:1", "starter")
+    assert len({job.made_by(replace(settings, data=data)) for data in datas}) == len(datas)
+    (tmp_path / "elsewhere").mkdir()
+    key = job.made_by(settings)
+    file.rename(tmp_path / "elsewhere" / "data.txt")
+    moved = replace(settings, data=settings.data.replace(str(tmp_path), str(tmp_path / "elsewhere")))
+    assert job.made_by(moved) == key
+
+
 def test_a_finished_job_is_recognised_and_force_begins_it_again(settings):
     with starting(settings) as begun:
         assert not begun.done

@@ -133,7 +133,20 @@ def _paths(reads: str, value: str | Path) -> list[Path]:
 
 def _content(reads: str, value: Plain) -> Plain:
     """What stands for something to be read, in place of its name."""
+    if reads == "data":
+        return [_sources(str(one)) for one in _each(value)]
     return [[_hashes(path) for path in _paths(reads, one)] or str(one) for one in _each(value)]
+
+
+def _sources(data: str) -> Plain:
+    """Of each source its share, the short name, which says how it is read, and the content."""
+    from excise.data.sources import local_places, name_of, places_of
+
+    places = [(place, local_places(place.data)) for place in places_of(data)]
+    return [
+        [place.share, name_of(place.data), [_hashes(path) for path in paths]] if paths else [place.share, place.data]
+        for place, paths in places
+    ]
 
 
 def _hashes(path: Path) -> Plain:
