@@ -85,6 +85,16 @@ def test_a_recording_needs_no_teacher_the_second_time(excise, models, tmp_path):
     assert facts[0]["curve"][0]["loss"] == pytest.approx(facts[1]["curve"][0]["loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("data", ["self", "self@0.8=starter", "starter:1,self:1"])
+def test_a_race_is_not_run_on_the_words_of_one_of_its_entrants(excise, models, tmp_path, data):
+    original, pruned = models
+    command = ("heal", pruned, pruned, "--teacher", original, "--out", tmp_path / "out", "--data", data)
+    code, _, err = excise(*command, *QUICK)
+    assert code == 2
+    assert "are the words of a pruned model, and 2 race" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_race_and_the_winner_is_healed(excise, models, tmp_path):
     original, pruned = models
     other = tmp_path / "other"

@@ -71,6 +71,19 @@ class HealSettings(Replacing, Printing, Placement):
             raise InputError("expected --teacher ORIGINAL, --offline FOLDER, or both")
         if self.teacher_placement == "streamed" and self.offline is None:
             raise InputError("a streamed teacher is recorded before training: pass --offline FOLDER too")
+        self._require_fair()
+
+    def _require_fair(self) -> None:
+        """Refuse a race on the words of one of those that race."""
+        if len(self.pruned) < 2 or self.data is None:
+            return
+        from excise.data.sources import asks_model
+
+        if asks_model(self.data):
+            raise InputError(
+                f"'{self.data}' are the words of a pruned model, and {len(self.pruned)} race, which must train and be "
+                f"judged on the same; name other data, or heal them one by one"
+            )
 
     def plan(self) -> Preset:
         """The preset, changed by what was given."""
