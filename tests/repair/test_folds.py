@@ -148,6 +148,18 @@ def test_what_is_not_linear_on_the_way_to_the_stream_is_refused(squash):
             raise found[block]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_that_are_huge_hide_nothing(dtype):
+    """One channel of one token is 10⁴, beside others below 2, as in many trained models."""
+    stack = find_stack(tiny_model("llama", 6, dtype=dtype))
+    with torch.no_grad():
+        stack.model.get_input_embeddings().weight[0, 5] = 1e4
+    stack.blocks[3].module.mlp.register_forward_hook(lambda module, args, output: torch.tanh(output))
+    found = folds_of(stack, [2, 3], None)
+    assert found[2][0].scale == 1
+    assert isinstance(found[3], ArchitectureError)
+
+
 def test_blocks_are_asked_once():
     stack, calls = find_stack(tiny_model("llama", 6)), []
     stack.blocks[1].module.register_forward_hook(lambda *_: calls.append(1))

@@ -423,9 +423,15 @@ def test_options_that_make_no_sense_are_refused():
         pass
 
 
-def test_samples_that_overflow_are_refused():
+def test_samples_that_overflow_are_refused_and_models_that_do():
+    samples = random_samples()
+    stack = find_stack(tiny_model("llama", 6))
+    with torch.no_grad():
+        stack.model.get_input_embeddings().weight[max(samples[0].input_ids)] = np.inf
+    with pytest.raises(InputError, match="not finite"):
+        fit(stack, [2], samples)
     stack = find_stack(tiny_model("llama", 6))
     with torch.no_grad():
         stack.blocks[1].module.mlp.down_proj.weight.fill_(np.inf)
-    with pytest.raises(InputError, match="not finite"):
-        fit(stack, [2], random_samples())
+    with pytest.raises(ArchitectureError, match="stream after block 1 is not finite"):
+        fit(stack, [2], samples)

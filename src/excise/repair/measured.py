@@ -34,7 +34,7 @@ from excise.repair.openings import RIDGE
 from excise.repair.swept_walk import SweptWalk
 from excise.repair.walk import Walk, trie_of
 
-# Where a map folds into does not depend on what the weights are, and each round of a search asks.
+# How a checkpoint stores its parameters takes reading all its headers, and each round of a search asks.
 _FOLDS: WeakKeyDictionary[Stack, dict[int, Fold]] = WeakKeyDictionary()
 MEASUREMENTS, STAGE = "repaired", "measuring, repaired"
 

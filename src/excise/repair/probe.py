@@ -90,16 +90,20 @@ class Probe:
         if output is None or output.shape[-1] != self.stream.shape[-1] or output.numel() != self.stream.numel():
             return None
         other = self._other(output)
-        moved = self._with(sublayer, module, other).double() - self.stream.double()
+        changed = self._with(sublayer, module, other)
+        moved = changed.double() - self.stream.double()
         sent = (other.double() - output.double()).reshape(moved.shape)
-        # A few roundings are no reason to refuse; a function of the output that is not linear is far above them.
+        # A few roundings of what is added up are no reason to refuse. Number by number: beside the few that are huge in
+        # many streams, a function of the output that is not linear would not be seen.
         dtype = max(self.stream.dtype, output.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-        allowed = 8 * torch.finfo(dtype).eps * max(self.stream.abs().max().item(), moved.abs().max().item())
+        summands = (self.stream, changed, *(self.outputs[each.module] for each in _added(self.block)))
+        size = torch.stack([summand.double().abs().reshape(moved.shape) for summand in summands]).sum(dim=0)
+        allowed = 8 * torch.finfo(dtype).eps * size
         gates = [m for m in matrices_of(sublayer) if m in self.outputs and self.outputs[m].shape[-1] == 1]
         for gate in (*gates, None):
             weighted = sent if gate is None else sent * self.outputs[gate].double().sigmoid().reshape(1, -1, 1)
             scale = float((moved * weighted).sum() / weighted.square().sum())
-            if scale != 0 and (moved - scale * weighted).abs().max() <= allowed:
+            if scale != 0 and ((moved - scale * weighted).abs() <= allowed).all():
                 # Less the noise of rounding, so that 1 is 1.
                 return Way(float(torch.tensor(scale, dtype=dtype)), gate)
         return None
@@ -108,7 +112,7 @@ class Probe:
         """Another output of a module, as large as the stream; tokens differ in size, which a norm would undo."""
         generator = torch.Generator().manual_seed(0)
         tokens, width = self.stream.shape[-2:]
-        noise = torch.randn(tokens, width, generator=generator) * torch.linspace(0.25, 1, tokens).unsqueeze(1)
+        noise = (2 * torch.rand(tokens, width, generator=generator) - 1) * torch.linspace(0.25, 1, tokens).unsqueeze(1)
         noise = noise.to(self.stream.device) * self.stream.abs().max().clamp(min=1e-3).float()
         return noise.reshape(output.shape).to(output.dtype)
 
