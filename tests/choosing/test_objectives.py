@@ -164,6 +164,8 @@ def test_worst_domain_and_mixture(model):
     worst = parse_objective("loss", samples, domains="worst").damages(context_of(stack), REMOVALS)
     np.testing.assert_allclose(worst.values, by_domain.max(axis=0), rtol=1e-6)
     np.testing.assert_allclose([list(of_one.values()) for of_one in worst.domains], by_domain.T, rtol=1e-6)
+    others = parse_objective("loss", with_categories(samples, ["b", "a", "a", "b", "a", "b"]), domains="worst")
+    assert others.identity != parse_objective("loss", samples, domains="worst").identity
     mixed = parse_objective("kl:0.7,loss:0.3", samples)
     kl, loss = (parse_objective(kind, samples).damages(context_of(stack), REMOVALS) for kind in ("kl", "loss"))
     found = mixed.damages(context_of(stack), REMOVALS)

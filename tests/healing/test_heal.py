@@ -107,6 +107,8 @@ def test_several_race_and_the_winner_is_healed(excise, models, tmp_path):
     assert standings[0]["losses"]["2"] <= standings[1]["losses"]["2"]
     assert facts["student"] == standings[0]["student"]
     assert facts["race"]["steps_trained"] == 4
+    # Of the samples held out, half chose the winner and half tell of it.
+    assert (facts["samples"]["samples"], facts["held_out"]["samples"]) == (24, 3)
     assert not list(tmp_path.glob(".*"))
 
 

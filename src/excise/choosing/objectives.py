@@ -165,6 +165,9 @@ class Objective:
     def identity(self) -> Facts:
         """What a search by this objective depends on."""
         terms = [[t.samples.hash, t.domains, t.fitting.hash if t.fitting else None] for t in self.terms]
+        # Of the same texts under other categories another domain may be the worst.
+        if categories := [t.domain_of_items() for t in self.terms if t.domains == "worst"]:
+            return {"objective": self.name, "terms": terms, "categories": categories}
         return {"objective": self.name, "terms": terms}
 
     @property

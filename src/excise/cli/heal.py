@@ -117,11 +117,14 @@ def heal(settings: HealSettings) -> None:
     options: Facts = {"force": settings.force, "further": {MADE_BY: made_by(settings)}}
     store = Store(out.with_name(f".{out.name}.work"))
     if len(pruned) > 1:
+        from excise.choosing.judged import halves
         from excise.healing.race import race
 
+        # The winner's loss on samples by which it won would be partly luck.
+        choosing, apart = halves(apart)
         with training_bar() as report:
             result = race(
-                pruned, said, drawn, apart, store, plan.settings,
+                pruned, said, drawn, choosing, store, plan.settings,
                 open_student=open_student, report=lambda name, progress: report(progress, Path(name).name),
             )  # fmt: skip
         student = open_student(result.winner.student)
