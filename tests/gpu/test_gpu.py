@@ -76,7 +76,7 @@ def agree(found):
 def test_weights_are_where_they_should_be(ways):
     assert ways["gpu"].stack.device.type == "cuda"
     assert [sweeps(ways[name].stack) for name in ("cpu", "gpu")] == [False, False]
-    kept = ways["cpu"].stack.architecture.kv_sharing is not None
+    kept = ways["cpu"].stack.shares_kv
     assert [sweeps(ways[name].stack) for name in ("streamed", "filled")] == [not kept, not kept]
     where = [{p.device.type for p in block.module.parameters()} for block in ways["filled"].stack.blocks]
     assert where == [{"cuda"}, {"cuda"}, *[{"meta"}] * 4]

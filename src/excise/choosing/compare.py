@@ -98,7 +98,10 @@ def compare(
     # Shared through the store with the criteria that took them.
     gradients = score(context, calibration)
     measured = measure_proposals(context, held_out, [entry.proposal for entry in entries])
-    choices = _choices(entries, measured.sums)
+    choices = [
+        Choice(entry.method, entry.budget, entry.seed, entry.proposal, sums)
+        for entry, sums in zip(entries, measured.sums, strict=True)
+    ]
     if contest.repair:
         proposals = [entry.proposal for entry in entries]
         repaired = repaired_sums(context, proposals, calibration, held_out, tokens=REPAIR_TOKENS)
@@ -162,21 +165,14 @@ def _entries(
     return entries, skipped
 
 
-def _choices(entries: Sequence[_Entry], sums: Sequence[Floats]) -> list[Choice]:
-    return [Choice(e.method, e.budget, e.seed, e.proposal, own) for e, own in zip(entries, sums, strict=True)]
-
-
 def _after_repair(choices: Sequence[Choice], repaired: Mapping[Removal, Floats]) -> list[Choice]:
     """Choices with their damage as it is after repair, where whole blocks are dropped and all draws were repaired."""
-
-    def of(choice: Choice) -> Floats | None:
-        return repaired.get(choice.proposal.removed) if choice.proposal.dropped else None
-
+    after = [repaired.get(choice.proposal.removed) if choice.proposal.dropped else None for choice in choices]
     # A mean over repaired draws and others would say nothing of either.
-    incomplete = {(choice.method, choice.budget) for choice in choices if of(choice) is None}
+    left_out = {(choice.method, choice.budget) for choice, sums in zip(choices, after, strict=True) if sums is None}
     return [
         choice
-        if (choice.method, choice.budget) in incomplete or (sums := of(choice)) is None
+        if sums is None or (choice.method, choice.budget) in left_out
         else replace(choice, sums=sums, pruned=choice.sums)
-        for choice in choices
+        for choice, sums in zip(choices, after, strict=True)
     ]

@@ -28,7 +28,7 @@ from excise.data.sources import Skipped
 from excise.errors import InputError
 from excise.ising.problem import Removal
 from excise.measuring.measure import Measurements, Statistic, known_removals, measure
-from excise.measuring.ratios import ratio_error
+from excise.measuring.ratios import by_domain, ratio_error
 from excise.models.loading import Loaded
 from excise.plain import Facts, Values
 from excise.repair.measured import known_repaired, measure_repaired
@@ -238,8 +238,7 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     values, weights = term.values(sums, measured.counts.astype(np.float64))
     excess = values - values[0]
     domain = np.array(term.domain_of_items())
-    by_name = {str(name): domain == name for name in dict.fromkeys(domain)}
-    groups = list(by_name.values()) if term.domains == "worst" else [domain == domain]
+    groups = [domain == name for name in dict.fromkeys(domain)] if term.domains == "worst" else [domain == domain]
     means = np.array([excess[:, g].sum(axis=1) / weights[g].sum() for g in groups])  # [groups, candidates]
     # A domain in which the pruned model overflowed is the worst there is.
     worst = np.argmax(np.nan_to_num(means, nan=np.inf), axis=0)
@@ -247,9 +246,8 @@ def _term_damages(term: Term, context: Context, removals: Sequence[Removal]) -> 
     errors = np.array([_standard_error(excess[k], weights, groups[w], damage[k]) for k, w in enumerate(worst)])
     keep = [rows.index(removed) for removed in asked]
     weighted = (term.weight * damage[keep], term.weight * errors[keep])
-    domains = tuple(
-        {name: term.weight * float(excess[k, g].sum() / weights[g].sum()) for name, g in by_name.items()} for k in keep
-    )
+    found = [by_domain(excess[k], weights, term.domain_of_items()) for k in keep]
+    domains = tuple({name: term.weight * value for name, value in each.items()} for each in found)
     return Damages(tuple(asked), *weighted, costs[keep], measured.distributions, domains)
 
 

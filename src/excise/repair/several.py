@@ -96,7 +96,7 @@ def repair_removals(
         left = list(new)
         while left:
             try:
-                for result in repair_each(context, left, samples):
+                for result in repair_each(context, tuple(left), samples):
                     fitted[left.pop(0)] = result
                     if path := files[result.removed]:
                         result.save(path)

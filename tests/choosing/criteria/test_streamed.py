@@ -64,5 +64,5 @@ def test_criteria_say_the_same_and_read_each_block_once_a_pass(both, name, reads
     (resident, expected), (streamed, scores) = (answer(criterion, stack) for stack in both)
     assert streamed == resident
     np.testing.assert_allclose(np.array(scores, float), np.array(expected, float), rtol=1e-6, atol=1e-7)
-    if both[0].architecture.kv_sharing is None:
+    if not both[0].shares_kv:
         assert 0 < max(reads.values()) <= WATCHING[name]
