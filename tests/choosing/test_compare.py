@@ -167,6 +167,8 @@ def test_table_and_figures_show_every_method(finished, tmp_path):
     for method in METHODS:
         assert text.count(f"| {method} |") == 2
     assert text.count("●") >= 2
+    odd = replace(comparison.rows[0], domains={"a|b": 0.5, "c": 0.1})
+    assert r"| a\|b +0.50 |" in comparison_markdown(replace(comparison, rows=(odd,)))
     names = write_comparison_figures(comparison, tmp_path / "figures")
     budgets = {row.remove for row in comparison.rows}
     assert set(names) == {"damage_against_budget", "damage_against_cost", *(f"damage-{m}" for m in budgets)}

@@ -200,6 +200,36 @@ def test_predictions_of_a_refinement_are_those_made_before_measuring(folder):
     assert random == [(2.9, 3.1), (0.9, 0.8)]
 
 
+def test_the_race_tells_the_worst_domain_of_finalists(tmp_path):
+    full_folder(tmp_path)
+    path = tmp_path / "refined" / "candidates.json"
+    content = json.loads(path.read_text())
+    assert "verse +0.75" not in render(gather(tmp_path))
+    content["budgets"]["3"]["finalists"][0]["domains"] = {"verse": 0.75, "a|b<i>": 0.5, "lost": None}
+    path.write_text(json.dumps(content))
+    assert "verse +0.75" in render(gather(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda found: found.update(many=found.pop("3")), "numbers of removed blocks"),
+        (lambda found: found["3"].update(finalists=[{"removed": [1]}]), "finalists"),
+        (lambda found: found["3"]["rounds"][0].update(predicted=[0.1]), "one of each"),
+        (lambda found: found["3"].update(anchors=[[0.1]]), "as pairs"),
+        (lambda found: found["3"].update(measured=[{"removed": "1-2"}]), "measured"),
+    ],
+)
+def test_a_refinement_that_someone_edited_is_refused_by_name(tmp_path, edit, said):
+    full_folder(tmp_path)
+    path = tmp_path / "refined" / "candidates.json"
+    content = json.loads(path.read_text())
+    edit(content["budgets"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"candidates\.json.*{said}"):
+        gather(tmp_path)
+
+
 def test_a_run_by_a_fitted_energy_shows_that_ones_couplings(tmp_path):
     facts = full_folder(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({**facts, "energy": "fitted"}))

@@ -35,6 +35,7 @@ from excise.surgery.checkpoint import RECIPE, write_pruned
 from excise.surgery.feasible import require_writable
 from excise.surgery.publish import publishing
 from excise.team import Team
+from excise.text import markdown_text
 
 MANIFEST, CURVE = "heal.json", "loss.svg"
 
@@ -210,7 +211,8 @@ def _section(facts: Values) -> str:
     kinds = sorted(facts["domains"]["healed"])
     # Samples without categories are of one kind, which has no name.
     kinds = kinds if len(kinds) > 1 else []
-    lines = [("model", "held-out loss, nats/token", *kinds), ("---",) * (2 + len(kinds))]
+    head = ("model", "held-out loss, nats/token", *map(markdown_text, kinds))
+    lines = [head, ("---",) * len(head)]
     for name, value in losses.items():
         lines.append((name, f"{value:.4f}", *(f"{facts['domains'][name][kind]:.3f}" for kind in kinds)))
     rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from rich.table import Table
 from excise.drawing.chart import write_charts
 from excise.report.sections.damage import comparison_figures
 from excise.report.tables import worst_of
-from excise.text import ranges
+from excise.text import markdown_text, ranges
 
 if TYPE_CHECKING:
     from excise.choosing.compare import Comparison
@@ -41,7 +42,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     for budget in dict.fromkeys(row.remove for row in comparison.rows):
         lines = [f"### M = {budget}\n", f"| | {' | '.join(headers)} |", "|---" * (len(headers) + 1) + "|"]
         rows = [row for row in comparison.rows if row.remove == budget]
-        lines += [f"| {_mark(row)} | {' | '.join(_cells(row, repaired))} |" for row in rows]
+        lines += [f"| {_mark(row)} | {' | '.join(_cells(row, repaired, markdown_text))} |" for row in rows]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -71,15 +72,15 @@ def _headers(repaired: bool) -> tuple[str, ...]:
     return (*HEADERS[:place], *(["before repair"] if repaired else []), *HEADERS[place:])
 
 
-def _cells(row: Row, repaired: bool) -> tuple[str, ...]:
+def _cells(row: Row, repaired: bool, named: Callable[[str], str] = str) -> tuple[str, ...]:
     before = "" if row.pruned_delta is None else f"{row.pruned_delta:+.3f}"
     return (
-        row.method,
+        named(row.method),
         _what(row),
         "" if row.energy is None else f"{row.energy:.3g}",
         f"{row.delta:+.3f} [{row.interval[0]:+.2f}, {row.interval[1]:+.2f}]",
         *([before] if repaired else []),
-        worst_of(row.domains),
+        named(worst_of(row.domains)),
         f"{row.perplexity:.4g}",
         f"{row.forward_equivalents:,.0f}",
         f"{row.seconds:,.0f}",

@@ -5,7 +5,9 @@ Files of earlier versions lack some, later ones have more; both are fine, anothe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NotRequired
 
 from typing_extensions import TypedDict
 
@@ -136,6 +138,38 @@ class _Healing(TypedDict, total=False):
     curve: list[Facts]
 
 
+class _Finalist(TypedDict):
+    removed: list[int]
+    predicted: float | None
+    damage: float | None
+    error: float | None
+    tokens: int
+    domains: NotRequired[dict[str, float | None]]
+
+
+class _Round(TypedDict):
+    predicted: list[float | None]
+    measured: list[float | None]
+
+
+class _Measured(TypedDict):
+    removed: list[int]
+    damage: float | None
+
+
+class _Refined(TypedDict):
+    finalists: list[_Finalist]
+    rounds: list[_Round]
+    anchors: list[list[float | None]]
+    measured: NotRequired[list[_Measured]]
+    random_rho: NotRequired[float | None]
+    low_rho: NotRequired[float | None]
+
+
+class _Candidates(TypedDict):
+    budgets: dict[str, _Refined]
+
+
 class _Judged(TypedDict):
     name: str
 
@@ -181,6 +215,7 @@ _KINDS: dict[str, type] = {
     "compare": _Comparison,
     "heal": _Healing,
     "panel": _Panel,
+    "candidates": _Candidates,
 }
 
 
@@ -194,8 +229,24 @@ def check(kind: str, content: Values, path: Path) -> None:
     if kind not in _KINDS:
         return
     check_types(_KINDS[kind], content, path)
+    if kind == "candidates":
+        _check_refined(content["budgets"], path)
     blocks = content.get("blocks")
     if isinstance(blocks, int) and not 0 < blocks <= MOST_UNITS:
         raise InputError(f"{path} speaks of {blocks:,} blocks; expected at least one and at most {MOST_UNITS:,}")
     if isinstance(named := content.get("checkpoint"), str):
         inside(path.parent, named, path)
+
+
+def _check_refined(budgets: Mapping[str, Values], path: Path) -> None:
+    for budget, facts in budgets.items():
+        if not budget.isdecimal():
+            raise InputError(f"{path}: expected numbers of removed blocks as the names in budgets, got '{budget}'")
+        for number, each in enumerate(facts["rounds"]):
+            if len(each["predicted"]) != len(each["measured"]):
+                raise InputError(
+                    f"{path}: round {number} at M = {budget} has {len(each['predicted'])} predictions of "
+                    f"{len(each['measured'])} measured removals; expected one of each"
+                )
+        if any(len(pair) != 2 for pair in facts["anchors"]):
+            raise InputError(f"{path}: expected anchors at M = {budget} as pairs, predicted and measured")

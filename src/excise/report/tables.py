@@ -65,9 +65,9 @@ def speed_line(speed: Facts) -> str:
     return f"as fast as the original in {speed['engine']}: {', '.join(parts)}"
 
 
-def worst_of(domains: Mapping[str, float]) -> str:
+def worst_of(domains: Mapping[str, float | None]) -> str:
     """The domain of the largest damage, where there are several."""
-    finite = {name: delta for name, delta in domains.items() if math.isfinite(delta)}
+    finite = {name: delta for name, delta in domains.items() if delta is not None and math.isfinite(delta)}
     if len(finite) < 2:
         return ""
     name = max(finite, key=finite.__getitem__)

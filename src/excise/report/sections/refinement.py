@@ -17,6 +17,7 @@ from excise.plain import Values
 from excise.report.html import figure, table
 from excise.report.material import Material
 from excise.report.section import Section
+from excise.report.tables import worst_of
 from excise.text import ranges
 
 # What was predicted before it was measured.
@@ -115,11 +116,12 @@ def _race(facts: Values) -> Markup:
             ranges(f["removed"]).replace(",", ", "),
             f"{number(f['damage'])} ± {number(f['error'])}",
             number(f["predicted"]),
+            worst_of(f.get("domains", {})),
             f"{f['tokens']:,}",
         )
         for f in facts["finalists"]
     ]
-    head = ("blocks removed", "measured", "predicted", "on tokens")
+    head = ("blocks removed", "measured", "predicted", "worst domain", "on tokens")
     return table(head, rows, "The race of the finalists, the winner first", fold="")
 
 
