@@ -89,8 +89,6 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     ),
 }
 JUDGED_STATES, JUDGED_AMONG, LEFT_OUT = 12, 2000, 40
-# Removals drawn to find the lowest percent of all: 2,000 of them lie in it, or all that there are.
-DRAWN = 200_000
 
 
 def main() -> None:
@@ -227,18 +225,12 @@ def _mean(values: Sequence[float]) -> float:
 def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) -> dict[str, Any]:
     """Spearman's ρ of predicted and measured repaired damage over removals that the energy was not fitted to.
 
-    The measured noise ceiling stands beside it, the same correlation between two disjoint slices of the samples, and
-    that of what is measured on the loop's own samples with what is measured on those.
+    The measured noise ceiling stands beside it, the same correlation between two disjoint slices of the samples.
     """
     objective = parse_objective("kl", calibration, repaired=True)
     found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
     slices = [parse_objective("kl", part, repaired=True) for part in calibration[len(calibration) // 2 :].dealt(2, [0])]
-    own = objective.first_tokens(found.plan.slice_tokens)
-    judged = {
-        "random": _at_random(context, found, brief),
-        "percent": _percent(context, found, brief),
-        "low": _low(found, brief),
-    }
+    judged = {"low": _low(found, brief), "random": _at_random(context, found, brief)}
     return {
         "seed": brief.seed,
         "budget": brief.budget,
@@ -246,7 +238,7 @@ def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) 
         "measured": len(found.search.damages),
         "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
         "lowest_measured": _lowest_measured(found, brief),
-        **{kind: _rho(context, slices, found, removals, own) for kind, removals in judged.items()},
+        **{kind: _rho(context, slices, found, removals) for kind, removals in judged.items()},
     }
 
 
@@ -264,39 +256,22 @@ def _at_random(context: Context, found: Refined, brief: Brief) -> list[Removal]:
     return [removed for removed in sorted(draws) if removed not in found.search.damages]
 
 
-def _percent(context: Context, found: Refined, brief: Brief) -> list[Removal]:
-    """Spread evenly over the one in a hundred of all removals that the energy says are lowest."""
-    generator, n = np.random.default_rng((brief.seed, brief.budget, 1)), len(context.stack.blocks)
-    orders = generator.random((DRAWN, n)).argsort(axis=1)[:, : brief.budget]
-    drawn = np.unique(np.sort(orders, axis=1), axis=0)
-    removals = [tuple(map(int, row)) for row in drawn]
-    energies = found.energy().energies(removals)
-    lowest = [removals[k] for k in np.argsort(energies)[: len(removals) // 100]]
-    fresh = [removed for removed in lowest if removed not in found.search.damages]
-    return [fresh[k] for k in np.linspace(0, len(fresh) - 1, JUDGED_STATES).round().astype(int)]
-
-
 def _low(found: Refined, brief: Brief) -> list[Removal]:
     spectrum = solve(Problem(found.energy(), brief.budget), states=JUDGED_AMONG, time_limit=60.0)
     fresh = [state.removed for state in spectrum if state.removed not in found.search.damages]
     return fresh[:: JUDGED_AMONG // JUDGED_STATES]
 
 
-def _rho(
-    context: Context, slices: Sequence[Objective], found: Refined, removals: Sequence[Removal], own: Objective
-) -> dict[str, Any]:
+def _rho(context: Context, slices: Sequence[Objective], found: Refined, removals: Sequence[Removal]) -> dict[str, Any]:
     predicted = np.array(found.energy().energies(removals))
     measured = [part.damages(context, removals).values for part in slices]
     mean = np.mean(measured, axis=0)
-    # What a fit to the loop's own samples would reach that made no error.
-    there = own.damages(context, removals).values
     return {
         "rho": float(spearmanr(predicted, mean).statistic),
         # Of states that lie close together no order can be told: how far apart they are, and how wrong predictions,
         # up to what all have in common. The better the energy, the closer its lowest states.
         "spread": float(np.std(mean)),
         "error": float(np.std(mean - predicted)),
-        "without_error": float(spearmanr(there, mean).statistic),
         "ceiling": float(spearmanr(*measured).statistic),
         "count": len(removals),
         "predicted": [round(float(value), 4) for value in predicted],

@@ -13,7 +13,7 @@ from excise.data.samples import Samples
 from excise.errors import InputError
 from excise.models.loading import Loaded
 from excise.models.stack import find_stack
-from excise.repair.openings import RIDGE
+from excise.repair.openings import ridge_of
 from excise.repair.repair import Folding, repair
 from excise.repair.streams import swapped
 from excise.settings import Objecting
@@ -65,7 +65,8 @@ def test_acceptance_is_the_mean_probability_of_rejection(model, repaired):
     found, term = objective.damages(context, [(), *REMOVALS]), objective.terms[0]
     expected = []
     for removed in REMOVALS:
-        fitted = repair(context, removed, term.fitting, folding=Folding(ridges=(RIDGE,))).weights if repaired else {}
+        ridges = (ridge_of(term.fitting.tokens),) if repaired else ()
+        fitted = repair(context, removed, term.fitting, folding=Folding(ridges=ridges)).weights if repaired else {}
         with swapped(model, fitted):
             pruned = without(model, removed)
         expected.append(rejection(model, pruned, term.samples))

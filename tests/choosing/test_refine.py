@@ -121,6 +121,12 @@ def test_a_plan_spends_what_it_is_given():
     racing = sum(t * (1 + share * count) for t, count in zip(large.race_tokens, (8, 4), strict=True))
     looping = large.slice_tokens * (1 + 15 + share * 8 * (1 + large.rounds))
     assert 0.8 * 200_000 < racing + looping < 1.25 * 200_000
+    # More effort buys removals before it buys tokens for each.
+    for tokens in (250_000, 400_000, 600_000, 2_000_000):
+        more = plan(30, 8, tokens)
+        assert more.slice_tokens >= large.slice_tokens
+        assert more.rounds > large.rounds
+    assert plan(30, 8, 2_000_000).slice_tokens > large.slice_tokens
     # Where every round reads all weights, as many removals in fewer rounds.
     for tokens in (1_000, 8_000, 40_000, 80_000, 200_000):
         one, other = plan(30, 8, tokens), plan(30, 8, tokens, streamed=True)

@@ -12,8 +12,9 @@ from excise.errors import ArchitectureError
 from excise.measuring.measure import measure
 from excise.models.loading import Loaded
 from excise.models.stack import find_stack
+from excise.repair import openings
 from excise.repair.measured import known_repaired, measure_repaired, repairable_folds
-from excise.repair.openings import RIDGE, Opening
+from excise.repair.openings import Opening, ridge_of
 from excise.repair.repair import Folding, repair
 from excise.repair.streams import swapped
 from tests.contexts import context_of
@@ -28,7 +29,7 @@ def by_itself(stack, removed, statistic="loss"):
     """Sums [samples] on the judging samples of a removal repaired as `repair` does it, at the measuring ridge."""
     assert statistic == "loss"
     try:
-        fitted = repair(context_of(stack), removed, FITTING, folding=Folding(ridges=(RIDGE,)))
+        fitted = repair(context_of(stack), removed, FITTING, folding=Folding(ridges=(ridge_of(FITTING.tokens),)))
     except ArchitectureError:
         return measure(context_of(stack), JUDGING, [removed], statistic=statistic).of(removed)
     with swapped(stack.model, fitted.weights):
@@ -51,7 +52,9 @@ def by_itself(stack, removed, statistic="loss"):
         ("olmo2", {}),
     ],
 )
-def test_a_removal_costs_what_it_costs_repaired_by_itself(architecture, options):
+def test_a_removal_costs_what_it_costs_repaired_by_itself(architecture, options, monkeypatch):
+    # `repair` takes one ridge for all it is given.
+    monkeypatch.setattr(openings, "GAIN_RIDGE", ridge_of(FITTING.tokens))
     stack = find_stack(tiny_model(architecture, 6, **options).float())
     before = traces(stack.model)
     assert len(repairable_folds(Loaded.of(stack))) == 6
@@ -92,7 +95,7 @@ def test_fewer_tokens_than_features_or_more_give_the_same_fit():
         missing = torch.randn(len(rows) // 2, 4, dtype=torch.float64)
         fitted, other = rows[: len(rows) // 2], rows[len(rows) // 2 :]
         added = Opening([fitted, other], [True, False]).added(missing)
-        ridge = RIDGE * float(fitted.square().sum()) / fitted.shape[1]
+        ridge = ridge_of(len(fitted)) * float(fitted.square().sum()) / fitted.shape[1]
         D = torch.linalg.solve(fitted.T @ fitted + ridge * torch.eye(fitted.shape[1]).double(), fitted.T @ missing)
         torch.testing.assert_close(torch.cat(added), rows[: 2 * (len(rows) // 2)] @ D)
 

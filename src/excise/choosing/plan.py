@@ -20,8 +20,10 @@ ANCHORS = 8
 SHARED = 0.55
 # Five rounds were enough in all runs, the best found in the fourth or fifth (log, 2026-11-24, loss or divergence).
 # What is left over buys a larger slice: of 1,024 tokens four samples judge, and err twice as much as the eight of 2,048
-# (log, 2026-11-30, what a round measures).
-MOST_ROUNDS, GOOD_ROUNDS, FEWEST_ROUNDS = 12, 5, 2
+# (log, 2026-11-30, what a round measures). From there on more rounds tell the energy more than more tokens do, until
+# there are twelve (log, 2026-11-30, more effort).
+FEWEST_ROUNDS, GOOD_ROUNDS, MANY_ROUNDS, MOST_ROUNDS = 2, 5, 12, 30
+GOOD_SLICE = 2048
 # About one chat: on less, damage would be that of the text and not of the removal.
 LEAST_SLICE = 128
 
@@ -57,7 +59,8 @@ class Plan:
 def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> Plan:
     """Divide a number of forward tokens among singles, rounds and race.
 
-    The loop gets as many tokens a measurement as leave it five rounds of eight, and no fewer than two rounds.
+    The loop gets as many tokens a measurement as leave it five rounds of eight, twelve where these are more than 2,048,
+    and no fewer than two rounds.
 
     Args:
         units: removable blocks.
@@ -76,11 +79,15 @@ def plan(units: int, removed: int, tokens: float, *, streamed: bool = False) -> 
     # A single shares the blocks below it with others, so it costs about half the stack.
     opening = 0.55 * units + ANCHORS * share
     searching, racing = (1 - RACE_SHARE) * tokens, RACE_SHARE * tokens
+
+    def rounds_of(tokens: int) -> float:
+        return (searching / tokens - opening) / (BATCH * share)
+
     slice_tokens = LEAST_SLICE
     # Powers of two, so that efforts a little apart share a slice, and with it everything measured on it.
-    while searching / (2 * slice_tokens) >= opening + GOOD_ROUNDS * BATCH * share:
+    while rounds_of(2 * slice_tokens) >= (GOOD_ROUNDS if slice_tokens < GOOD_SLICE else MANY_ROUNDS):
         slice_tokens *= 2
-    rounds = math.floor((searching / slice_tokens - opening) / (BATCH * share))
+    rounds = math.floor(rounds_of(slice_tokens))
     rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds))
     # As many removals in any case: an effort that pays for few must not be spent several times over.
     removals = rounds * BATCH

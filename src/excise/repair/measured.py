@@ -30,7 +30,7 @@ from excise.models.stored import Stored
 from excise.plain import Facts
 from excise.repair.cuts import folds_of
 from excise.repair.folds import Fold
-from excise.repair.openings import RIDGE
+from excise.repair.openings import RIDGE_TOKENS
 from excise.repair.swept_walk import SweptWalk
 from excise.repair.walk import Walk, trie_of
 
@@ -129,7 +129,7 @@ def _mine(context: Context, removals: Sequence[Removal]) -> list[Removal]:
 
 def _key(context: Context, fitting: Samples, judging: Samples, statistic: Statistic) -> Facts:
     """What measurements depend on beside the removals."""
-    key = {**pass_key(context, judging, {}), "fitting": fitting.hash, "statistic": statistic, "ridge": RIDGE}
+    key = {**pass_key(context, judging, {}), "fitting": fitting.hash, "statistic": statistic, "ridge": RIDGE_TOKENS}
     key["above"] = True  # of the cut, too: a store of version 0.1.0 has what was measured without
     # A candidate is judged on all batches before the next is, so that the distributions of all are held.
     return key if statistic == "loss" else {**key, "top_k": told_apart(context, context.batches(judging))}

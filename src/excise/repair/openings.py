@@ -6,6 +6,7 @@ With fewer fitting tokens than features, the fit is solved in its dual form, who
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -16,9 +17,12 @@ from excise.data.batches import Batch
 from excise.repair.folds import AUTO, Fold, Gain, as_features
 from excise.repair.streams import wide
 
-# Of a fit on one to three thousand tokens. Chosen once for all, as held-out samples would have to choose it at every
-# cut of every candidate.
-RIDGE = 0.3
+# Tokens for which a ridge of 1 is right. Held-out samples would have to choose it at every cut of every candidate, so
+# it goes by the number of tokens, as what they would choose does on two models: 2 for 500 tokens, 1 for 2,000, 0.3 for
+# 20,000 (log, 2026-11-30, the ridge of measurements).
+RIDGE_TOKENS = 2000
+# A gain for each channel is one number where a matrix has hundreds or thousands, and overfits little.
+GAIN_RIDGE = 0.3
 
 
 class Opening:
@@ -37,7 +41,7 @@ class Opening:
         gram = phi @ phi.T if dual else phi.T @ phi
         # As in `NormalEquations`, the ridge is relative to the mean diagonal of ΦᵀΦ, whatever the form.
         scale = float(phi.square().sum()) / phi.shape[1]
-        gram.diagonal().add_(_ridge(scale, gram.dtype))
+        gram.diagonal().add_(_damping(ridge_of(phi.shape[0]), scale, gram.dtype))
         # Not a number instead of an error, as an overflow shows wherever else a removal is measured.
         self._factor = torch.linalg.cholesky(gram) if gram.isfinite().all() else torch.full_like(gram, torch.nan)
         self._fitted = None if dual else phi
@@ -71,14 +75,25 @@ class Gains:
     def added(self, residual: Float[Tensor, "tokens width"]) -> list[Tensor]:
         """See `Opening.added`."""
         gram = self._fitted.square().sum(dim=0)
-        change = (self._fitted * residual).sum(dim=0) / (gram + _ridge(float(gram.mean()), gram.dtype))
+        change = (self._fitted * residual).sum(dim=0) / (gram + _damping(GAIN_RIDGE, float(gram.mean()), gram.dtype))
         return [f * change for f in self._features]
 
 
-def _ridge(scale: float, dtype: torch.dtype) -> float:
+def ridge_of(tokens: int) -> float:
+    """Ridge of a matrix fitted on so many tokens, relative to the mean diagonal of its Gram matrix.
+
+    Examples:
+        >>> ridge_of(500), ridge_of(8000)
+        (2.0, 0.5)
+
+    """
+    return math.sqrt(RIDGE_TOKENS / tokens)
+
+
+def _damping(ridge: float, scale: float, dtype: torch.dtype) -> float:
     """What is added to the diagonal of a Gram matrix; features that are all 0 need any that can be divided by."""
-    ridge = RIDGE * scale
-    return ridge if ridge > torch.finfo(dtype).tiny else 1.0
+    damping = ridge * scale
+    return damping if damping > torch.finfo(dtype).tiny else 1.0
 
 
 def features_at(fold: Fold, found: dict[str, Tensor], batch: Batch) -> Float[Tensor, "tokens features"]:
