@@ -88,7 +88,7 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
         {"chats": (CHATS, 48), **WIKITEXT, "documentation": (HYBRIDS_TEXT, 48)},
     ),
 }
-JUDGED_STATES, JUDGED_AMONG, LEFT_OUT = 12, 2000, 40
+JUDGED_STATES, JUDGED_AMONG, LEFT_OUT = 24, 2000, 40
 
 
 def main() -> None:
@@ -123,13 +123,16 @@ def main() -> None:
         mix = ",".join(f"{data / file}:1" for file in setting.calibration)
         calibration = load_samples(mix, loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=seed)
         texts = _judging(setting, data, loaded, calibration)
+        # Of the same kinds as the calibration, for what the energy was not fitted on.
+        others = load_samples(mix, loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=JUDGING_SEED + seed)
+        others = others.apart_from(calibration)[: CALIBRATION // 2]
         folder = options.out / f"seed-{seed}"
         context = Context(loaded, Store(folder / "work"))
         for budget in map(int, options.budgets.split(",")):
             brief = Brief.on(loaded.stack, budget, seed=seed)
             if options.trust:
                 path = folder / f"trust-{budget}.json"
-                _once(path, lambda: _trust(context, calibration, brief, options.effort))  # noqa: B023
+                _once(path, lambda: _trust(context, calibration, others, brief, options.effort))  # noqa: B023
                 continue
             for method in options.methods.split(","):
                 path = folder / f"row-{budget}-{method.replace('+', '-')}.json"
@@ -222,14 +225,15 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 3)
 
 
-def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) -> dict[str, Any]:
+def _trust(context: Context, calibration: Samples, others: Samples, brief: Brief, effort: float) -> dict[str, Any]:
     """Spearman's ρ of predicted and measured repaired damage over removals that the energy was not fitted to.
 
-    The measured noise ceiling stands beside it, the same correlation between two disjoint slices of the samples.
+    They are measured on other samples, too. The measured noise ceiling stands beside it, the same correlation between
+    two halves of those.
     """
     objective = parse_objective("kl", calibration, repaired=True)
     found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
-    slices = [parse_objective("kl", part, repaired=True) for part in calibration[len(calibration) // 2 :].dealt(2, [0])]
+    slices = [parse_objective("kl", part, repaired=True) for part in others.dealt(2, [0])]
     judged = {"low": _low(found, brief), "random": _at_random(context, found, brief)}
     return {
         "seed": brief.seed,
@@ -244,9 +248,7 @@ def _trust(context: Context, calibration: Samples, brief: Brief, effort: float) 
 
 def _lowest_measured(found: Refined, brief: Brief) -> dict[str, Any]:
     """ρ over the lowest removals that the loop measured, each predicted from all others: on the loop's own samples."""
-    damages = found.search.damages
-    lowest = sorted((d, r) for r, (d, _) in damages.items() if len(r) == brief.budget and np.isfinite(d))[:LEFT_OUT]
-    pairs = left_out(found.search, [removed for _, removed in lowest])
+    pairs = left_out(found.search, found.search.best(Problem(found.energy(), brief.budget), LEFT_OUT))
     return {"rho": float(spearmanr(*zip(*pairs, strict=True)).statistic), "count": len(pairs)}
 
 

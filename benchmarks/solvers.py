@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from excise.choosing.refine import no_energy
-from excise.choosing.search import search
+from excise.choosing.search import Measured, search
 from excise.errors import ExciseError
 from excise.ising.energies import Energy
 from excise.ising.energies.pairs import pairs
@@ -90,20 +90,19 @@ def refined(n: int, budget: int, seed: int = 0) -> tuple[Energy, float]:
     """The energy that the refinement loop fits to a `damage` of n units, and the seconds of processor time it took."""
     truth, rng = damage(n, seed), np.random.default_rng(seed)
 
-    def measure(removals: Sequence[Removal]) -> dict[Removal, tuple[float, float]]:
+    def measure(removals: Sequence[Removal], _: int = 0) -> dict[Removal, Measured]:
         exact = truth.energies(removals)
-        return {r: (d + rng.normal(0, NOISE), NOISE) for r, d in zip(removals, exact, strict=True)}
+        return {r: Measured(d + rng.normal(0, NOISE), NOISE) for r, d in zip(removals, exact, strict=True)}
 
     singles = measure([(i,) for i in range(n)])
     anchors = measure([tuple(sorted(map(int, rng.choice(n, budget, replace=False)))) for _ in range(ANCHORS)])
     started = time.process_time()
     found = search(
         measure,
-        pairs({removed: value for removed, (value, _) in singles.items()}, n),
+        pairs({removed: measured.damage for removed, measured in singles.items()}, n),
         Problem(no_energy(n), budget),
         rounds=ROUNDS,
         known=singles | anchors,
-        seed=seed,
     )
     return found.fitted.energy(), time.process_time() - started
 

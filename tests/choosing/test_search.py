@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from excise.choosing.search import fit_around_the_best, search
+from excise.choosing.search import Measured, fit_around_the_best, search
 from excise.ising.energies import Energy
 from excise.ising.problem import Problem, weigh_at_least, weigh_at_most
 
@@ -31,12 +31,12 @@ PROBLEM = Problem(Energy(None, np.zeros((N, N))), M)
 
 
 def loop(damage, rounds, **options):
-    singles = {(i,): (damage((i,)), 1e-3) for i in range(N)}
+    singles = {(i,): Measured(damage((i,)), 1e-3) for i in range(N)}
     measured = []
 
-    def measure(removals):
+    def measure(removals, _):
         measured.extend(removals)
-        return {removed: (damage(removed), 1e-3) for removed in removals}
+        return {removed: Measured(damage(removed), 1e-3) for removed in removals}
 
     found = search(measure, PROBLEM.energy, PROBLEM, rounds=rounds, known=singles, **options)
     return found, measured
@@ -102,7 +102,9 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been():
 def test_keeps_to_the_problem_and_ends_when_all_is_measured():
     nothing = Energy(None, np.zeros((5, 5)))
     problem = Problem(nothing, 2, protected=(0,), forced=(3,))
-    found = search(lambda removals: {r: (float(sum(r)), 0.1) for r in removals}, nothing, problem, rounds=9, batch=2)
+    found = search(
+        lambda removals, _: {r: Measured(float(sum(r)), 0.1) for r in removals}, nothing, problem, rounds=9, batch=2
+    )
     assert sorted(found.damages) == [(1, 3), (2, 3), (3, 4)]
     assert found.best(problem, 3) == [(1, 3), (2, 3), (3, 4)]
     assert len(found.rounds) == 2
@@ -111,8 +113,8 @@ def test_keeps_to_the_problem_and_ends_when_all_is_measured():
 def test_removals_that_overflow_are_never_the_best():
     nothing = Energy(None, np.zeros((6, 6)))
 
-    def measure(removals):
-        return {r: (float("inf") if 0 in r else 1.0 + sum(r), 0.1) for r in removals}
+    def measure(removals, _):
+        return {r: Measured(float("inf") if 0 in r else 1.0 + sum(r), 0.1) for r in removals}
 
     problem = Problem(nothing, 2)
     found = search(measure, nothing, problem, rounds=4, batch=4)
@@ -132,11 +134,11 @@ def test_an_amount_is_met_with_however_many_units_do_least_damage():
     allowed = sorted((damage(r), r) for r in every if problem.allows(r))
     assert len({len(r) for _, r in allowed}) > 3
     found = search(
-        lambda removals: {r: (damage(r), 1e-3) for r in removals},
+        lambda removals, _: {r: Measured(damage(r), 1e-3) for r in removals},
         nothing,
         problem,
         rounds=6,
-        known={(i,): (damage((i,)), 1e-3) for i in range(10)},
+        known={(i,): Measured(damage((i,)), 1e-3) for i in range(10)},
     )
     assert found.best(problem) == [allowed[0][1]]
     proposed = list(itertools.chain.from_iterable(r.proposed for r in found.rounds))
@@ -157,7 +159,7 @@ def rank_correlation_on_left_out(seed):
     known = dict(zip(singles, energy.energies(singles), strict=True))
     prior = Energy(np.array([known[single] for single in singles]), np.zeros((N, N)))
     known |= {removed: damage[removed] for removed in lowest if removed not in left_out}
-    fitted = fit_around_the_best(prior, {removed: (d, abs(d) / 4) for removed, d in known.items()}, PROBLEM)
+    fitted = fit_around_the_best(prior, {removed: Measured(d, abs(d) / 4) for removed, d in known.items()}, PROBLEM)
     return spearmanr(fitted.energy().energies(left_out), [damage[removed] for removed in left_out]).statistic
 
 

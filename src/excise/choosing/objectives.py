@@ -112,6 +112,18 @@ class Term:
         question = _questions(self.samples)
         return replace(self, samples=self.samples[: int(np.searchsorted(question, question[len(few) - 1] + 1))])
 
+    def slices(self, tokens: int) -> list[Term]:
+        """The same on as many parts of so many tokens as its samples make, one after another; the first in any case."""
+        parts, rest = [self.first_tokens(tokens)], self
+        while (rest := rest._after(parts[-1])).tokens >= tokens:
+            parts.append(rest.first_tokens(tokens))
+        return parts
+
+    def _after(self, part: Term) -> Term:
+        """What is left behind the first samples."""
+        fitting = self.fitting[len(part.fitting) :] if self.fitting and part.fitting else None
+        return replace(self, samples=self.samples[len(part.samples) :], fitting=fitting)
+
     def values(self, sums: Floats, counts: Floats) -> tuple[Floats, Floats]:
         """Contributions [candidates, items] and weights [items] whose ratio of sums is the objective.
 
@@ -179,8 +191,16 @@ class Objective:
 
     def first_tokens(self, tokens: int) -> Objective:
         """The same on the first samples of so many tokens, divided among the terms as they are now."""
-        total = self.tokens
-        return Objective(tuple(t.first_tokens(max(1, round(tokens * t.tokens / total))) for t in self.terms))
+        return Objective(tuple(t.first_tokens(share) for t, share in self._shares(tokens)))
+
+    def slices(self, tokens: int) -> tuple[Objective, ...]:
+        """The same on successive parts of so many tokens; a term with fewer of them takes its own in turn again."""
+        parts = [term.slices(share) for term, share in self._shares(tokens)]
+        return tuple(Objective(tuple(own[k % len(own)] for own in parts)) for k in range(max(map(len, parts))))
+
+    def _shares(self, tokens: int) -> list[tuple[Term, int]]:
+        """Each term with its share of so many tokens, as they are divided now."""
+        return [(term, max(1, round(tokens * term.tokens / self.tokens))) for term in self.terms]
 
     def damages(self, context: Context, removals: Sequence[Sequence[int]]) -> Damages:
         """Measure the damage of removals of whole blocks.

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -17,7 +16,7 @@ from excise.choosing.brief import Brief, no_energy
 from excise.choosing.objectives import Objective
 from excise.choosing.plan import ANCHORS, FINALISTS, Plan, plan
 from excise.choosing.proposal import Proposal
-from excise.choosing.search import Search, search
+from excise.choosing.search import Measured, Search, search
 from excise.context import Context
 from excise.data.samples import Samples
 from excise.errors import InputError
@@ -31,8 +30,8 @@ from excise.measuring.sweep import sweeps
 from excise.plain import Facts
 
 SEARCHES = "searches"
-
-Measured = dict[Removal, tuple[float, float]]
+# Of removals on some samples, which are those of a slice's number.
+_Measure = Callable[[Objective, Sequence[Removal], int], dict[Removal, Measured]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ class Refined:
             "finalists": [asdict(f) for f in self.finalists],
             "rounds": [asdict(r) for r in self.search.rounds],
             "measured": [
-                {"removed": list(r), "damage": d, "error": e} for r, (d, e) in sorted(self.search.damages.items())
+                {"removed": list(removed), **measured._asdict()}
+                for removed, measured in sorted(self.search.damages.items())
             ],
             "spectrum": [{"removed": list(s.removed), "energy": s.energy} for s in self.search.spectrum.states],
             "certified": self.search.spectrum.certified,
@@ -141,12 +141,12 @@ def refine(
     """Find blocks whose removal does little measured damage.
 
     Single removals and a few random ones are measured on a small slice of the samples; the loop of
-    `excise.choosing.search` follows, on the same slice; its best go through a race on more and more of the samples,
-    half of them dropped at each stage (successive halving, on the same tokens and so with paired differences).
+    `excise.choosing.search` follows, each round on the next slice; its best go through a race on more and more of the
+    samples, half of them dropped at each stage (successive halving, on the same tokens and so with paired differences).
 
     Args:
         context: the model and the store, in which every measurement and proposal is kept: an interrupted search goes
-            on, and what was measured on the same slice for another budget is used for this one.
+            on, and what was measured on the same slices for another budget is used for this one.
         objective: the damage, on all samples that may be used.
         brief: how many blocks go, which may not and which must.
         tokens: what to spend, about, in forward tokens.
@@ -161,38 +161,44 @@ def refine(
     brief.candidates(context.stack)
     problem = brief.problem(context.stack, no_energy(units))
     spent = plan(len(problem.free), brief.budget, tokens, streamed=sweeps(context.stack))
-    # One slice for all rounds. Another for each was better on one text and worse on the other, for a more complicated
-    # loop (log, 2026-11-24, a slice of its own for each round).
-    few = objective.first_tokens(spent.slice_tokens)
-    state = _State.of(context, few, problem, brief, prior, alone)
-    cost: dict[tuple[int, Removal], float] = {}
+    # From one slice for all rounds the energy learns what its few samples say, however many removals are measured; from
+    # one for each what they have in common (log, 2026-11-30, slices in turn).
+    slices = objective.slices(spent.slice_tokens)
+    state = _State.of(context, slices, problem, brief, prior, alone)
+    cost: dict[tuple[str, Removal], float] = {}
     distributions: Facts = {}
     domains: dict[Removal, dict[str, float]] = {}
 
-    def measured(samples: Objective, removals: Sequence[Removal]) -> Measured:
+    def measured(samples: Objective, removals: Sequence[Removal], number: int) -> dict[Removal, Measured]:
         damages = samples.damages(context, [(), *removals])
         distributions.update(damages.distributions)
         # Of a finalist, those of the race's last stage that it reached.
         domains.update(zip(damages.removals, damages.domains, strict=True))
+        key = digest(samples.identity)
         for removed, tokens_taken in zip(damages.removals, damages.costs.tolist(), strict=True):
             # What a removal costs depends on what it is measured with: the first time counts, the next ones are free.
-            cost.setdefault((samples.tokens, removed), tokens_taken)
+            cost.setdefault((key, removed), tokens_taken)
         rows = zip(damages.removals, damages.values.tolist(), damages.errors.tolist(), strict=True)
-        return {removed: (damage, error) for removed, damage, error in rows if removed}
+        return {removed: Measured(damage, error, number) for removed, damage, error in rows if removed}
+
+    def of_round(removals: Sequence[Removal], number: int) -> dict[Removal, Measured]:
+        # The first slice is that of the singles; it has its turn again after all others.
+        turn = (number + 1) % len(slices)
+        return measured(slices[turn], removals, turn)
 
     singles = [(i,) for i in problem.free]
     anchors = _random_removals(problem, ANCHORS, brief.seed)
     most = "≤ " if brief.amounts else ""
     with context.progress.stage(f"refine, M = {most}{brief.budget}", spent.measurements(len(problem.free))):
-        known = measured(few, [*singles, *anchors, *state.known])
+        first = measured(slices[0], [*singles, *anchors], 0)
         found = search(
-            partial(measured, few),
+            of_round,
             # Measured singles carry the order of blocks; what they cannot know, the couplings, is what the loop learns.
-            prior or pairs({r: known[r][0] for r in singles}, units),
+            prior or pairs({r: first[r].damage for r in singles}, units),
             problem,
             rounds=spent.rounds,
             batch=spent.batch,
-            known=known,
+            known={**state.measured(measured), **first},
             diary=state,
         )
         # More tokens than the loop's, all the same for everyone, so that differences are paired.
@@ -222,32 +228,48 @@ class _State:
 
     context: Context
     key: Facts
-    known: list[Removal]
+    slices: tuple[Objective, ...]
+    known: list[list[Removal]]
     rounds: list[list[Removal]]
 
     @staticmethod
     def of(
-        context: Context, few: Objective, problem: Problem, brief: Brief, prior: Energy | None, alone: bool
+        context: Context,
+        slices: tuple[Objective, ...],
+        problem: Problem,
+        brief: Brief,
+        prior: Energy | None,
+        alone: bool,
     ) -> _State:
         """What the store has of this search, or its beginning."""
         key = {
-            **pass_key(context, few.terms[0].samples, {}),
-            **few.identity,
+            **pass_key(context, slices[0].terms[0].samples, {}),
+            "slices": [each.identity for each in slices],
             "brief": asdict(brief),
             "prior": None if prior is None else digest([prior.h.tolist(), prior.J.tolist()]),
             "alone": alone,
         }
         # Told by the first: of processes that find one and others that do not, some would ask for what is known alone.
         if kept := context.team.once(lambda: context.store.found(SEARCHES, key)):
-            rounds = [[tuple(removed) for removed in proposed] for proposed in kept["rounds"]]
-            return _State(context, key, [tuple(removed) for removed in kept["known"]], rounds)
+            known, rounds = (
+                [[tuple(removed) for removed in removals] for removals in kept[name]] for name in ("known", "rounds")
+            )
+            return _State(context, key, slices, known, rounds)
         fixed = {*problem.protected}
         # A method that is compared must pay for all it knows: `alone` begins without what others measured.
-        known = [] if alone else [r for r in few.known(context) if r and fixed.isdisjoint(r)]
-        state = _State(context, key, known, [])
+        known = [[] if alone else [r for r in each.known(context) if fixed.isdisjoint(r)] for each in slices]
+        state = _State(context, key, slices, known, [])
         # What was known at the start shapes every proposal, so a resumed search must not begin from a fuller ledger.
         state._keep()
         return state
+
+    def measured(self, measure: _Measure) -> dict[Removal, Measured]:
+        """What was known before the search began; of what was measured on several slices, the first."""
+        found: dict[Removal, Measured] = {}
+        for number, (samples, removals) in enumerate(zip(self.slices, self.known, strict=True)):
+            if fresh := [removed for removed in removals if removed not in found]:
+                found |= measure(samples, fresh, number)
+        return found
 
     def record(self, proposed: Sequence[Removal]) -> None:
         """Keep the removals of a round."""
@@ -263,7 +285,7 @@ def _race(
     objective: Objective,
     problem: Problem,
     spent: Plan,
-    measured: Callable[[Objective, Sequence[Removal]], Measured],
+    measured: _Measure,
 ) -> list[Finalist]:
     """Successive halving; returns all that took part, those that came further first, then by damage."""
     candidates = found.best(problem, 4 * FINALISTS)
@@ -278,20 +300,23 @@ def _race(
     results: dict[Removal, Finalist] = {}
     for tokens in spent.race_tokens:
         samples = objective.first_tokens(tokens)
-        for removed, (damage, error) in measured(samples, running).items():
+        for removed, told in measured(samples, running, 0).items():
             # Overwritten by the later stage, which is on more tokens.
-            results[removed] = Finalist(removed, predicted[removed], damage, error, samples.tokens)
+            results[removed] = Finalist(removed, predicted[removed], told.damage, told.error, samples.tokens)
         running.sort(key=lambda removed: (not math.isfinite(results[removed].damage), results[removed].damage))
         running = running[: max(1, len(running) // 2)] if tokens != spent.race_tokens[-1] else running
     return sorted(results.values(), key=lambda f: (-f.tokens, not math.isfinite(f.damage), f.damage))
 
 
 def left_out(found: Search, removals: Sequence[Removal]) -> list[tuple[float, float]]:
-    """(predicted from all other measurements, measured) of removals."""
+    """(predicted from all other measurements, measured) of removals, less what those of the same slice share."""
+    fitted = found.fitted
     # The fit leaves out what is not finite; its rows are numbered without those.
-    kept = [removed for removed, (damage, _) in found.damages.items() if math.isfinite(damage)]
-    predicted = dict(zip(kept, found.fitted.leave_one_out()[0].tolist(), strict=True))
-    return [(predicted[r], found.damages[r][0]) for r in removals if r in predicted]
+    kept = [removed for removed, measured in found.damages.items() if math.isfinite(measured.damage)]
+    corrected, (predicted, _) = fitted.corrected(), fitted.leave_one_out()
+    shared = fitted.damages - corrected
+    pairs = dict(zip(kept, zip((predicted - shared).tolist(), corrected.tolist(), strict=True), strict=True))
+    return [pairs[removed] for removed in removals if removed in pairs]
 
 
 def _rho(points: Sequence[tuple[float, float]]) -> float | None:

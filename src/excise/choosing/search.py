@@ -3,8 +3,9 @@
 Every round proposes removals not yet measured: a few where damage is lowest (the lowest states of the posterior mean,
 far apart, and swap neighbours of the best removal so far, in the order of predicted damage), and for the rest those of
 the lowest states whose measurement tells most about all of them (`excise.ising.energies.fitted.Fitted.most_telling`).
-Otherwise all that is measured lies in a few valleys, and the fit is wrong about low states elsewhere. The loop knows
-nothing of models: `measure` is any function from removals to damages.
+Otherwise all that is measured lies in a few valleys, and the fit is wrong about low states elsewhere. Every round may
+be measured on other samples: what those have in common is part of the fit, and what they say of single removals is
+averaged by it. The loop knows nothing of models: `measure` is any function from removals to damages.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from excise.ising.energies import Energy
-from excise.ising.energies.fitted import Fitted, fit, likeliest
+from excise.ising.energies.fitted import Fitted, Noise, fit, likeliest
 from excise.ising.problem import Problem, Removal, weigh_at_least
 from excise.ising.solvers import solve
 from excise.ising.spectrum import Spectrum
 from excise.team import team
-
-Measure = Callable[[Sequence[Removal]], Mapping[Removal, tuple[float, float]]]
 
 # States of the last solve, and of those asked for around one removal.
 LOWEST = 64
@@ -35,8 +36,8 @@ LOW_SHARE = 0.25
 # Two swaps: states a single swap apart are what the neighbours try anyway.
 APART = 4
 # Of the excess damage: how far a quadratic energy is off. And of a measurement's standard error: what is left of it in
-# differences, as every removal is measured on the same samples. Grids, from which the marginal likelihood chooses
-# after every round (log, 2026-11-29, noise of differences).
+# differences from removals measured on the same samples; the rest they have in common. Grids, from which the marginal
+# likelihood chooses after every round (log, 2026-11-29, noise of differences).
 MISFITS = (0.15, 0.3, 0.5)
 UNSHARED = (0.125, 0.25, 0.5, 1.0)
 # Nats. A measurement that claims to be exact, as of the intact model, would leave the kernel matrix singular.
@@ -47,6 +48,25 @@ TIME_LIMIT = 10.0
 MOST_PROVED = 64
 
 
+class Measured(NamedTuple):
+    """Damage of a removal.
+
+    Attributes:
+        damage: nats; infinite where the model overflowed.
+        error: its standard error over samples, nats.
+        slice: number of the samples it was measured on; damages on the same samples compare best.
+
+    """
+
+    damage: float
+    error: float
+    slice: int = 0
+
+
+# Of removals, in a round of this number.
+Measure = Callable[[Sequence[Removal], int], Mapping[Removal, Measured]]
+
+
 @dataclass(frozen=True, eq=False)
 class Round:
     """What one round did.
@@ -55,7 +75,7 @@ class Round:
         proposed: removals measured in it.
         best: lowest damage of the wanted size so far, nats.
         predicted: their damage before they were measured, nats.
-        measured: and after, nats.
+        measured: and after, nats, less what the samples of the round have in common, as the last fit sees it.
 
     """
 
@@ -82,21 +102,23 @@ class Search:
 
     Attributes:
         fitted: posterior after the last round.
-        damages: removal → (damage, standard error), nats, of everything measured.
+        damages: of everything measured.
         rounds: in order.
         spectrum: lowest states of the last posterior mean.
 
     """
 
     fitted: Fitted
-    damages: Mapping[Removal, tuple[float, float]]
+    damages: Mapping[Removal, Measured]
     rounds: tuple[Round, ...]
     spectrum: Spectrum
 
     def best(self, problem: Problem, count: int = 1) -> list[Removal]:
-        """The `count` removals that a problem allows with the lowest damage measured, lowest first."""
-        allowed = [(damage, removed) for removed, (damage, _) in self.damages.items() if problem.allows(removed)]
-        return [removed for damage, removed in sorted(allowed) if math.isfinite(damage)][:count]
+        """The `count` removals that a problem allows with the lowest damage measured, lowest first.
+
+        Damages measured on different samples are compared less what those have in common.
+        """
+        return _ranked(self.fitted, self.damages, problem)[:count]
 
 
 def search(
@@ -106,13 +128,13 @@ def search(
     *,
     rounds: int,
     batch: int = 8,
-    known: Mapping[Removal, tuple[float, float]] | None = None,
+    known: Mapping[Removal, Measured] | None = None,
     diary: Diary | None = None,
 ) -> Search:
     """Look for the removal of least measured damage.
 
     Args:
-        measure: removals → (damage, standard error) of each, nats.
+        measure: removals and the number of the round → the damage of each.
         prior: what is believed before anything is measured, nats.
         problem: budget, protected and forced units, constraints; its energy is not used.
         rounds: rounds of proposals.
@@ -131,14 +153,29 @@ def search(
         if not proposed:
             break
         predicted = fitted.energy().energies(proposed)
-        measured = measure(proposed)
+        measured = measure(proposed, number)
         # Kept even where infinite: `_propose` must not ask for them again.
         damages |= measured
         fitted = _fitted(prior, damages, problem)
-        best = min((d for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)), default=math.nan)
-        history.append(Round(tuple(proposed), best, tuple(predicted), tuple(measured[r][0] for r in proposed)))
-    spectrum = team().once(lambda: _listed(fitted.energy(), problem))
-    return Search(fitted, damages, tuple(history), spectrum)
+        compared = _compared(fitted, damages)
+        best = min((d for r, d in compared.items() if problem.allows(r) and math.isfinite(d)), default=math.nan)
+        history.append(Round(tuple(proposed), best, tuple(predicted), ()))
+    spectrum, compared = team().once(lambda: _listed(fitted.energy(), problem)), _compared(fitted, damages)
+    told = [replace(each, measured=tuple(compared[removed] for removed in each.proposed)) for each in history]
+    return Search(fitted, damages, tuple(told), spectrum)
+
+
+def _compared(fitted: Fitted, damages: Mapping[Removal, Measured]) -> dict[Removal, float]:
+    """Each removal's damage less what those measured on the same samples have in common; infinite ones as they are."""
+    finite = [removed for removed, measured in damages.items() if math.isfinite(measured.damage)]
+    corrected = dict(zip(finite, fitted.corrected().tolist(), strict=True)) if finite else {}
+    return {removed: corrected.get(removed, measured.damage) for removed, measured in damages.items()}
+
+
+def _ranked(fitted: Fitted, damages: Mapping[Removal, Measured], problem: Problem) -> list[Removal]:
+    """Removals that a problem allows and that were measured, the lowest first, without those that overflowed."""
+    allowed = [(d, r) for r, d in _compared(fitted, damages).items() if problem.allows(r) and math.isfinite(d)]
+    return [removed for _, removed in sorted(allowed)]
 
 
 def _next(
@@ -146,7 +183,7 @@ def _next(
     diary: Diary | None,
     fitted: Fitted,
     problem: Problem,
-    damages: Mapping[Removal, tuple[float, float]],
+    damages: Mapping[Removal, Measured],
     batch: int,
 ) -> list[Removal]:
     """Removals of a round, as the diary has them or new ones."""
@@ -159,46 +196,53 @@ def _next(
     return proposed
 
 
-def _fitted(prior: Energy, damages: Mapping[Removal, tuple[float, float]], problem: Problem) -> Fitted:
+def _fitted(prior: Energy, damages: Mapping[Removal, Measured], problem: Problem) -> Fitted:
     """The fit to what is finite; to nothing, while all that was measured overflowed."""
-    if any(math.isfinite(damage) for damage, _ in damages.values()):
+    if any(math.isfinite(measured.damage) for measured in damages.values()):
         return fit_around_the_best(prior, damages, problem)
     return fit(prior, {(): 0.0}, LEAST_NOISE)
 
 
-def fit_around_the_best(prior: Energy, damages: Mapping[Removal, tuple[float, float]], problem: Problem) -> Fitted:
+def fit_around_the_best(prior: Energy, damages: Mapping[Removal, Measured], problem: Problem) -> Fitted:
     """Fit an energy that is meant to be right near the best removal.
 
     No quadratic energy fits damages from 0.5 to 15 nats, and the large ones do not matter: what exceeds the lowest
-    damage of the wanted size is taken as noisier in proportion. Standard errors are of damages by themselves; an energy
-    has to order them, so only the part that the samples do not share counts.
+    damage of the wanted size is taken as noisier in proportion. Standard errors are of damages by themselves: most of
+    that is common to all removals on the same samples, whose texts suffer more or less, all in the same proportion.
     """
-    sized = [d for removed, (d, _) in damages.items() if problem.allows(removed) and math.isfinite(d)]
-    lowest = min(sized, default=max((d for d, _ in damages.values() if math.isfinite(d)), default=0.0))
+    finite = [measured for measured in damages.values() if math.isfinite(measured.damage)]
+    sized = [m for r, m in damages.items() if problem.allows(r) and math.isfinite(m.damage)]
+    lowest = min((m.damage for m in sized), default=max((m.damage for m in finite), default=0.0))
     # Damage itself, not its log or root: singles do not add up on those scales, and ρ fell below 0 (log, 2026-11-24,
     # what counts in a chat).
-    values = {removed: damage for removed, (damage, _) in damages.items()}
+    values = {removed: measured.damage for removed, measured in damages.items()}
+    groups = {removed: measured.slice for removed, measured in damages.items()}
+    # One ratio for all: that of a single removal is of few samples, and its luck would go into its damage.
+    ratio = float(np.median([m.error / m.damage for m in sized or finite if m.damage > 0] or [0.0]))
     noises = [
-        {r: _noise(d - lowest, se, misfit, unshared) for r, (d, se) in damages.items()}
+        Noise(
+            {r: _own(m.damage - lowest, m.error, misfit, unshared) for r, m in damages.items()},
+            {r: math.sqrt(1 - unshared**2) * ratio * m.damage for r, m in damages.items()},
+            groups,
+        )
         for misfit, unshared in itertools.product(MISFITS, UNSHARED)
     ]
     return likeliest(prior, values, noises)
 
 
-def _noise(excess: float, error: float, misfit: float, unshared: float) -> float:
+def _own(excess: float, error: float, misfit: float, unshared: float) -> float:
     return math.hypot(max(unshared * error, LEAST_NOISE), misfit * max(0.0, excess))
 
 
-def _propose(
-    fitted: Fitted, problem: Problem, damages: Mapping[Removal, tuple[float, float]], batch: int
-) -> list[Removal]:
+def _propose(fitted: Fitted, problem: Problem, damages: Mapping[Removal, Measured], batch: int) -> list[Removal]:
     """Up to `batch` removals not yet measured."""
     # A tiny space can be measured whole; without this the loop would look for what does not exist.
     if sum(problem.allows(removed) for removed in damages) >= problem.number_of_states():
         return []
     energy = fitted.energy()
     lowest = _lowest(energy, problem, AMONG)
-    low = _in_turn([_apart(lowest), _neighbours(energy, problem, damages)], damages)
+    centres = _ranked(fitted, damages, problem)
+    low = _in_turn([_apart(lowest), _neighbours(energy, problem, centres)], damages)
     chosen = list(itertools.islice(low, max(1, round(LOW_SHARE * batch))))
     fresh = [state.removed for state in lowest if state.removed not in damages and state.removed not in chosen]
     chosen += fitted.most_telling(fresh, batch - len(chosen))
@@ -206,7 +250,7 @@ def _propose(
     return list(itertools.islice(dict.fromkeys(itertools.chain(chosen, low)), batch))
 
 
-def _in_turn(sources: list[Iterator[Removal]], damages: Mapping[Removal, tuple[float, float]]) -> Iterator[Removal]:
+def _in_turn(sources: list[Iterator[Removal]], damages: Mapping[Removal, Measured]) -> Iterator[Removal]:
     """Removals not yet measured, one of each source in turn, none twice."""
     told: set[Removal] = set()
     while sources:
@@ -236,11 +280,10 @@ def _apart(spectrum: Spectrum) -> Iterator[Removal]:
     yield from (state.removed for state in spectrum)
 
 
-def _neighbours(energy: Energy, problem: Problem, damages: Mapping[Removal, tuple[float, float]]) -> Iterator[Removal]:
+def _neighbours(energy: Energy, problem: Problem, centres: Sequence[Removal]) -> Iterator[Removal]:
     """Neighbours at one swap of the best removals measured, best first, each in the order of predicted damage."""
-    allowed = [(d, r) for r, (d, _) in damages.items() if problem.allows(r) and math.isfinite(d)]
     # The runner-up's neighbours follow only where all of the best's are measured.
-    for _, centre in sorted(allowed):
+    for centre in centres:
         if problem.pattern is not None:
             # One swap reaches little that keeps a pattern: everything within two swaps, as the solver orders it.
             near = weigh_at_least([float(i in centre) for i in range(len(energy))], len(centre) - 2)

@@ -1,13 +1,14 @@
 """The fitted energy against plain weighted least squares in its explicit features, and on planted models."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from excise.errors import InputError
 from excise.ising.energies import Energy
-from excise.ising.energies.fitted import COUPLING_SD, SCALE_SD, Fitted, fit
+from excise.ising.energies.fitted import COUPLING_SD, SCALE_SD, Noise, fit, likeliest
 
 N = 8
 
@@ -94,7 +95,7 @@ def test_the_most_telling_removals_lower_the_variance_of_all_most():
         """Sum of the variances of all, had these been measured too, whatever the values."""
         masks = np.concatenate([fitted.masks, np.array([[float(i in r) for i in range(N)] for r in measured])])
         n = len(masks)
-        after = Fitted(fitted.prior, masks, np.zeros(n), np.full(n, 0.1), fitted.linear_sd, fitted.pair_sd)
+        after = replace(fitted, masks=masks, damages=np.zeros(n), noise=np.full(n, 0.1), common=np.zeros((n, 0)))
         return np.square(after.sd(asked)).sum()
 
     for k, chosen in enumerate(told):
@@ -110,10 +111,41 @@ def test_leave_one_out_equals_leaving_one_out():
     predicted, _ = fitted.leave_one_out()
     for k, removed in enumerate(known):
         keep = np.arange(len(known)) != k
-        rest = Fitted(
-            fitted.prior, fitted.masks[keep], fitted.damages[keep], fitted.noise[keep], fitted.linear_sd, fitted.pair_sd
+        rest = replace(
+            fitted,
+            masks=fitted.masks[keep],
+            damages=fitted.damages[keep],
+            noise=fitted.noise[keep],
+            common=fitted.common[keep],
         )
         assert predicted[k] == pytest.approx(rest.energy().energy(removed), rel=1e-8)
+
+
+def test_what_measurements_of_a_group_share_is_told_from_their_differences():
+    """Two groups, one of them a nat higher throughout: the fit is that to the damages themselves."""
+    truth, removals = planted(4), list(itertools.combinations(range(N), 3))[::2]
+    damages, groups = {r: truth.energy(r) for r in removals}, {r: i % 2 for i, r in enumerate(removals)}
+    shifted = {r: d + groups[r] for r, d in damages.items()}
+    noise = Noise(1e-3, dict.fromkeys(removals, 1.0), groups)
+    clean, told, blind = (
+        likeliest(planted(3), values, [each], spreads=[(0.3, 0.1)])
+        for values, each in ((damages, Noise(1e-3)), (shifted, noise), (shifted, Noise(1e-3)))
+    )
+    asked = list(itertools.combinations(range(N), 3))[1::2]
+    expected, found, wrong = (np.array(each.energy().energies(asked)) for each in (clean, told, blind))
+    assert np.std(found - expected) < 0.1 * np.std(wrong - expected)
+    corrected = dict(zip(removals, told.corrected(), strict=True))
+    level = [np.mean([corrected[r] - damages[r] for r in removals if groups[r] == g]) for g in (0, 1)]
+    assert level[0] == pytest.approx(level[1], abs=0.02)
+    # The same, by the covariance of all noise written out.
+    own = fit(planted(3), damages, 1e-3, spreads=[(0.3, 0.1)])
+    loadings = noise.loadings(removals)
+    together = replace(own, damages=np.array(list(shifted.values())), common=loadings)
+    kernel = own._kernel(own.masks, own.masks) + 1e-6 * np.eye(len(removals)) + loadings @ loadings.T
+    inverse = np.linalg.inv(kernel)
+    residual = together.damages - own._prior_mean(own.masks)
+    left = together.damages - (inverse @ residual) / np.diag(inverse)
+    assert together.leave_one_out()[0] == pytest.approx(left, abs=1e-5)
 
 
 def test_what_overflowed_is_left_out_and_nothing_else_is_refused():

@@ -4,7 +4,8 @@ The damage of a removal x is modelled as
 
     d(x) = (1 + β) E₀(x) + γ |x| (|x| − 1) / 2 + uᵀx + Σ_{i<j} v_ij x_i x_j + noise,
 
-with E₀ the prior energy and independent normal β, γ, u, v. Everything is quadratic in x, so the posterior mean is again
+with E₀ the prior energy and independent normal β, γ, u, v. Noise is each measurement's own, and a part that all
+measurements on the same samples have in common. Everything is quadratic in x, so the posterior mean is again
 an energy (h, J), and every exact solver applies. β and γ let a few measurements correct the scale of the prior and the
 mean coupling, in which cheap priors are most wrong. The regression is done in its dual form: with n = |x ∩ x'| the
 kernel of the u and v terms is σ_u² n + σ_v² n (n − 1) / 2, so the cost is that of one n × n solve for n measurements,
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -37,6 +38,37 @@ SPREADS = tuple(itertools.product((0.03, 0.1, 0.3), (0.01, 0.03, 0.1)))
 
 
 @dataclass(frozen=True, eq=False)
+class Noise:
+    """Of measurements.
+
+    Attributes:
+        own: standard deviation of what is each measurement's own, nats; for all, or each.
+        common: of how a group differs from the mean group: a normal number times this, nats; nothing without.
+        groups: the group of each measurement, such as the samples it was made on.
+
+    """
+
+    own: Mapping[Removal, float] | float
+    common: Mapping[Removal, float] = field(default_factory=dict)
+    groups: Mapping[Removal, int] = field(default_factory=dict)
+
+    def sds(self, removals: Sequence[Removal]) -> Float64[np.ndarray, " removals"]:
+        """Standard deviations of the own parts [removals]."""
+        own = self.own
+        return np.array([own[r] if isinstance(own, Mapping) else own for r in removals], np.float64)
+
+    def loadings(self, removals: Sequence[Removal]) -> Float64[np.ndarray, "removals groups"]:
+        """What one standard deviation of each group's common part adds to measurements [removals, groups]."""
+        groups = sorted({self.groups[r] for r in removals if r in self.common})
+        if not groups:
+            return np.zeros((len(removals), 0))
+        sizes = np.array([self.common.get(r, 0.0) for r in removals])
+        member = np.array([[self.groups.get(r) == g for g in groups] for r in removals])
+        # Less the mean of all groups, which is what the energy is of: a single group adds nothing.
+        return sizes[:, None] * (member - 1 / len(groups))
+
+
+@dataclass(frozen=True, eq=False)
 class Fitted:
     """Posterior over energies.
 
@@ -44,7 +76,8 @@ class Fitted:
         prior: E₀.
         masks: [n, N], which units each measured removal removes, as 0 and 1.
         damages: [n], measured, nats.
-        noise: [n], standard deviation of each measurement, nats.
+        noise: [n], standard deviation of each measurement's own noise, nats.
+        common: [n, groups], what a standard deviation of the noise that a group shares adds to each, nats.
         linear_sd: σ_u, prior standard deviation of what each unit adds to E₀, nats.
         pair_sd: σ_v, of what each pair adds, nats.
 
@@ -54,12 +87,18 @@ class Fitted:
     masks: Float64[np.ndarray, "n N"]
     damages: Float64[np.ndarray, " n"]
     noise: Float64[np.ndarray, " n"]
+    common: Float64[np.ndarray, "n groups"]
     linear_sd: float
     pair_sd: float
 
     def energy(self) -> Energy:
         """Posterior mean as an energy (h, J), in nats."""
         return self._energy(self._dual(self.damages - self._prior_mean(self.masks)))
+
+    def corrected(self) -> Float64[np.ndarray, " n"]:
+        """The measured damages [n] as if all were of a mean group, nats: less what those of one have in common."""
+        shared = self.common.T @ self._dual(self.damages - self._prior_mean(self.masks))
+        return self.damages - self.common @ shared
 
     def sd(self, removals: Sequence[Removal]) -> Float64[np.ndarray, " removals"]:
         """Posterior standard deviation of the damage of removals [removals], nats, without measurement noise."""
@@ -124,7 +163,8 @@ class Fitted:
 
     @cached_property
     def _factor(self) -> tuple[Floats, bool]:
-        return cho_factor(self._kernel(self.masks, self.masks) + np.diag(self.noise**2), lower=True)
+        noise = np.diag(self.noise**2) + self.common @ self.common.T
+        return cho_factor(self._kernel(self.masks, self.masks) + noise, lower=True)
 
     def _dual(self, residual: Floats) -> Floats:
         return cho_solve(self._factor, residual)
@@ -163,13 +203,13 @@ def fit(
         InputError: no measurement is finite, or a standard deviation is not above 0.
 
     """
-    return likeliest(prior, damages, [noise], spreads=spreads)
+    return likeliest(prior, damages, [Noise(noise)], spreads=spreads)
 
 
 def likeliest(
     prior: Energy,
     damages: Mapping[Removal, float],
-    noises: Sequence[Mapping[Removal, float] | float],
+    noises: Sequence[Noise],
     *,
     spreads: Sequence[tuple[float, float]] = SPREADS,
 ) -> Fitted:
@@ -178,25 +218,25 @@ def likeliest(
     if not kept:
         raise InputError("an energy is fitted to measured damages, and none that is finite was given")
     values = np.array([damages[removed] for removed in kept])
-    sds = np.array([[noise[r] if isinstance(noise, Mapping) else noise for r in kept] for noise in noises], np.float64)
-    if not (sds > 0).all():
+    parts = [(noise.sds(kept), noise.loadings(kept)) for noise in noises]
+    if not all((sds > 0).all() for sds, _ in parts):
         raise InputError("the noise of a measurement must be above 0 nats")
     # The median: a few removals of 15 nats must not set the scale for all.
     unit = max(float(np.median(np.abs(values))), 1e-12)
-    start = Fitted(prior, masks_of(kept, len(prior)).astype(np.float64), values, sds[0], 0.0, 0.0)
+    start = Fitted(prior, masks_of(kept, len(prior)).astype(np.float64), values, *parts[0], 0.0, 0.0)
     # The kernel is linear in the squares of its spreads: its parts are worked out once, not for every candidate.
     fixed = start._kernel(start.masks, start.masks)
     linear = replace(start, linear_sd=1.0)._kernel(start.masks, start.masks) - fixed
     pair = replace(start, pair_sd=1.0)._kernel(start.masks, start.masks) - fixed
     residual = values - start._prior_mean(start.masks)
 
-    def likelihood(candidate: tuple[Floats, tuple[float, float]]) -> float:
-        sd, (u, v) = candidate
-        kernel = fixed + (u * unit) ** 2 * linear + (v * unit) ** 2 * pair + np.diag(sd**2)
+    def likelihood(candidate: tuple[tuple[Floats, Floats], tuple[float, float]]) -> float:
+        (own, common), (u, v) = candidate
+        kernel = fixed + (u * unit) ** 2 * linear + (v * unit) ** 2 * pair + np.diag(own**2) + common @ common.T
         return _log_likelihood(residual, cho_factor(kernel, lower=True))
 
-    sd, (u, v) = max(itertools.product(sds, spreads), key=likelihood)
-    return replace(start, noise=sd, linear_sd=u * unit, pair_sd=v * unit)
+    (own, common), (u, v) = max(itertools.product(parts, spreads), key=likelihood)
+    return replace(start, noise=own, common=common, linear_sd=u * unit, pair_sd=v * unit)
 
 
 def _log_likelihood(residual: Floats, factor: tuple[Floats, bool]) -> float:
