@@ -186,6 +186,27 @@ def test_slices_keep_questions_whole(tmp_path):
     assert Objective((Term("loss", random_samples()),)).first_tokens(10).tokens == 14  # whole samples: 9 + 5
 
 
+def test_slices_follow_one_another_and_a_term_of_few_samples_takes_turns(tmp_path):
+    samples = random_samples(range(8, 48))
+    whole = parse_objective("kl", samples, repaired=True)
+    tokens = whole.tokens // 4
+    parts = whole.slices(tokens)
+    assert len(parts) in (3, 4)
+    assert parts[0].identity == whole.first_tokens(tokens).identity
+    for side in ("samples", "fitting"):
+        hashes = [sample.name for part in parts for sample in getattr(part.terms[0], side)]
+        assert hashes == [sample.name for sample in getattr(whole.terms[0], side)][: len(hashes)]
+        assert len(hashes) == len(set(hashes))
+    assert all(tokens <= part.tokens < tokens + 2 * 48 for part in parts)
+    assert [part.identity for part in whole.slices(10**6)] == [whole.identity]
+    questions = load_questions(questions_file(tmp_path / "q.jsonl.gz", QUESTIONS), tiny_tokenizer(), count=3)
+    mixed = Objective((Term("kl", samples, 0.5), Term("choices", questions, 0.5)))
+    for part in (parts := mixed.slices(mixed.tokens // 3)):
+        names = [sample.name.rpartition("#")[0] for sample in part.terms[1].samples]
+        assert all(names.count(n) == sum(s.name.startswith(n + "#") for s in questions) for n in names)
+    assert len({part.terms[0].samples.hash for part in parts}) == len(parts)
+
+
 def test_known_removals_are_found_again(model, tmp_path):
     context, objective = context_of(find_stack(model), tmp_path), parse_objective("kl:1,loss:1", random_samples())
     objective.damages(context, REMOVALS)

@@ -68,10 +68,28 @@ def test_interrupted_and_resumed_equals_uninterrupted(stack, objective, tmp_path
     assert resumed.forward_tokens == pytest.approx(whole.forward_tokens, rel=1e-9)
 
 
+def test_every_round_measures_on_the_next_slice(stack, objective):
+    found = refined(stack, objective, BUDGET, tokens=8_000)
+    slices = objective.slices(found.plan.slice_tokens)
+    assert len(slices) > 2
+    turns = [{found.search.damages[removed].slice for removed in r.proposed} for r in found.search.rounds]
+    assert turns == [{(number + 1) % len(slices)} for number in range(len(turns))]
+    assert {found.search.damages[(block,)].slice for block in range(LAYERS)} == {0}
+    for number in {0, 1}:
+        removals = [removed for removed, measured in found.search.damages.items() if measured.slice == number]
+        damages = slices[number].damages(context_of(stack), removals)
+        assert [found.search.damages[r].damage for r in damages.removals] == pytest.approx(damages.values.tolist())
+    told = found.to_json()["measured"]
+    assert {each["slice"] for each in told} > {0, 1}
+    assert {tuple(each["removed"]): each["compared"] for each in told} == found.search.compared()
+
+
 def test_measurements_serve_other_budgets(stack, objective, tmp_path):
-    refined(stack, objective, BUDGET, tokens=8_000, folder=tmp_path)
+    first = refined(stack, objective, BUDGET, tokens=8_000, folder=tmp_path)
     other = refined(stack, objective, BUDGET + 1, tokens=8_000, folder=tmp_path)
     assert {len(removed) for removed in other.search.damages} >= {1, BUDGET, BUDGET + 1}
+    assert first.plan.slice_tokens == other.plan.slice_tokens
+    assert all(other.search.damages[removed] == measured for removed, measured in first.search.damages.items())
     assert len(other.removed) == BUDGET + 1
 
 

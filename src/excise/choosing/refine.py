@@ -97,12 +97,13 @@ class Refined:
 
     def to_json(self) -> Facts:
         """Plain values: what a report shows and `excise refine` writes."""
+        compared = self.search.compared()
         return {
             "removed": list(self.removed),
             "finalists": [asdict(f) for f in self.finalists],
             "rounds": [asdict(r) for r in self.search.rounds],
             "measured": [
-                {"removed": list(removed), **measured._asdict()}
+                {"removed": list(removed), **measured._asdict(), "compared": compared[removed]}
                 for removed, measured in sorted(self.search.damages.items())
             ],
             "spectrum": [{"removed": list(s.removed), "energy": s.energy} for s in self.search.spectrum.states],

@@ -113,6 +113,10 @@ class Search:
     rounds: tuple[Round, ...]
     spectrum: Spectrum
 
+    def compared(self) -> dict[Removal, float]:
+        """Damages as if all were measured on the same samples, nats: less what those of a slice have in common."""
+        return _compared(self.fitted, self.damages)
+
     def best(self, problem: Problem, count: int = 1) -> list[Removal]:
         """The `count` removals that a problem allows with the lowest damage measured, lowest first.
 

@@ -155,6 +155,7 @@ class _Round(TypedDict):
 class _Measured(TypedDict):
     removed: list[int]
     damage: float | None
+    compared: NotRequired[float | None]
 
 
 class _Refined(TypedDict):

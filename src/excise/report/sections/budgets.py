@@ -38,7 +38,8 @@ def points_of(material: Material) -> dict[Entry, list[Point]]:
     least: dict[int, float] = {}
     for facts in material.refined.values():
         for each in facts.get("measured", ()):
-            damage, m = as_number(each["damage"]), len(each["removed"])
+            # The least of damages on different samples would be that of the samples which suffer least.
+            damage, m = as_number(each.get("compared", each["damage"])), len(each["removed"])
             if math.isfinite(damage):
                 least[m] = min(damage, least.get(m, math.inf))
     written = [
