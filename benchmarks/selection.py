@@ -36,7 +36,7 @@ from excise.artefacts.provenance import provenance
 from excise.choosing.brief import Brief
 from excise.choosing.criteria import SEARCHING
 from excise.choosing.judged import Judged, judge
-from excise.choosing.objectives import Objective, parse_objective
+from excise.choosing.objectives import parse_objective
 from excise.choosing.pipeline import propose
 from excise.choosing.refine import Refined, left_out, refine
 from excise.context import Context
@@ -88,7 +88,11 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
         {"chats": (CHATS, 48), **WIKITEXT, "documentation": (HYBRIDS_TEXT, 48)},
     ),
 }
-JUDGED_STATES, JUDGED_AMONG, LEFT_OUT = 24, 2000, 40
+# Removals whose damage is predicted, and the samples they are judged on. Random ones lie far apart: they need fewer
+# samples, but there must be many of them.
+LOW_STATES, JUDGED_AMONG, LOW_SAMPLES = 24, 2000, 96
+RANDOM_STATES, RANDOM_SAMPLES = 48, 24
+LEFT_OUT = 40
 
 
 def main() -> None:
@@ -125,7 +129,7 @@ def main() -> None:
         texts = _judging(setting, data, loaded, calibration)
         # Of the same kinds as the calibration, for what the energy was not fitted on.
         others = load_samples(mix, loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=JUDGING_SEED + seed)
-        others = others.apart_from(calibration)[: CALIBRATION // 2]
+        others = others.apart_from(calibration)[:LOW_SAMPLES]
         folder = options.out / f"seed-{seed}"
         context = Context(loaded, Store(folder / "work"))
         for budget in map(int, options.budgets.split(",")):
@@ -233,8 +237,10 @@ def _trust(context: Context, calibration: Samples, others: Samples, brief: Brief
     """
     objective = parse_objective("kl", calibration, repaired=True)
     found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
-    slices = [parse_objective("kl", part, repaired=True) for part in others.dealt(2, [0])]
-    judged = {"low": _low(found, brief), "random": _at_random(context, found, brief)}
+    judged = {
+        "low": (_low(found, brief), others),
+        "random": (_at_random(context, found, brief), others[:RANDOM_SAMPLES]),
+    }
     return {
         "seed": brief.seed,
         "budget": brief.budget,
@@ -242,7 +248,7 @@ def _trust(context: Context, calibration: Samples, others: Samples, brief: Brief
         "measured": len(found.search.damages),
         "in_the_loop": {"random": found.random_rho, "low": found.low_rho},
         "lowest_measured": _lowest_measured(found, brief),
-        **{kind: _rho(context, slices, found, removals) for kind, removals in judged.items()},
+        **{kind: _rho(context, found, removals, samples) for kind, (removals, samples) in judged.items()},
     }
 
 
@@ -254,17 +260,18 @@ def _lowest_measured(found: Refined, brief: Brief) -> dict[str, Any]:
 
 def _at_random(context: Context, found: Refined, brief: Brief) -> list[Removal]:
     generator, n = np.random.default_rng((brief.seed, brief.budget)), len(context.stack.blocks)
-    draws = {tuple(sorted(map(int, generator.choice(n, brief.budget, replace=False)))) for _ in range(JUDGED_STATES)}
+    draws = {tuple(sorted(map(int, generator.choice(n, brief.budget, replace=False)))) for _ in range(RANDOM_STATES)}
     return [removed for removed in sorted(draws) if removed not in found.search.damages]
 
 
 def _low(found: Refined, brief: Brief) -> list[Removal]:
     spectrum = solve(Problem(found.energy(), brief.budget), states=JUDGED_AMONG, time_limit=60.0)
     fresh = [state.removed for state in spectrum if state.removed not in found.search.damages]
-    return fresh[:: JUDGED_AMONG // JUDGED_STATES]
+    return fresh[:: JUDGED_AMONG // LOW_STATES]
 
 
-def _rho(context: Context, slices: Sequence[Objective], found: Refined, removals: Sequence[Removal]) -> dict[str, Any]:
+def _rho(context: Context, found: Refined, removals: Sequence[Removal], samples: Samples) -> dict[str, Any]:
+    slices = [parse_objective("kl", part, repaired=True) for part in samples.dealt(2, [0])]
     predicted = np.array(found.energy().energies(removals))
     measured = [part.damages(context, removals).values for part in slices]
     mean = np.mean(measured, axis=0)
