@@ -41,8 +41,8 @@ from excise.choosing.pipeline import propose
 from excise.choosing.refine import Refined, left_out, refine
 from excise.context import Context
 from excise.data import Samples, load_samples
+from excise.ising.energies import Energy
 from excise.ising.problem import Problem, Removal
-from excise.ising.solvers import solve
 from excise.models.loading import Loaded, load
 from excise.repair.several import repair_removals
 from excise.settings import DEFAULT_EFFORT
@@ -89,9 +89,12 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
     ),
 }
 # Removals whose damage is predicted, and the samples they are judged on. Random ones lie far apart: they need fewer
-# samples, but there must be many of them.
-LOW_STATES, JUDGED_AMONG, LOW_SAMPLES = 24, 2000, 96
+# samples, but there must be many of them. Low ones are predicted to cost up to so many nats more than the lowest: the
+# lowest few thousand would be near-ties at some budgets and not at others.
+LOW_STATES, LOW_RANGE, LOW_SAMPLES = 24, 0.2, 48
 RANDOM_STATES, RANDOM_SAMPLES = 48, 24
+# Starts of the search for a state of a wanted energy.
+STARTS = 20
 LEFT_OUT = 40
 
 
@@ -265,9 +268,30 @@ def _at_random(context: Context, found: Refined, brief: Brief) -> list[Removal]:
 
 
 def _low(found: Refined, brief: Brief) -> list[Removal]:
-    spectrum = solve(Problem(found.energy(), brief.budget), states=JUDGED_AMONG, time_limit=60.0)
-    fresh = [state.removed for state in spectrum if state.removed not in found.search.damages]
-    return fresh[:: JUDGED_AMONG // LOW_STATES]
+    """Removals spread evenly over `LOW_RANGE` nats above the lowest state, in predicted damage; fewer where few are."""
+    energy, generator = found.energy(), np.random.default_rng((brief.seed, brief.budget, 1))
+    lowest = found.search.spectrum[0].energy
+    step = LOW_RANGE / LOW_STATES
+    chosen: list[Removal] = []
+    for place in range(LOW_STATES):
+        aim = lowest + (place + 0.5) * step
+        states = (_near(energy, brief.budget, aim, step / 2, generator) for _ in range(STARTS))
+        fresh = (r for r in states if r is not None and r not in found.search.damages and r not in chosen)
+        chosen += [removed for removed in [next(fresh, None)] if removed is not None]
+    return chosen
+
+
+def _near(energy: Energy, budget: int, aim: float, within: float, generator: np.random.Generator) -> Removal | None:
+    """A removal of about that energy, by random swaps towards it from a random one; None where they end elsewhere."""
+    units = range(len(energy))
+    removed = tuple(sorted(map(int, generator.choice(len(energy), budget, replace=False))))
+    while (off := abs(energy.energy(removed) - aim)) > within:
+        swaps = [tuple(sorted({*removed} - {out} | {new})) for out in removed for new in units if new not in removed]
+        nearer = [swap for swap, e in zip(swaps, energy.energies(swaps), strict=True) if abs(e - aim) < off]
+        if not nearer:
+            return None
+        removed = nearer[generator.integers(len(nearer))]
+    return removed
 
 
 def _rho(context: Context, found: Refined, removals: Sequence[Removal], samples: Samples) -> dict[str, Any]:
