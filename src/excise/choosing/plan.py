@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# The loop's winner is the least of many noisy values on one slice, so part of the effort goes to telling the best apart
-# on more tokens.
+# The loop's winner is the least of many noisy values, each of one slice, so part of the effort goes to telling the best
+# apart on more tokens.
 RACE_SHARE = 0.3
 # Two stages, as the first of a race once ran on the tokens of the loop and told nothing new (log, 2026-11-24,
 # refinement's default effort).
