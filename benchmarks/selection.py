@@ -38,7 +38,7 @@ from excise.choosing.criteria import SEARCHING
 from excise.choosing.judged import Judged, judge
 from excise.choosing.objectives import parse_objective
 from excise.choosing.pipeline import propose
-from excise.choosing.refine import Refined, left_out, refine
+from excise.choosing.refine import Refined, refine
 from excise.context import Context
 from excise.data import Samples, load_samples
 from excise.ising.energies import Energy
@@ -257,7 +257,7 @@ def _trust(context: Context, calibration: Samples, others: Samples, brief: Brief
 
 def _lowest_measured(found: Refined, brief: Brief) -> dict[str, Any]:
     """ρ over the lowest removals that the loop measured, each predicted from all others: on the loop's own samples."""
-    pairs = left_out(found.search, found.search.best(Problem(found.energy(), brief.budget), LEFT_OUT))
+    pairs = found.search.left_out(found.search.best(Problem(found.energy(), brief.budget), LEFT_OUT))
     return {"rho": float(spearmanr(*zip(*pairs, strict=True)).statistic), "count": len(pairs)}
 
 

@@ -66,7 +66,7 @@ class Refined:
         search: the loop with all it measured.
         random_rho: Spearman's ρ of predicted and measured damage over random removals, each predicted from all other
             measurements; None for fewer than four.
-        low_rho: the same over what the loop proposed, each predicted before it was measured.
+        low_rho: the same over what the loop proposed.
         anchors: (predicted, measured) of those random removals, nats.
         forward_tokens: cost, in tokens through the whole intact stack.
         seconds: wall time of this call.
@@ -207,7 +207,7 @@ def refine(
             replace(finalist, domains=domains[finalist.removed])
             for finalist in _race(found, objective, problem, spent, measured)
         ]
-    anchored = left_out(found, anchors)
+    anchored = found.left_out(anchors)
     proposed = [pair for r in found.rounds for pair in zip(r.predicted, r.measured, strict=True)]
     return Refined(
         finalists[0].removed,
@@ -307,17 +307,6 @@ def _race(
         running.sort(key=lambda removed: (not math.isfinite(results[removed].damage), results[removed].damage))
         running = running[: max(1, len(running) // 2)] if tokens != spent.race_tokens[-1] else running
     return sorted(results.values(), key=lambda f: (-f.tokens, not math.isfinite(f.damage), f.damage))
-
-
-def left_out(found: Search, removals: Sequence[Removal]) -> list[tuple[float, float]]:
-    """(predicted from all other measurements, measured) of removals, less what those of the same slice share."""
-    fitted = found.fitted
-    # The fit leaves out what is not finite; its rows are numbered without those.
-    kept = [removed for removed, measured in found.damages.items() if math.isfinite(measured.damage)]
-    corrected, (predicted, _) = fitted.corrected(), fitted.leave_one_out()
-    shared = fitted.damages - corrected
-    pairs = dict(zip(kept, zip((predicted - shared).tolist(), corrected.tolist(), strict=True), strict=True))
-    return [pairs[removed] for removed in removals if removed in pairs]
 
 
 def _rho(points: Sequence[tuple[float, float]]) -> float | None:

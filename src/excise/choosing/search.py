@@ -74,8 +74,8 @@ class Round:
     Attributes:
         proposed: removals measured in it.
         best: lowest damage of the wanted size so far, nats.
-        predicted: their damage before they were measured, nats.
-        measured: and after, nats, less what the samples of the round have in common, as the last fit sees it.
+        predicted: their damage as the last fit has it from all other measurements, nats.
+        measured: as measured, nats, less what the samples of the round have in common, as that fit sees it.
 
     """
 
@@ -117,6 +117,18 @@ class Search:
         """Damages as if all were measured on the same samples, nats: less what those of a slice have in common."""
         return _compared(self.fitted, self.damages)
 
+    def left_out(self, removals: Sequence[Removal]) -> list[tuple[float, float]]:
+        """(predicted from all other measurements, measured) of measured removals, nats, as of the same samples."""
+        fitted, compared = self.fitted, self.compared()
+        finite = [removed for removed, measured in self.damages.items() if math.isfinite(measured.damage)]
+        predicted: dict[Removal, float] = {}
+        if finite:
+            left = fitted.leave_one_out()[0] - fitted.damages + fitted.corrected()
+            predicted = dict(zip(finite, left.tolist(), strict=True))
+        # What overflowed is in no fit.
+        energy = fitted.energy()
+        return [(predicted[r] if r in predicted else energy.energy(r), compared[r]) for r in removals]
+
     def best(self, problem: Problem, count: int = 1) -> list[Removal]:
         """The `count` removals that a problem allows with the lowest damage measured, lowest first.
 
@@ -156,17 +168,16 @@ def search(
         proposed = team().once(partial(_next, number, diary, fitted, problem, damages, batch))
         if not proposed:
             break
-        predicted = fitted.energy().energies(proposed)
-        measured = measure(proposed, number)
         # Kept even where infinite: `_propose` must not ask for them again.
-        damages |= measured
+        damages |= measure(proposed, number)
         fitted = _fitted(prior, damages, problem)
         compared = _compared(fitted, damages)
         best = min((d for r, d in compared.items() if problem.allows(r) and math.isfinite(d)), default=math.nan)
-        history.append(Round(tuple(proposed), best, tuple(predicted), ()))
-    spectrum, compared = team().once(lambda: _listed(fitted.energy(), problem)), _compared(fitted, damages)
-    told = [replace(each, measured=tuple(compared[removed] for removed in each.proposed)) for each in history]
-    return Search(fitted, damages, tuple(told), spectrum)
+        history.append(Round(tuple(proposed), best, (), ()))
+    found = Search(fitted, damages, tuple(history), team().once(lambda: _listed(fitted.energy(), problem)))
+    pairs = [zip(*found.left_out(each.proposed), strict=True) for each in history]
+    told = [replace(each, predicted=p, measured=m) for each, (p, m) in zip(history, pairs, strict=True)]
+    return replace(found, rounds=tuple(told))
 
 
 def _compared(fitted: Fitted, damages: Mapping[Removal, Measured]) -> dict[Removal, float]:

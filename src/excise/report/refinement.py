@@ -62,7 +62,7 @@ def distributions_line(refined: Refined) -> str:
 
 
 def write_refinement_figures(refined: Refined, budget: int, folder: str | Path) -> dict[str, str]:
-    """Draw measured damage against the damage predicted before; nothing where nothing was predicted.
+    """Draw measured damage against that predicted from all other removals; nothing where nothing was predicted.
 
     Returns:
         SVG file of each figure, relative to the parent of `folder`.

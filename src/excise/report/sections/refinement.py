@@ -1,4 +1,4 @@
-"""Refinement: damage predicted before it was measured, against measured, and the race of the finalists."""
+"""Refinement: measured damage against that predicted from all other removals, and the race of the finalists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from excise.report.section import Section
 from excise.report.tables import worst_of
 from excise.text import ranges
 
-# What was predicted before it was measured.
+# What was predicted, each from all others.
 LOOP, RANDOM = Entry("proposed by the loop", "ours", 0), Entry("random", "random", 1)
 Pairs = list[tuple[float, float]]
 
@@ -42,7 +42,7 @@ def predictions(facts: Values) -> tuple[Pairs, Pairs]:
 
 
 def trust_chart(facts: Values, budget: int) -> Chart | None:
-    """Measured damage against the damage predicted before; None where nothing was predicted.
+    """Measured damage against that predicted from all other removals; None where nothing was predicted.
 
     Args:
         facts: as for `predictions`.
@@ -80,7 +80,7 @@ def trust_chart(facts: Values, budget: int) -> Chart | None:
     ]
     named = ((loop, LOOP.name), (random, RANDOM.name))
     return Chart(
-        f"Measured damage against the damage predicted before, at M = {budget}",
+        f"Measured damage against that predicted from all other removals, at M = {budget}",
         draw,
         (LOOP, RANDOM),
         f"Spearman ρ: {', '.join(said) or 'too few'}. On the dashed line the prediction is right."
