@@ -226,23 +226,31 @@ def fit_around_the_best(prior: Energy, damages: Mapping[Removal, Measured], prob
     that is common to all removals on the same samples, whose texts suffer more or less, all in the same proportion.
     """
     finite = [measured for measured in damages.values() if math.isfinite(measured.damage)]
-    sized = [m for r, m in damages.items() if problem.allows(r) and math.isfinite(m.damage)]
-    lowest = min((m.damage for m in sized), default=max((m.damage for m in finite), default=0.0))
+    sized = [m for removed, m in damages.items() if problem.allows(removed) and math.isfinite(m.damage)]
     # Damage itself, not its log or root: singles do not add up on those scales, and ρ fell below 0 (log, 2026-11-24,
     # what counts in a chat).
     values = {removed: measured.damage for removed, measured in damages.items()}
     groups = {removed: measured.slice for removed, measured in damages.items()}
     # One ratio for all: that of a single removal is of few samples, and its luck would go into its damage.
     ratio = float(np.median([m.error / m.damage for m in sized or finite if m.damage > 0] or [0.0]))
-    noises = [
-        Noise(
-            {r: _own(m.damage - lowest, m.error, misfit, unshared) for r, m in damages.items()},
-            {r: math.sqrt(1 - unshared**2) * ratio * m.damage for r, m in damages.items()},
-            groups,
-        )
-        for misfit, unshared in itertools.product(MISFITS, UNSHARED)
-    ]
-    return likeliest(prior, values, noises)
+
+    def fitted(compared: Mapping[Removal, float]) -> Fitted:
+        known = [d for d in compared.values() if math.isfinite(d)]
+        allowed = [d for removed, d in compared.items() if problem.allows(removed) and math.isfinite(d)]
+        lowest = min(allowed, default=max(known, default=0.0))
+        noises = [
+            Noise(
+                {r: _own(compared[r] - lowest, m.error, misfit, unshared) for r, m in damages.items()},
+                {r: math.sqrt(1 - unshared**2) * ratio * m.damage for r, m in damages.items()},
+                groups,
+            )
+            for misfit, unshared in itertools.product(MISFITS, UNSHARED)
+        ]
+        return likeliest(prior, values, noises)
+
+    first = fitted(values)
+    # What exceeds the lowest is told only once slices are: on one that suffers little, nothing would seem to.
+    return fitted(_compared(first, damages)) if len(set(groups.values())) > 1 else first
 
 
 def _own(excess: float, error: float, misfit: float, unshared: float) -> float:
