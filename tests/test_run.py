@@ -407,7 +407,8 @@ def test_what_is_fast_enough_is_removed_and_timed(hybrid, tmp_path, monkeypatch)
 
 
 def test_times_are_measured_where_none_are_given(loaded, samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "FEWEST", 1)
+    # Of one pass on a busy machine no block may seem to take any time.
+    monkeypatch.setattr(engines, "FEWEST", 5)
     monkeypatch.setattr(engines, "LONGEST", 0.0)
     request = {"prompt_tokens": 4, "new_tokens": 2}
     asked = {"remove_latency": "1%", "latency_of": "prefill", **request}
