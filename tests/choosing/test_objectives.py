@@ -199,6 +199,10 @@ def test_slices_follow_one_another_and_a_term_of_few_samples_takes_turns(tmp_pat
         assert len(hashes) == len(set(hashes))
     assert all(tokens <= part.tokens < tokens + 2 * 48 for part in parts)
     assert [part.identity for part in whole.slices(10**6)] == [whole.identity]
+    # Of samples longer than their share of a slice, those to judge by end first.
+    uneven = parse_objective("kl", random_samples([40] * 20), repaired=True).slices(30)
+    assert len(uneven) == 8
+    assert all(len(part.terms[0].samples) == len(part.terms[0].fitting) == 1 for part in uneven)
     questions = load_questions(questions_file(tmp_path / "q.jsonl.gz", QUESTIONS), tiny_tokenizer(), count=3)
     mixed = Objective((Term("kl", samples, 0.5), Term("choices", questions, 0.5)))
     for part in (parts := mixed.slices(mixed.tokens // 3)):

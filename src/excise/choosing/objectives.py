@@ -115,14 +115,19 @@ class Term:
     def slices(self, tokens: int) -> list[Term]:
         """The same on as many parts of so many tokens as its samples make, one after another; the first in any case."""
         parts, rest = [self.first_tokens(tokens)], self
-        while (rest := rest._after(parts[-1])).tokens >= tokens:
+        # Whole samples are taken, so those to fit on and those to judge by need not end together.
+        while (rest := rest._after(parts[-1])).tokens >= tokens and all(map(len, rest._kinds())):
             parts.append(rest.first_tokens(tokens))
         return parts
 
     def _after(self, part: Term) -> Term:
         """What is left behind the first samples."""
-        fitting = self.fitting[len(part.fitting) :] if self.fitting and part.fitting else None
-        return replace(self, samples=self.samples[len(part.samples) :], fitting=fitting)
+        left = [own[len(taken) :] for own, taken in zip(self._kinds(), part._kinds(), strict=True)]
+        return replace(self, samples=left[0], fitting=left[1] if self.fitting is not None else None)
+
+    def _kinds(self) -> list[Samples]:
+        """Samples to judge by, and to fit on where there are such."""
+        return [self.samples] if self.fitting is None else [self.samples, self.fitting]
 
     def values(self, sums: Floats, counts: Floats) -> tuple[Floats, Floats]:
         """Contributions [candidates, items] and weights [items] whose ratio of sums is the objective.
