@@ -130,16 +130,13 @@ def main() -> None:
         mix = ",".join(f"{data / file}:1" for file in setting.calibration)
         calibration = load_samples(mix, loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=seed)
         texts = _judging(setting, data, loaded, calibration)
-        # Of the same kinds as the calibration, for what the energy was not fitted on.
-        others = load_samples(mix, loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=JUDGING_SEED + seed)
-        others = others.apart_from(calibration)[:LOW_SAMPLES]
         folder = options.out / f"seed-{seed}"
         context = Context(loaded, Store(folder / "work"))
         for budget in map(int, options.budgets.split(",")):
             brief = Brief.on(loaded.stack, budget, seed=seed)
             if options.trust:
                 path = folder / f"trust-{budget}.json"
-                _once(path, lambda: _trust(context, calibration, others, brief, options.effort))  # noqa: B023
+                _once(path, lambda: _trust(context, calibration, mix, brief, options.effort))  # noqa: B023
                 continue
             for method in options.methods.split(","):
                 path = folder / f"row-{budget}-{method.replace('+', '-')}.json"
@@ -232,14 +229,17 @@ def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 3)
 
 
-def _trust(context: Context, calibration: Samples, others: Samples, brief: Brief, effort: float) -> dict[str, Any]:
+def _trust(context: Context, calibration: Samples, mix: str, brief: Brief, effort: float) -> dict[str, Any]:
     """Spearman's ρ of predicted and measured repaired damage over removals that the energy was not fitted to.
 
-    They are measured on other samples, too. The measured noise ceiling stands beside it, the same correlation between
-    two halves of those.
+    They are measured on other samples of the same mix, too. The measured noise ceiling stands beside it, the same
+    correlation between two halves of those.
     """
     objective = parse_objective("kl", calibration, repaired=True)
     found = refine(context, objective, brief, tokens=effort * calibration.tokens, alone=True)
+    seed = JUDGING_SEED + brief.seed
+    drawn = load_samples(mix, context.loaded.tokenizer, samples=CALIBRATION, tokens=TOKENS, seed=seed)
+    others = drawn.apart_from(calibration)[:LOW_SAMPLES]
     judged = {
         "low": (_low(found, brief), others),
         "random": (_at_random(context, found, brief), others[:RANDOM_SAMPLES]),

@@ -175,8 +175,16 @@ def search(
         best = min((d for r, d in compared.items() if problem.allows(r) and math.isfinite(d)), default=math.nan)
         history.append(Round(tuple(proposed), best, (), ()))
     found = Search(fitted, damages, tuple(history), team().once(lambda: _listed(fitted.energy(), problem)))
-    pairs = [zip(*found.left_out(each.proposed), strict=True) for each in history]
-    told = [replace(each, predicted=p, measured=m) for each, (p, m) in zip(history, pairs, strict=True)]
+    proposed = [removed for each in history for removed in each.proposed]
+    pairs = dict(zip(proposed, found.left_out(proposed), strict=True))
+    told = [
+        replace(
+            each,
+            predicted=tuple(pairs[r][0] for r in each.proposed),
+            measured=tuple(pairs[r][1] for r in each.proposed),
+        )
+        for each in history
+    ]
     return replace(found, rounds=tuple(told))
 
 
